@@ -1,0 +1,1 @@
+"""surefoot: policy gradients that climb without falling off the cliff."""

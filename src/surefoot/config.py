@@ -1,0 +1,206 @@
+"""One run, whole, as one frozen value: checked when built, to and from JSON. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from surefoot.credit import GAE, Credit, Normalize, OverBatch
+from surefoot.envs import Env
+from surefoot.envs.atari import Pong
+from surefoot.errors import UserError
+from surefoot.networks import Network, SmallCNN
+from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
+
+
+@dataclass(frozen=True)
+class FixedRate:
+    """Adam's learning rate, the same all the time."""
+
+    learning_rate: float = 1e-4
+    """step size"""
+
+    def __call__(self, rate: float, kl: float, progress: float) -> float:
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class LinearRate:
+    """Adam's learning rate, falling in a straight line to 0 at the end of the run."""
+
+    learning_rate: float = 2.5e-4
+    """step size at the start"""
+
+    def __call__(self, rate: float, kl: float, progress: float) -> float:
+        return self.learning_rate * max(0.0, 1 - progress)
+
+
+@dataclass(frozen=True)
+class AdaptiveRate:
+    """Adam's learning rate, moved after each minibatch by how far the policy has moved: KL(old || new).
+
+    Source: Schulman et al. 2017, section 4 (there for the penalty); Rudin et al. 2022 (for the rate).
+    """
+
+    learning_rate: float = 1e-3
+    """step size at the start"""
+    target_kl: float = 0.02
+    """times 1.5 below half of this divergence (in nats), divided by 1.5 above twice"""
+    cap: float = 5e-3
+    """never above this"""
+    floor: float = 1e-5
+    """never below this"""
+
+    def __call__(self, rate: float, kl: float, progress: float) -> float:
+        factor = 1.5 if kl < self.target_kl / 2 else 1 / 1.5 if kl > self.target_kl * 2 else 1.0
+        return min(self.cap, max(self.floor, rate * factor))
+
+
+Rate = FixedRate | LinearRate | AdaptiveRate
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Two runs with equal Configs on the same machine are the same run."""
+
+    env: Env = field(default_factory=Pong)
+    """the game"""
+    network: Network = field(default_factory=SmallCNN)
+    """the policy's network"""
+    games: int = 32
+    """games played in parallel"""
+    horizon: tuple[int, ...] = (64,)
+    """decisions per game in one rollout; several numbers are stages, each for an equal share of the run"""
+    from_reset: bool = False
+    """start every rollout with new games and stop it where the first one ends (the lesson's trajectories)"""
+    credit: Credit = field(default_factory=GAE)
+    """what an action deserves"""
+    normalize: Normalize = field(default_factory=OverBatch)
+    """how it is compared"""
+    objective: Objective = field(default_factory=ClippedSurrogate)
+    """how hard the policy is pushed"""
+    regularizer: Regularizer = field(default_factory=Entropy)
+    """what keeps it exploring"""
+    value_coef: float = 0.5
+    """weight of the critic's squared error"""
+    epochs: int = 3
+    """passes over each rollout"""
+    minibatch: int = 0
+    """decisions per update; 0: the whole rollout"""
+    rate: Rate = field(default_factory=AdaptiveRate)
+    """Adam's learning rate"""
+    max_grad_norm: float = 1.0
+    """longer gradients are shortened to this"""
+    adam_eps: float = 1e-8
+    """Adam's epsilon"""
+    total_steps: int = 1_000_000
+    """decisions of the whole run, all games together; 0: no bound"""
+    total_iterations: int = 0
+    """rollouts of the whole run; 0: no bound"""
+    max_seconds: float = math.inf
+    """stop training after this time"""
+    stop_at: float = math.inf
+    """stop training when the last 100 finished episodes score this on average"""
+    save_every: float = 60.0
+    """seconds between checkpoints"""
+    eval_episodes: int = 100
+    """episodes of the closing evaluation; 0: none"""
+    seed: int = 1
+    """decides every random number of the run"""
+    device: str = "cpu"
+    """where the network computes, as for torch.device"""
+    task: str = "pong"
+    """the preset or environment this came from"""
+
+    def __post_init__(self) -> None:
+        for name in ("games", "epochs"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("minibatch", "total_steps", "total_iterations", "eval_episodes", "seed", "value_coef"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
+        for name in ("max_grad_norm", "adam_eps", "max_seconds", "save_every"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _check(not math.isnan(self.stop_at), "stop_at", self.stop_at, "a number")
+        _check(len(self.horizon) > 0 and min(self.horizon) >= 1, "horizon", self.horizon, "one or more numbers from 1")
+        _check(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
+        for part in (self.env, self.network, self.credit, self.objective, self.regularizer, self.rate):
+            for f in dataclasses.fields(part):
+                _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
+        if self.minibatch:
+            _check(not self.from_reset, "minibatch", self.minibatch, "0 with from_reset: its rollouts vary in length")
+            for horizon in self.horizon:
+                total, parts = self.games * horizon, self.games * horizon // self.minibatch
+                allowed = f"a divisor of games x horizon = {total} that leaves every game an equal part of its {horizon}"
+                fits = parts > 0 and total % self.minibatch == 0 and horizon % parts == 0
+                _check(fits, "minibatch", self.minibatch, allowed)
+
+    def minibatches(self, horizon: int) -> int:
+        """Updates in one pass over a rollout."""
+        return self.games * horizon // self.minibatch if self.minibatch else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; a chosen part names its type."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @staticmethod
+    def from_json(data: Any) -> Config:
+        """The Config that `to_json` wrote; raises UserError where it is not one."""
+        return typing.cast(Config, _build(Config, data, "config"))
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value}; allowed is {allowed}")
+
+
+def _check_knob(full: str, name: str, value: Any) -> None:
+    """Knobs of the chosen parts: fractions are fractions, and nothing is negative or NaN."""
+    if isinstance(value, bool | str) or name == "actions":
+        return
+    numbers = value if isinstance(value, tuple) else (value,)
+    top = 1.0 if name in ("gamma", "lam", "decay", "sticky") else math.inf
+    _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
+    if name in ("learning_rate", "target_kl", "scale", "filters", "kernel", "stride", "hidden", "frame_skip"):
+        _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
+    if name == "frame_skip":
+        _check(len(value) == 2 and value[0] <= value[1], full, value, "two numbers, the smaller first")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, float) and math.isinf(value):
+        return None  # JSON has no infinity
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    """The value of type `kind` that `_plain` made `data` from."""
+    if isinstance(kind, types.UnionType):
+        name = data.get("type") if isinstance(data, dict) else None
+        members = {member.__name__: member for member in typing.get_args(kind)}
+        if name not in members:
+            raise UserError(f"{where}: {name!r} is not one of {', '.join(members)}")
+        return _build(members[name], {k: v for k, v in data.items() if k != "type"}, where)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(data, dict) or not set(data) <= set(hints):
+            extra = sorted(set(data) - set(hints)) if isinstance(data, dict) else data
+            raise UserError(f"{where}: {extra!r} is not among {', '.join(hints)}")
+        return typing.cast(Any, kind)(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+    origin = typing.get_origin(kind) or kind
+    if origin is tuple and isinstance(data, list):
+        element = typing.get_args(kind)[0]
+        return tuple(_build(element, x, where) for x in data)
+    if kind is float and data is None:
+        return math.inf
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if not isinstance(data, origin) or (kind is int and isinstance(data, bool)):
+        raise UserError(f"{where}: {data!r} is not of type {getattr(kind, '__name__', kind)}")
+    return data

@@ -1,0 +1,187 @@
+"""What each action deserves: total reward, future reward, TD error, GAE, and how they are compared with other games.
+
+Everything here is a pure function of tensors. Shapes: `[T, N]` is T decisions in time order of N parallel games;
+column n may hold several episodes, separated by `ended`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surefoot.rollout import Rollout
+
+
+def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
+    """The recurrence behind every return here: S_t = x_t + d_t S_{t+1}, with S_T = 0.
+
+    | symbol | argument | shape  | meaning                                     |
+    |--------|----------|--------|---------------------------------------------|
+    | x_t    | `x`      | [T, N] | what arrives at t                           |
+    | d_t    | `decay`  | [T, N] | how much of the later sum counts; 0 cuts it |
+    | S_t    | returned | [T, N] | the sum from t on                           |
+    """
+    import torch
+
+    total = torch.empty_like(x)
+    later = torch.zeros_like(x[0])
+    for t in reversed(range(len(x))):
+        later = torch.addcmul(x[t], decay[t], later, out=total[t])
+    return total
+
+
+def future_return(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
+    """Future reward, R_t = sum_{k>=t} gamma^(k-t) r_k up to the episode's end: the past is not this action's doing.
+
+    `reward` [T, N], `ended` [T, N] bool (the transition at t was its episode's last); returns [T, N].
+    Source: Williams 1992; Sutton & Barto 2018, section 13.3.
+    """
+    return discounted_sum(reward, gamma * (~ended).to(reward.dtype))
+
+
+def future_return_from_start(reward: Tensor, gamma: float) -> Tensor:
+    """The lesson's own discounting, gamma^t R_t = sum_{k>=t} gamma^k r_k: counted from the trajectory's start.
+
+    It ranks actions rightly only after `normalize_over_games`, which removes the factor gamma^t that all games share
+    at time t. `reward` [T, N], one trajectory a column; returns [T, N].
+    """
+    import torch
+
+    power = gamma ** torch.arange(len(reward), dtype=reward.dtype)
+    return discounted_sum(reward * power[:, None], torch.ones_like(reward))
+
+
+def episode_return(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
+    """Total reward of the episode that the action at t belongs to, R = sum_k gamma^k r_k with k from its first step.
+
+    Steps before the rollout count for nothing: an episode that began earlier starts at row 0 here.
+    `reward` [T, N], `ended` [T, N] bool; returns [T, N], constant within each episode. Source: Williams 1992.
+    """
+    total = future_return(reward, ended, gamma)
+    for t in range(1, len(total)):  # an episode's total is its future return at its first step: carry it along
+        total[t] = total[t].where(ended[t - 1], total[t - 1])
+    return total
+
+
+def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:
+    """One-step surprise, delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t).
+
+    A termination is worth 0 afterwards; a truncation is not an ending of the task, so `next_value` still counts.
+    All arguments [T, N], `terminated` bool; returns [T, N]. Source: Sutton 1988.
+    """
+    return reward + gamma * next_value * (~terminated).to(value.dtype) - value
+
+
+def gae(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage, A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}.
+
+    | symbol     | argument     | shape       | meaning                                                      |
+    |------------|--------------|-------------|--------------------------------------------------------------|
+    | r_t        | `reward`     | [T, N]      | reward of the transition at t                                |
+    | V(s_t)     | `value`      | [T, N]      | the critic's value before it                                 |
+    | V(s_{t+1}) | `next_value` | [T, N]      | the critic's value of its true successor (never a reset one) |
+    |            | `terminated` | [T, N] bool | the task ended: nothing follows                              |
+    |            | `ended`      | [T, N] bool | terminated or truncated: the next row is another episode     |
+
+    lambda = 0 is the TD error; lambda = 1 with V = 0 is the future return. Source: Schulman et al. 2016.
+    """
+    delta = td_error(reward, value, next_value, terminated, gamma)
+    return discounted_sum(delta, gamma * lam * (~ended).to(value.dtype))
+
+
+def _standardize(weight: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """(w - mean) / sqrt(mean of (w - mean)^2) over `dim`; 0 where max - min <= 1e-6 max|w|, i.e. where all agree."""
+    low, high = weight.amin(dim, keepdim=True), weight.amax(dim, keepdim=True)
+    agree = high - low <= 1e-6 * weight.abs().amax(dim, keepdim=True)
+    centred = weight - weight.mean(dim, keepdim=True)
+    sigma = centred.square().mean(dim, keepdim=True).sqrt()
+    return (centred / sigma.masked_fill(agree, 1.0)).masked_fill(agree, 0.0)
+
+
+def normalize_over_games(weight: Tensor) -> Tensor:
+    """Compare each time step with the same step of the parallel games: (w_tn - mean_n w_t) / sigma_n(w_t).
+
+    `weight` [T, N]; returns [T, N]: mean 0 and mean square 1 in every row, or a row of zeros where all games agree
+    (rounding leaves sigma a little above 0 there, and would turn equal games into +-1).
+    """
+    return _standardize(weight, (1,))
+
+
+def normalize_over_batch(weight: Tensor) -> Tensor:
+    """Compare with the whole rollout: (w - mean) / sigma over all of [T, N]; all zeros where everything agrees."""
+    return _standardize(weight, tuple(range(weight.ndim)))
+
+
+# What a Config can choose. Each is a function with its knobs attached.
+
+
+@dataclass(frozen=True)
+class EpisodeReturn:
+    """Every action gets the total reward of its trajectory."""
+
+    gamma: float = 0.995
+    """discount per decision"""
+
+    def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        total = episode_return(rollout.reward, rollout.ended, self.gamma)
+        return total, total
+
+
+@dataclass(frozen=True)
+class FutureReturn:
+    """Every action gets the reward that came after it."""
+
+    gamma: float = 0.995
+    """discount per decision"""
+
+    def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        future = future_return(rollout.reward, rollout.ended, self.gamma)
+        return future, future
+
+
+@dataclass(frozen=True)
+class GAE:
+    """Every action gets its generalised advantage; the critic's target is advantage plus value."""
+
+    gamma: float = 0.99
+    """discount per decision"""
+    lam: float = 0.95
+    """lambda: 0 trusts the critic, 1 trusts the rewards"""
+
+    def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        r = rollout
+        advantage = gae(r.reward, r.value, r.next_value, r.terminated, r.ended, self.gamma, self.lam)
+        return advantage, advantage + r.value
+
+
+@dataclass(frozen=True)
+class Unnormalized:
+    """Take the weights as they are."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+@dataclass(frozen=True)
+class OverGames:
+    """Normalise each time step over the parallel games (the lesson's way)."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return normalize_over_games(weight)
+
+
+@dataclass(frozen=True)
+class OverBatch:
+    """Normalise over all games and time steps of the rollout."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        return normalize_over_batch(weight)
+
+
+Credit = EpisodeReturn | FutureReturn | GAE
+Normalize = Unnormalized | OverGames | OverBatch

@@ -1,0 +1,90 @@
+"""Any Gymnasium environment with vector observations and discrete actions, restored by replaying its episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Gymnasium:
+    """An environment by its Gymnasium id."""
+
+    id: str = "CartPole-v1"
+    """as for gymnasium.make; `module:Name-v0` imports the module first"""
+
+    def make(self, render: bool = False) -> GymnasiumGame:
+        """An environment of this kind; `render`: one whose pictures can be taken."""
+        return GymnasiumGame(self, render)
+
+
+class GymnasiumGame:
+    """One Gymnasium environment; observations float32 or uint8 as its Box says."""
+
+    def __init__(self, spec: Gymnasium, render: bool) -> None:
+        import difflib
+
+        import gymnasium
+        import numpy as np
+        from gymnasium import spaces
+
+        from surefoot.errors import UserError
+
+        try:
+            self.env = gymnasium.make(spec.id, render_mode="rgb_array" if render else None)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"environment '{spec.id}' needs a package that is missing: {error}") from error
+        except (gymnasium.error.Error, ModuleNotFoundError) as error:
+            near = difflib.get_close_matches(spec.id, gymnasium.registry, 3)
+            hint = f"; did you mean {', '.join(near)}?" if near else "; see gymnasium.registry for the known ids"
+            raise UserError(f"no environment '{spec.id}' ({str(error).rstrip('.')}){hint}") from error
+        observation, action = self.env.observation_space, self.env.action_space
+        if not isinstance(observation, spaces.Box) or len(observation.shape) != 1:
+            raise UserError(f"'{spec.id}' observes {observation}: only one-dimensional Box spaces can be learned yet")
+        if not isinstance(action, spaces.Discrete) or action.start != 0:
+            raise UserError(f"'{spec.id}' acts in {action}: only Discrete spaces that start at 0 can be learned yet")
+        self.observation_space, self.action_space = observation, action
+        self.action_names = tuple(str(a) for a in range(int(action.n)))
+        self.seed, self.actions = 0, list[int]()
+        self.obs = np.zeros(observation.shape, observation.dtype)
+
+    def reset(self, seed: int, out: Array) -> None:
+        """Begin an episode with Gymnasium's own seeded reset."""
+        self.seed, self.actions = seed, []
+        self.obs[...] = out[...] = self.env.reset(seed=seed)[0]
+
+    def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
+        """One step of the environment."""
+        self.actions.append(action)
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        self.obs[...] = out[...] = obs
+        return float(reward), bool(terminated), bool(truncated)
+
+    def render(self) -> Array:
+        """The present picture, uint8 [height, width, 3]."""
+        import numpy as np
+
+        return np.asarray(self.env.render(), np.uint8)
+
+    def snapshot(self) -> dict[str, Array]:
+        """The episode's seed, the actions since, and where they led."""
+        import numpy as np
+
+        seed, actions = np.array([self.seed], np.int64), np.array(self.actions, np.int64)
+        return {"seed": seed, "actions": actions, "obs": self.obs.copy()}
+
+    def restore(self, saved: dict[str, Array], out: Array) -> bool:
+        """Play the episode again; False where it did not come out at the same observation, bit for bit."""
+        self.reset(int(saved["seed"][0]), out)
+        for action in saved["actions"].tolist():
+            self.step(action, out)
+        return bool(self.obs.tobytes() == saved["obs"].tobytes())
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()

@@ -1,0 +1,160 @@
+"""Full games with fresh seeds and raw scores: what a policy is worth, with an interval that says how surely."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from surefoot.config import Config
+from surefoot.envs import Env, Episode, Game
+from surefoot.errors import UserError
+from surefoot.noise import Purpose, integer, stream
+from surefoot.policy import Policy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of full games, and what follows from them."""
+
+    scores: list[float]
+    """raw score of each episode, in the order of their seeds"""
+    lengths: list[int]
+    """decisions of each episode"""
+    greedy: bool
+    """the likeliest action instead of a sampled one"""
+    seed: int
+    """what the episodes' seeds and the actions' noise were drawn from"""
+    seconds: float
+    """time it took"""
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return float(np.mean(self.scores))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bootstrap 95 % interval of the mean (10,000 resamples, percentile)."""
+        scores = np.array(self.scores)
+        draws = stream(self.seed, Purpose.BOOTSTRAP).integers(len(scores), size=(10_000, len(scores)))
+        low, high = np.percentile(scores[draws].mean(1), (2.5, 97.5))
+        return float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, then the episodes."""
+        low, high = self.interval
+        summary = {
+            "episodes": len(self.scores),
+            "mean": self.mean,
+            "low": low,
+            "high": high,
+            "median": float(np.median(self.scores)),
+            "std": float(np.std(self.scores)),
+            "min": min(self.scores),
+            "max": max(self.scores),
+            "length_mean": float(np.mean(self.lengths)),
+        }
+        return summary | asdict(self)
+
+
+def evaluate(
+    policy: Policy,
+    env: Env,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = False,
+    parallel: int = 32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Play `episodes` full games, `parallel` at a time.
+
+    Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
+    the last bits of a network's output depend on the batch, and with them, rarely, an action).
+    """
+    start = perf_counter()
+    waiting = iter(range(episodes))
+    slots = [_Slot(env.make(), seed) for _ in range(min(parallel, episodes))]
+    playing = [slot for slot in slots if slot.begin(next(waiting))]
+    results: dict[int, Episode] = {}
+    device = next(policy.parameters()).device
+    while playing:
+        with torch.no_grad():
+            dist = policy(torch.from_numpy(np.stack([slot.obs for slot in playing])).to(device))[0]
+            noise = torch.tensor([slot.noise.random(dtype=np.float32) for slot in playing], device=device)
+            actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
+        for slot, action in zip(list(playing), actions, strict=True):
+            if slot.step(action):
+                results[slot.episode] = Episode(slot.episode, slot.score, slot.length)
+                progress(len(results))
+                following = next(waiting, None)
+                if following is None:
+                    playing.remove(slot)
+                else:
+                    slot.begin(following)
+    for slot in slots:
+        slot.game.close()
+    played = [results[e] for e in range(episodes)]
+    scores, lengths = [e.score for e in played], [e.length for e in played]
+    return Evaluation(scores, lengths, greedy, seed, perf_counter() - start)
+
+
+class _Slot:
+    """One game of the evaluation, and the episode it is playing."""
+
+    def __init__(self, game: Game, seed: int) -> None:
+        self.game, self.seed = game, seed
+        self.obs = np.zeros(game.observation_space.shape, game.observation_space.dtype)
+
+    def begin(self, episode: int) -> bool:
+        self.episode, self.score, self.length = episode, 0.0, 0
+        self.noise = stream(self.seed, Purpose.EVALUATION, 1, episode)
+        self.game.reset(integer(self.seed, Purpose.EVALUATION, 0, episode), self.obs)
+        return True
+
+    def step(self, action: int) -> bool:
+        reward, terminated, truncated = self.game.step(action, self.obs)
+        self.score += reward
+        self.length += 1
+        return terminated or truncated
+
+
+def save_policy(path: Path, policy: Policy, cfg: Config, steps: int) -> None:
+    """Write a policy that loads without its run: safetensors, with environment and network as JSON in its header."""
+    plain = cfg.to_json()
+    facts = {"format": 1, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
+    tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
+    beside = path.with_name(f".{path.name}.writing")
+    save_file(tensors, beside, {"surefoot": json.dumps(facts)})
+    beside.replace(path)
+
+
+def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
+    """The policy of a run directory or a .safetensors file, its environment, and the facts in its header."""
+    path = Path(path)
+    file = path / "policy.safetensors" if path.is_dir() else path
+    if not file.exists():
+        where = f"'{path}' holds no policy.safetensors" if path.is_dir() else f"there is no file '{path}'"
+        raise UserError(f"{where}: name a run directory or a policy file")
+    try:
+        with safe_open(file, "pt") as opened:
+            facts = json.loads((opened.metadata() or {})["surefoot"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
+    game = cfg.env.make()
+    policy = cfg.network.build(game.observation_space, game.action_space)
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"'{file}' does not fit its own network: {error}") from error
+    return policy.to(device).eval(), cfg.env, facts

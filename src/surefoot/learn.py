@@ -1,0 +1,103 @@
+"""Learning from a rollout: minibatches, the loss, one step. The only minus sign and the only .backward() are here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from surefoot.errors import UserError
+from surefoot.noise import Purpose, stream
+from surefoot.objectives import ClippedSurrogate, clip_fraction, value_loss
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+    from surefoot.ranks import Ranks
+    from surefoot.rollout import Rollout
+    from surefoot.state import State
+
+
+PIECE = 512
+
+
+@dataclass
+class Batch:
+    """Transitions without their order: one row each, [B, ...]."""
+
+    obs: Tensor
+    action: Tensor
+    logp: Tensor
+    params: Tensor
+    weight: Tensor
+    target: Tensor
+
+    def pieces(self) -> Iterator[tuple[Batch, float]]:
+        """The batch in parts that fit the cache, each with its share; a large batch learns twice as fast so."""
+        parts = [x.split(PIECE) for x in vars(self).values()]
+        for part in zip(*parts, strict=True):
+            yield Batch(*part), len(part[0]) / len(self.obs)
+
+
+def minibatches(
+    rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, columns: slice
+) -> Iterator[Batch]:
+    """`cfg.epochs` passes over the rollout, each cut afresh into minibatches.
+
+    Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games (`columns`) to
+    give its share of a minibatch that all ranks learn from.
+    """
+    horizon, n = rollout.action.shape
+    whole = Batch(rollout.obs, rollout.action, rollout.logp, rollout.params, weight, target)
+    flat = Batch(*(x.flatten(0, 1).to(weight.device) for x in vars(whole).values()))
+    parts = cfg.minibatches(horizon)
+    for epoch in range(cfg.epochs):
+        if parts == 1:
+            yield flat
+            continue  # the lesson's way: everything at once, nothing copied
+        draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
+        order = torch.from_numpy(draws[:, columns].argsort(0)) * n + torch.arange(n)
+        for part in order.chunk(parts):
+            index = part.flatten().to(weight.device)
+            yield Batch(*(x[index] for x in vars(flat).values()))
+
+
+NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift")
+
+
+def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
+    """One step up the mean gain; returns the minibatch's figures, in the order of NAMES.
+
+    The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Raises UserError where it is not finite: then
+    nothing has been changed.
+    """
+    objective = cfg.objective.at(state.iteration)
+    bonus = cfg.regularizer.at(state.iteration, state.progress(cfg))
+    epsilon = objective.epsilon if isinstance(objective, ClippedSurrogate) else 0.2
+    gradient = state.gradient
+    gradient.zero_()
+    stats = gradient.new_zeros(len(NAMES))
+    for piece, share in batch.pieces():
+        new, value, _ = state.policy(piece.obs)
+        old = state.policy.distribution(piece.params)
+        logp = new.log_prob(piece.action)
+        gain = objective(logp, piece.logp, piece.weight) + bonus(new, old)
+        error = value_loss(value, piece.target).mean()
+        loss = -gain.mean() + cfg.value_coef * error
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            clipped = clip_fraction(logp, piece.logp, epsilon)
+            drift = (logp - piece.logp).expm1().abs().mean()
+            stats += share * torch.stack((new.kl(old).mean(), clipped, new.entropy().mean(), error, drift))
+    ranks.average(gradient, stats)
+    norm = gradient.norm().item()
+    if not norm < float("inf"):
+        raise UserError(f"the gradient is not finite after {state.steps} decisions: lower the learning rate")
+    if norm > cfg.max_grad_norm:
+        gradient.mul_(cfg.max_grad_norm / norm)
+    state.rate = cfg.rate(state.rate, float(stats[0]), state.progress(cfg))
+    state.optimizer.param_groups[0]["lr"] = state.rate
+    state.optimizer.step()
+    return stats

@@ -1,0 +1,119 @@
+"""Networks: from observations to (policy distribution, value, memory).
+
+A Config holds one of these frozen descriptions; `build` turns it into a `policy.Policy` for given spaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
+    from torch import nn
+
+    from surefoot.policy import Policy
+
+
+@dataclass(frozen=True)
+class LessonCNN:
+    """The lesson's network: conv 2->4 6x6/2 without bias, conv 4->16 6x6/4, 1296->256->1, P(RIGHT) by a sigmoid."""
+
+    critic: bool = False
+    """add a value head on the 256 features; without it the value is 0"""
+
+    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+        """334,897 parameters (and 257 with the critic); PyTorch's default initialisation, as in the lesson."""
+        from torch import nn
+
+        from surefoot.envs.atari import lesson_table
+        from surefoot.policy import Palette, Policy
+
+        _require(observation.shape == (2, 80, 80), f"LessonCNN sees two 80x80 frames, not {observation.shape}")
+        _require(int(action.n) == 2, f"LessonCNN has one output for two actions, not {int(action.n)}")
+        body = nn.Sequential(
+            Palette(lesson_table()),
+            nn.Conv2d(2, 4, 6, 2, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(4, 16, 6, 4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(1296, 256),
+            nn.ReLU(),
+        )
+        return Policy(body, nn.Linear(256, 1), nn.Linear(256, 1) if self.critic else None, bernoulli=True)
+
+
+@dataclass(frozen=True)
+class SmallCNN:
+    """Two convolutions and a hidden layer, with policy and critic on top; orthogonal initialisation."""
+
+    filters: tuple[int, int] = (32, 64)
+    """channels after each convolution"""
+    kernel: tuple[int, int] = (8, 3)
+    """edge of each convolution's window"""
+    stride: tuple[int, int] = (8, 2)
+    """step of each convolution"""
+    hidden: int = 128
+    """units of the hidden layer"""
+    background: float = 78.0
+    """subtracted from every pixel"""
+    scale: float = 64.0
+    """then divided by this"""
+
+    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+        """For images [channels, height, width] and any number of actions."""
+        from torch import nn
+
+        from surefoot.policy import Pixels, Policy, orthogonal
+
+        _require(len(observation.shape) == 3, f"SmallCNN sees images [channels, height, width], not {observation.shape}")
+        channels, *edges = observation.shape
+        for kernel, stride in zip(self.kernel, self.stride, strict=True):
+            edges = [(edge - kernel) // stride + 1 for edge in edges]
+        _require(min(edges) > 0, f"SmallCNN's windows {self.kernel} do not fit into {observation.shape}")
+        body = nn.Sequential(
+            Pixels(self.background, self.scale),
+            nn.Conv2d(channels, self.filters[0], self.kernel[0], self.stride[0]),
+            nn.ELU(),
+            nn.Conv2d(self.filters[0], self.filters[1], self.kernel[1], self.stride[1]),
+            nn.ELU(),
+            nn.Flatten(),
+            nn.Linear(self.filters[1] * edges[0] * edges[1], self.hidden),
+            nn.ELU(),
+        )
+        return orthogonal(Policy(body, nn.Linear(self.hidden, int(action.n)), nn.Linear(self.hidden, 1)))
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Fully connected layers with tanh, for vectors; policy and critic have bodies of their own."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """units of each hidden layer"""
+
+    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+        """For vectors of any length and any number of actions."""
+        from torch import nn
+
+        from surefoot.policy import Pixels, Policy, orthogonal
+
+        _require(len(observation.shape) == 1, f"MLP sees vectors, not {observation.shape}")
+
+        def body() -> nn.Sequential:
+            sizes = (observation.shape[0], *self.hidden)
+            layers = [(nn.Linear(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
+            return nn.Sequential(Pixels(0.0, 1.0), *(layer for pair in layers for layer in pair))
+
+        last = self.hidden[-1]
+        return orthogonal(Policy(body(), nn.Linear(last, int(action.n)), nn.Linear(last, 1), critic_body=body()))
+
+
+Network = LessonCNN | SmallCNN | MLP
+
+
+def _require(condition: bool, message: str) -> None:
+    from surefoot.errors import UserError
+
+    if not condition:
+        raise UserError(message)

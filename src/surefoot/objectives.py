@@ -1,0 +1,133 @@
+"""How hard the policy is pushed: gains per sample, to be maximised, and the terms that go with them.
+
+Everything here is a pure function of tensors of one shape (`[B]` or `[T, N]`); no mean is taken, no sign is turned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surefoot.actions import Distribution
+
+
+def trajectory_ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
+    """Re-weighting factor of whole trajectories, P(tau; theta') / P(tau; theta) = prod_t pi'(a_t|s_t) / pi(a_t|s_t).
+
+    The environment's own probabilities cancel. `logp`, `logp_old` [T, N], one trajectory a column; returns [N].
+    Averages over old games, weighted with it, are averages over the new policy's games; its variance grows with T
+    (`effective_sample_size`), which is why the surrogate keeps only the factor of the step itself.
+    """
+    return (logp - logp_old).sum(0).exp()
+
+
+def effective_sample_size(ratio: Tensor) -> Tensor:
+    """How many equally weighted samples the weighted ones are worth, (sum w)^2 / sum w^2. `ratio` [N]; scalar.
+
+    Source: Kish 1965.
+    """
+    return ratio.sum().square() / ratio.square().sum()
+
+
+def value_loss(value: Tensor, target: Tensor) -> Tensor:
+    """The critic's squared error, (V - target)^2 per sample, to be minimised; same shape in and out."""
+    return (value - target).square()
+
+
+def clip_fraction(logp: Tensor, logp_old: Tensor, epsilon: float) -> Tensor:
+    """Share of samples whose ratio has left [1 - epsilon, 1 + epsilon]; scalar."""
+    return (((logp - logp_old).exp() - 1).abs() > epsilon).to(logp.dtype).mean()
+
+
+# What a Config can choose. Each is `gain(logp, logp_old, weight) -> gain per sample`.
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """Gain w log pi(a|s), whose gradient is w grad log pi. Source: Williams 1992."""
+
+    def at(self, iteration: int) -> Reinforce:
+        """This objective as it stands at an iteration: it does not change."""
+        return self
+
+    def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+        return weight * logp
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Gain r w with r = pi'(a|s) / pi(a|s): old games, re-weighted. Source: Kakade & Langford 2002."""
+
+    def at(self, iteration: int) -> Surrogate:
+        """This objective as it stands at an iteration: it does not change."""
+        return self
+
+    def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+        return (logp - logp_old).exp() * weight
+
+
+@dataclass(frozen=True)
+class ClippedSurrogate:
+    """Gain min(r w, clip(r, 1 - eps, 1 + eps) w): nothing more to win outside. Source: Schulman et al. 2017."""
+
+    epsilon: float = 0.1
+    """how far the ratio may move before the gain is flat"""
+    decay: float = 1.0
+    """factor on epsilon after each iteration"""
+
+    def at(self, iteration: int) -> ClippedSurrogate:
+        """This objective as it stands at an iteration: epsilon times decay^iteration."""
+        return replace(self, epsilon=self.epsilon * self.decay**iteration, decay=1.0)
+
+    def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+        ratio = (logp - logp_old).exp()
+        return (ratio * weight).minimum(ratio.clamp(1 - self.epsilon, 1 + self.epsilon) * weight)
+
+
+# Regularizers: `bonus(new, old) -> coefficient times bonus per sample`, added to the gain.
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """True entropy of the policy, H(pi') = -sum_a pi'(a) log pi'(a): keeps it exploring."""
+
+    coefficient: float = 0.01
+    """its weight at the start"""
+    final: float = 0.01
+    """its weight at the end; in between it moves in a straight line"""
+
+    def at(self, iteration: int, progress: float) -> Entropy:
+        """This bonus as it stands when `progress` (0 to 1) of the run is done."""
+        now = self.coefficient + (self.final - self.coefficient) * min(1.0, progress)
+        return Entropy(now, now)
+
+    def __call__(self, new: Distribution, old: Distribution) -> Tensor:
+        return self.coefficient * new.entropy()
+
+
+@dataclass(frozen=True)
+class OldPolicyCrossEntropy:
+    """The lesson's "entropy", -(p log p_old + (1-p) log(1-p_old)): a cross entropy with the old policy.
+
+    Its gradient at p = p_old pulls towards p = 1/2 as the entropy's does, but later passes push further the same way;
+    it is kept for the lesson's presets only.
+    """
+
+    coefficient: float = 0.01
+    """its weight at the start"""
+    decay: float = 0.995
+    """factor on the weight after each iteration"""
+
+    def at(self, iteration: int, progress: float) -> OldPolicyCrossEntropy:
+        """This bonus as it stands at an iteration: coefficient times decay^iteration."""
+        return OldPolicyCrossEntropy(self.coefficient * self.decay**iteration, 1.0)
+
+    def __call__(self, new: Distribution, old: Distribution) -> Tensor:
+        return self.coefficient * new.cross_entropy(old)
+
+
+Objective = Reinforce | Surrogate | ClippedSurrogate
+Regularizer = Entropy | OldPolicyCrossEntropy

@@ -1,0 +1,107 @@
+"""The module that plays and learns: a body, a policy head, and a critic head where there is one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from surefoot.actions import Bernoulli, Categorical, Distribution
+
+
+class Pixels(nn.Module):
+    """(x - background) / scale, in the precision of the weights."""
+
+    def __init__(self, background: float, scale: float) -> None:
+        super().__init__()
+        self.background, self.scale = background, scale
+        self.register_buffer("dtype", torch.empty(0), persistent=False)  # follows .double() with the module
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Any shape in, the same shape out; images come out channels-last, which the convolutions are fastest on."""
+        x = obs.to(self.dtype.dtype)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x.sub_(self.background).mul_(1 / self.scale) if self.background or self.scale != 1 else x
+
+    def extra_repr(self) -> str:
+        """Shown by `surefoot summary`."""
+        return f"background={self.background:g}, scale={self.scale:g}"
+
+
+class Palette(nn.Module):
+    """A float for each of 256 palette indices: exact colours from uint8 observations."""
+
+    table: Tensor
+
+    def __init__(self, table: NDArray[np.float64]) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.from_numpy(table).float())
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """uint8 [B, channels, height, width] to float of the same shape, channels-last."""
+        x = obs.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        return self.table.index_select(0, x.flatten().int()).view(x.shape).permute(0, 3, 1, 2)
+
+
+class Policy(nn.Module):
+    """body -> features -> (policy distribution, value)."""
+
+    def __init__(
+        self,
+        body: nn.Sequential,
+        actor: nn.Linear,
+        critic: nn.Linear | None,
+        bernoulli: bool = False,
+        critic_body: nn.Sequential | None = None,
+    ) -> None:
+        super().__init__()
+        self.body, self.actor, self.critic, self.critic_body = body, actor, critic, critic_body
+        self.bernoulli = bernoulli
+
+    def distribution(self, params: Tensor) -> Distribution:
+        """The distribution with these parameters, as a rollout stores them."""
+        return Bernoulli(params) if self.bernoulli else Categorical(params)
+
+    def forward(self, obs: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
+        """`obs` [B, ...] to (distribution over B actions, value [B], memory); a policy without a critic has V = 0."""
+        features = self.body(obs)
+        out = self.actor(features)
+        dist = self.distribution(out[:, 0] if self.bernoulli else out)
+        if self.critic is None:
+            return dist, out.new_zeros(len(out)), memory
+        own = features if self.critic_body is None else self.critic_body(obs)
+        return dist, self.critic(own)[:, 0], memory
+
+
+def orthogonal(policy: Policy) -> Policy:
+    """Orthogonal weights, gain sqrt 2 in the body, 0.01 on the actions (nearly uniform), 1 on the value; biases 0.
+
+    Source: Andrychowicz et al. 2021, section 3.2 (a small last policy layer matters most).
+    """
+    for layer in policy.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            gain = 0.01 if layer is policy.actor else 1.0 if layer is policy.critic else math.sqrt(2)
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return policy
+
+
+def flatten(policy: Policy) -> nn.Parameter:
+    """Make every parameter and gradient a view of one flat tensor: one optimizer step, one norm, one exchange.
+
+    Returns the flat parameter, whose `.grad` is the flat gradient; zero it in place, never set it to None.
+    """
+    parameters = list(policy.parameters())
+    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+    flat.grad = torch.zeros_like(flat)
+    start = 0
+    for p in parameters:
+        end = start + p.numel()
+        p.data, p.grad = flat.data[start:end].view_as(p), flat.grad[start:end].view_as(p)
+        start = end
+    return flat

@@ -1,0 +1,88 @@
+"""The tasks: the lesson's two, the six rungs of the ladder, the tuned ones. Each is a Config."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from surefoot.config import AdaptiveRate, Config, FixedRate
+from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
+from surefoot.envs.atari import Pong
+from surefoot.envs.gym import Gymnasium
+from surefoot.networks import MLP, LessonCNN, SmallCNN
+from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+
+LESSON_GAME = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), noop_max=0, opening=5, settle=True, palette=True)
+
+# The lesson as it was taught: 8 games, 320 decisions from the start, 500 "episodes", each one rollout.
+LESSON = Config(
+    task="pong-lesson",
+    env=LESSON_GAME,
+    network=LessonCNN(),
+    games=8,
+    horizon=(320,),
+    from_reset=True,
+    credit=FutureReturn(gamma=0.995),
+    normalize=OverGames(),
+    objective=ClippedSurrogate(epsilon=0.1, decay=0.999),
+    regularizer=OldPolicyCrossEntropy(coefficient=0.01, decay=0.995),
+    value_coef=0.0,
+    epochs=4,
+    minibatch=0,
+    rate=FixedRate(1e-4),
+    max_grad_norm=1e9,
+    total_steps=0,
+    total_iterations=500,
+)
+
+LESSON_REINFORCE = replace(LESSON, task="pong-reinforce", objective=Reinforce(), epochs=1)
+
+# The ladder: each rung changes what the line says, and nothing else (a test holds it to that).
+RUNG_0 = replace(
+    LESSON,
+    task="reinforce",
+    network=LessonCNN(critic=True),
+    credit=EpisodeReturn(gamma=0.995),
+    normalize=Unnormalized(),
+    objective=Reinforce(),
+    regularizer=Entropy(0.01, 0.01),
+    epochs=1,
+)
+RUNG_1 = replace(RUNG_0, task="normalized", normalize=OverGames())
+RUNG_2 = replace(RUNG_1, task="future", credit=FutureReturn(gamma=0.995))
+RUNG_3 = replace(RUNG_2, task="surrogate", objective=Surrogate(), epochs=4)
+RUNG_4 = replace(RUNG_3, task="clipped", objective=ClippedSurrogate(epsilon=0.1))
+RUNG_5 = replace(RUNG_4, task="ppo", credit=GAE(gamma=0.995, lam=0.95), normalize=OverBatch(), value_coef=0.5)
+LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
+
+PONG = Config(
+    task="pong",
+    env=Pong(),
+    network=SmallCNN(),
+    games=32,
+    horizon=(64,),
+    credit=GAE(gamma=0.99, lam=0.95),
+    normalize=OverBatch(),
+    objective=ClippedSurrogate(epsilon=0.2),
+    regularizer=Entropy(coefficient=0.02, final=0.005),
+    epochs=3,
+    minibatch=512,
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, cap=5e-3),
+    total_steps=1_500_000,
+)
+
+CARTPOLE = Config(
+    task="cartpole",
+    env=Gymnasium("CartPole-v1"),
+    network=MLP(),
+    games=8,
+    horizon=(64,),
+    credit=GAE(gamma=0.98, lam=0.9),
+    objective=ClippedSurrogate(epsilon=0.2),
+    regularizer=Entropy(0.0, 0.0),
+    epochs=10,
+    minibatch=128,
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02),
+    total_steps=100_000,
+)
+
+PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE)}

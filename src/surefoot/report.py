@@ -1,0 +1,186 @@
+"""What a run shows: live progress on a terminal or in a log file, and the report card at the end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from surefoot.learn import NAMES
+from surefoot.metrics import Metrics, Row, read
+from surefoot.state import save
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surefoot.config import Config
+    from surefoot.evaluation import Evaluation
+    from surefoot.ranks import Ranks
+    from surefoot.rollout import Rollout
+    from surefoot.state import State
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class Progress:
+    """One line, rewritten in place on a terminal, or printed every few seconds where there is none."""
+
+    def __init__(self, quiet: bool = False, every: float = 5.0) -> None:
+        self.quiet, self.every, self.last = quiet, every, -float("inf")
+        self.terminal = sys.stdout.isatty()
+
+    def show(self, text: str, force: bool = False) -> None:
+        """Show a new state of affairs, if it is time."""
+        now = perf_counter()
+        if self.quiet or (not force and now - self.last < (0.2 if self.terminal else self.every)):
+            return
+        self.last = now
+        if self.terminal:
+            import shutil
+
+            width = shutil.get_terminal_size().columns
+            print(f"\r\x1b[2K{text[: width - 1]}", end="\n" if force else "", flush=True)
+        else:
+            print(text, flush=True)
+
+
+class Reporter:
+    """The loop's watcher: metrics and progress on rank 0, checkpoints on all."""
+
+    def __init__(self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool) -> None:
+        self.cfg, self.run_dir, self.ranks = cfg, run_dir, ranks
+        self.stop = False
+        """set by a signal: finish the iteration, save, end"""
+        self.before, self.started = state.seconds, started
+        self.saved = self.shown = perf_counter()
+        self.progress = Progress(quiet)
+        self.metrics = Metrics(run_dir, state.steps) if ranks.rank == 0 else None
+
+    def done(self, state: State) -> bool:
+        """The run is over: planned end, time limit, goal reached, or asked to stop."""
+        full = len(state.window) == state.window.maxlen and state.mean_score() >= self.cfg.stop_at
+        return self.stop or full or state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough."""
+        return perf_counter() - self.saved >= self.cfg.save_every
+
+    def save(self, state: State) -> None:
+        """Save a checkpoint."""
+        save(state, self.run_dir, self.ranks)
+        self.saved = perf_counter()
+
+    def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
+        """Write the iteration's row and show it."""
+        now = perf_counter()
+        state.seconds = self.before + now - self.started
+        if self.metrics is None:
+            return
+        spent, self.shown = now - self.shown, now
+        lengths = [e.length for e in state.window]
+        error = (target - rollout.value).var() / target.var()
+        scores = [e.score for e in rollout.episodes]
+        row: Row = {
+            "step": state.steps,
+            "iteration": state.iteration,
+            "seconds": round(state.seconds, 3),
+            "episodes": state.episodes,
+            "return_mean": state.mean_score(),
+            "return_window": len(state.window),
+            "return_iteration": sum(scores) / len(scores) if scores else float("nan"),
+            "length_mean": sum(lengths) / len(lengths) if lengths else float("nan"),
+            "steps_per_second": round(rollout.reward.numel() * self.ranks.count / spent, 1),
+            "env_s": round(rollout.env_s, 4),
+            "act_s": round(rollout.act_s, 4),
+            "learn_s": round(learn_s, 4),
+            "learning_rate": state.rate,
+            "explained_variance": 1 - float(error),
+            "ratio_drift_first": float(stats[0, NAMES.index("ratio_drift")]),
+        }
+        row |= {name: float(stats[:, i].mean()) for i, name in enumerate(NAMES)}
+        self.metrics.add(row)
+        self.progress.show(self.line(row, state))
+
+    def line(self, row: Row, state: State) -> str:
+        """Step, score, speed, time left, and where the time goes."""
+        done = max(state.progress(self.cfg), state.seconds / self.cfg.max_seconds, 1e-9)
+        left = state.seconds * (1 / done - 1)
+        busy = row["env_s"] + row["act_s"] + row["learn_s"]
+        shares = " ".join(f"{name} {row[key] / busy:.0%}" for name, key in STAGES)
+        score = f"{row['return_mean']:.1f}" if state.window else "-"
+        return (
+            f"{done:4.0%} step {row['step']:,} · score {score} (mean of last {row['return_window']}) · "
+            f"{row['steps_per_second']:,.0f} steps/s · {clock(state.seconds)} gone, {clock(left)} left · {shares}"
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.metrics is not None:
+            if self.progress.terminal and not self.progress.quiet:
+                print()
+            self.metrics.close()
+
+
+STAGES = (("emulate", "env_s"), ("act", "act_s"), ("learn", "learn_s"))
+
+
+def curve(run_dir: Path, path: Path) -> None:
+    """The learning curve of a run as a picture."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in read(run_dir) if row["return_mean"] is not None]
+    figure = Figure((7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([row["step"] for row in rows], [row["return_mean"] for row in rows], color="#1f6f8b")
+    axes.set_xlabel("decisions")
+    axes.set_ylabel("score, mean of the last 100 episodes")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
+    axes.grid(alpha=0.3)
+    top = axes.secondary_xaxis("top", functions=_step_to_minute(rows))
+    top.set_xlabel("minutes")
+    figure.savefig(path, dpi=130)
+
+
+def _step_to_minute(rows: list[Row]) -> tuple[Any, Any]:
+    import numpy as np
+
+    steps = np.array([0] + [row["step"] for row in rows], float)
+    minutes = np.array([0] + [row["seconds"] / 60 for row in rows], float)
+    return lambda x: np.interp(x, steps, minutes), lambda x: np.interp(x, minutes, steps)
+
+
+def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pictures: list[str]) -> str:
+    """The report card as Markdown; written to report.md."""
+    rows = read(run_dir)
+    time = {name: sum(row[key] for row in rows) for name, key in STAGES}
+    total = sum(time.values()) or 1.0
+    lines = [f"# {cfg.task}, seed {cfg.seed}", "", "| | |", "|---|---|"]
+    if result is not None:
+        low, high = result.interval
+        lines.append(
+            f"| score | **{result.mean:.2f}** (95 % interval {low:.2f} to {high:.2f}), "
+            f"{len(result.scores)} full episodes, actions sampled, seeds never trained on |"
+        )
+    lines += [
+        f"| training score | {state.mean_score():.2f}, mean of the last {len(state.window)} episodes |",
+        f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} decisions/s) |",
+        f"| decisions | {state.steps:,} in {state.iteration:,} iterations, {state.episodes:,} episodes |",
+        "| where the time went | " + ", ".join(f"{name} {s / total:.0%}" for name, s in time.items()) + " |",
+        "",
+        *(f"![{Path(name).stem}]({name})" for name in pictures),
+        "",
+        "Next:",
+        "",
+        f"    surefoot resume {run_dir} --total-steps {max(2 * state.steps, 1)}",
+        f"    surefoot evaluate {run_dir} --episodes 100",
+        f"    surefoot video {run_dir}",
+    ]
+    text = "\n".join(lines) + "\n"
+    (run_dir / "report.md").write_text(text)
+    return text

@@ -1,0 +1,117 @@
+"""Collecting experience: the old policy plays T decisions in N games."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from surefoot.envs import Episode, Games
+    from surefoot.policy import Policy
+
+
+@dataclass
+class Rollout:
+    """What was seen and done. Everything at [t, n] belongs to the transition at t of game n; nothing is shifted."""
+
+    obs: Tensor
+    """[T, N, ...] in the environment's dtype (uint8 stays uint8)"""
+    action: Tensor
+    """[T, N] int64"""
+    logp: Tensor
+    """[T, N] log probability of the action under the policy that played"""
+    params: Tensor
+    """[T, N, ...] that policy's distribution, for exact divergences"""
+    reward: Tensor
+    """[T, N] raw"""
+    terminated: Tensor
+    """[T, N] bool: the task ended here, the future is worth 0"""
+    truncated: Tensor
+    """[T, N] bool: we stopped watching here, the future is worth V"""
+    value: Tensor
+    """[T, N] the critic's V(s_t)"""
+    next_value: Tensor
+    """[T, N] V of the true successor; 0 at a termination"""
+    episodes: list[Episode]
+    """finished during this rollout"""
+    env_s: float
+    """seconds in the environments"""
+    act_s: float
+    """seconds in the policy"""
+
+    @property
+    def ended(self) -> Tensor:
+        """[T, N] bool: the next row belongs to another episode."""
+        return self.terminated | self.truncated
+
+    def cut(self, length: int) -> Rollout:
+        """The first `length` decisions, as trajectories that were all truncated there (unless terminated)."""
+        changes = {f.name: getattr(self, f.name) for f in fields(self)}
+        changes = {k: v[:length] if isinstance(v, Tensor) else v for k, v in changes.items()}
+        shorter = Rollout(**changes)
+        shorter.truncated = shorter.truncated.clone()
+        shorter.truncated[-1] = ~shorter.terminated[-1]
+        return shorter
+
+
+@torch.no_grad()
+def collect(policy: Policy, games: Games, noise: Tensor, from_reset: bool = False) -> Rollout:
+    """Play len(noise) decisions in every game.
+
+    `noise` [T, N] uniform in [0, 1): one number decides one action. Games go on where they were; or, `from_reset`
+    (the lesson), all start afresh and all stop where the first one ends.
+    """
+    start = perf_counter()
+    horizon, n = noise.shape
+    device = next(policy.parameters()).device
+    if from_reset:
+        games.reset_all()
+    obs = np.empty((horizon + 1, *games.obs.shape), games.obs.dtype)
+    obs[0] = games.obs
+    reward = np.empty((horizon, n), np.float32)
+    terminated, truncated = np.empty((horizon, n), np.bool_), np.empty((horizon, n), np.bool_)
+    params, actions, values = [], [], []
+    finals: dict[tuple[int, int], np.ndarray] = {}
+    env_s = perf_counter() - start if from_reset else 0.0
+    for t in range(horizon):
+        dist, value, _ = policy(torch.from_numpy(obs[t]).to(device))
+        action = dist.sample(noise[t])
+        params.append(dist.params)
+        actions.append(action)
+        values.append(value)
+        before = perf_counter()
+        steps = games.step(action.tolist(), obs[t + 1])
+        env_s += perf_counter() - before
+        reward[t], terminated[t], truncated[t] = steps.reward, steps.terminated, steps.truncated
+        finals |= {(t, i): final for i, final in steps.final.items() if steps.truncated[i] and not steps.terminated[i]}
+        if from_reset and steps.final:
+            break
+    length = len(actions)
+    value = torch.stack(values)
+    last = policy(torch.from_numpy(obs[length]).to(device))[1]
+    next_value = torch.cat((value[1:], last[None]))
+    if finals:
+        at = tuple(torch.tensor(list(finals)).T)
+        next_value[at] = policy(torch.from_numpy(np.stack(list(finals.values()))).to(device))[1]
+    ended = torch.from_numpy(terminated[:length]).to(device)
+    old, played = torch.stack(params), torch.stack(actions)
+    rollout = Rollout(
+        obs=torch.from_numpy(obs[:length]),
+        action=played,
+        logp=policy.distribution(old).log_prob(played),
+        params=old,
+        reward=torch.from_numpy(reward[:length]).to(value),
+        terminated=ended,
+        truncated=torch.from_numpy(truncated[:length]).to(device) & ~ended,
+        value=value,
+        next_value=next_value.masked_fill(ended, 0.0),
+        episodes=games.take_finished(),
+        env_s=env_s,
+        act_s=perf_counter() - start - env_s,
+    )
+    return rollout.cut(length) if from_reset else rollout

@@ -1,0 +1,187 @@
+"""A run from beginning to end: its directory, training, the closing evaluation, the report card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from surefoot.config import Config
+from surefoot.errors import UserError
+from surefoot.evaluation import Evaluation, evaluate, load_policy, save_policy
+from surefoot.loop import train as train_loop
+from surefoot.ranks import Ranks, join
+from surefoot.report import Progress, Reporter, card, curve
+from surefoot.state import State, checkpoints, initial, restore, write
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: where it is, and how good it was."""
+
+    path: Path
+    config: Config
+    evaluation: Evaluation | None
+    steps: int
+    seconds: float
+
+
+def new_dir(task: str) -> Path:
+    """runs/TASK-DATE-TIME."""
+    return Path("runs") / f"{task.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def machine() -> dict[str, Any]:
+    """What a run's bits depend on besides its Config."""
+    names = ("surefoot", "torch", "numpy", "gymnasium", "ale-py")
+    return {
+        "git": revision(),
+        "versions": {name: version(name) for name in names},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def revision() -> str | None:
+    """The commit of the source tree this package runs from, `+` where it was changed since; None outside of one."""
+    where = Path(__file__).parent
+    try:
+        call = ["git", "describe", "--always", "--dirty=+", "--abbrev=40"]
+        return subprocess.run(call, cwd=where, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def read_config(run_dir: Path) -> Config:
+    """The Config of a run directory."""
+    try:
+        return Config.from_json(json.loads((run_dir / "config.json").read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{run_dir}' is not a run directory: its config.json cannot be read ({error})") from error
+
+
+@contextmanager
+def polite_stop(reporter: Reporter) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets the iteration finish and saves; the second ends the program at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if reporter.stop:
+            raise KeyboardInterrupt
+        reporter.stop = True
+
+    try:
+        old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: its owner handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for s, previous in old.items():
+            signal.signal(s, previous)
+
+
+def run(cfg: Config, run_dir: Path, source: Path | None = None, quiet: bool = False, started: float | None = None) -> Run:
+    """Train `cfg` in `run_dir`, from its newest checkpoint where it has one; then evaluate and write the report card.
+
+    `source`: a run or policy file to start from.
+    """
+    torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
+    ranks = join()
+    started = perf_counter() if started is None else started
+    state = prepare(cfg, run_dir, ranks, source)
+    reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
+    if not quiet and ranks.rank == 0:
+        goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
+        print(f"{cfg.task}: {cfg.games} games on {ranks.count} rank(s), {goal}, seed {cfg.seed}, into {run_dir}", flush=True)
+    try:
+        with polite_stop(reporter):
+            train_loop(cfg, state, ranks, reporter)
+            reporter.save(state)
+    finally:
+        reporter.close()
+    if ranks.rank:
+        return Run(run_dir, cfg, None, state.steps, state.seconds)
+    save_policy(run_dir / "policy.safetensors", state.policy, cfg, state.steps)
+    if reporter.stop:
+        print(f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {run_dir}")
+        return Run(run_dir, cfg, None, state.steps, state.seconds)
+    return Run(run_dir, cfg, finish(cfg, run_dir, state, quiet), state.steps, state.seconds)
+
+
+def prepare(cfg: Config, run_dir: Path, ranks: Ranks, source: Path | None) -> State:
+    """A new run's state and files, or the state of the run that is there."""
+    if checkpoints(run_dir):
+        if read_config(run_dir) != cfg:
+            raise UserError(f"'{run_dir}' holds a run with another Config: choose another --run-dir, or resume that one")
+        return restore(cfg, run_dir, ranks)
+    state = initial(cfg, ranks)
+    if source is not None:
+        policy, _, facts = load_policy(source)
+        try:
+            state.policy.load_state_dict(policy.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"the policy in '{source}' is for the task '{facts['task']}' and does not fit '{cfg.task}'") from error
+    if ranks.rank == 0:
+        write_config(cfg, run_dir)
+    return state
+
+
+def write_config(cfg: Config, run_dir: Path) -> None:
+    """Write config.json; raises UserError where the directory cannot be written."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"config": cfg.to_json(), "machine": machine(), "command": sys.argv}, indent=1)
+        write(run_dir / "config.json", text.encode())
+    except OSError as error:
+        raise UserError(f"the run directory '{run_dir}' cannot be written ({error.strerror}): choose another --run-dir") from error
+
+
+def finish(cfg: Config, run_dir: Path, state: State, quiet: bool) -> Evaluation | None:
+    """Evaluate, draw, and write the report card."""
+    from surefoot.videos import video
+
+    progress, result, pictures = Progress(quiet), None, ["curve.png"]
+    curve(run_dir, run_dir / "curve.png")
+    if cfg.eval_episodes:
+        n = cfg.eval_episodes
+        shown = lambda done: progress.show(f"evaluating: {done} of {n} episodes", done == n)  # noqa: E731
+        result = evaluate(state.policy, cfg.env, n, cfg.seed, progress=shown)
+        write(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
+        if not quiet:
+            print("filming a game", flush=True)
+        video(run_dir, run_dir / "game.gif", seed=cfg.seed)
+        pictures.append("game.gif")
+    text = card(run_dir, cfg, state, result, pictures)
+    if not quiet:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text.replace("![", "- picture: [")))
+    return result
+
+
+def resume(run_dir: Path, quiet: bool = False, **changes: Any) -> Run:
+    """Go on with a run; `changes` may move its end: total_steps, total_iterations, max_seconds, stop_at."""
+    cfg = read_config(run_dir)
+    if not checkpoints(run_dir):
+        raise UserError(f"'{run_dir}' has no checkpoint to resume from")
+    if changes:
+        cfg = replace(cfg, **changes)
+        write_config(cfg, run_dir)
+    return run(cfg, run_dir, quiet=quiet)
