@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from surefoot.config import Config
+from surefoot.envs import Env
+from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.evaluation import Evaluation, evaluate, load_policy, save_policy
 from surefoot.loop import train as train_loop
@@ -185,3 +187,37 @@ def resume(run_dir: Path, quiet: bool = False, **changes: Any) -> Run:
         cfg = replace(cfg, **changes)
         write_config(cfg, run_dir)
     return run(cfg, run_dir, quiet=quiet)
+
+
+def evaluate_run(
+    source: Path, episodes: int = 100, seed: int = 0, greedy: bool = False, sticky: float = 0.0, env: Env | None = None
+) -> Evaluation:
+    """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same."""
+    if episodes < 1 or not 0 <= sticky < 1 or seed < 0:
+        raise UserError(f"episodes {episodes}, sticky {sticky}, seed {seed}: allowed are from 1, in [0, 1), from 0")
+    torch.set_num_threads(1)
+    policy, own, facts = load_policy(source)
+    if env is not None and type(env) is type(own):
+        mine, other = own.make(), env.make()
+        if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
+            raise UserError(f"the policy in '{source}' is for the task '{facts['task']}': it sees or does other things here")
+    elif env is not None:
+        raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
+    env = env or own
+    if sticky:
+        if not isinstance(env, Pong):
+            raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
+        env = replace(env, sticky=sticky)
+    return evaluate(policy, env, episodes, seed, greedy)
+
+
+def print_evaluation(result: Evaluation, as_json: bool) -> None:
+    """Print an evaluation as one JSON object or as a table."""
+    facts = result.to_json()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(f"{facts['episodes']} full episodes, actions {'greedy' if result.greedy else 'sampled'}, seed {result.seed}")
+    print(f"  mean    {facts['mean']:.2f}   (bootstrap 95 % interval {facts['low']:.2f} to {facts['high']:.2f})")
+    print(f"  median  {facts['median']:.2f}   (from {facts['min']:.0f} to {facts['max']:.0f}, deviation {facts['std']:.2f})")
+    print(f"  length  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")

@@ -1,0 +1,229 @@
+"""The command line. Each command is a dataclass with its options; heavy modules are imported only when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from surefoot.config import Config
+from surefoot.envs.gym import Gymnasium
+from surefoot.errors import UserError
+from surefoot.presets import CARTPOLE, PRESETS
+
+STARTED = time.perf_counter()  # the race's clock counts from here
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy on TASK, evaluate it on full games, and write a report card."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """where the run is written; default: runs/TASK-DATE-TIME. A run that is there with the same options goes on"""
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """start from the policy of this run or policy file"""
+    quiet: bool = False
+    """print nothing"""
+
+    def __call__(self) -> None:
+        from surefoot.runs import new_dir, run
+
+        run(self.config, self.run_dir or new_dir(self.config.task), self.source, self.quiet, STARTED)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, or past its end."""
+
+    run: tyro.conf.Positional[Path]
+    """the run directory"""
+    total_steps: int | None = None
+    """move the end of the run: decisions, all games together"""
+    total_iterations: int | None = None
+    """move the end of the run: rollouts"""
+    max_seconds: float | None = None
+    """stop training after this time"""
+    stop_at: float | None = None
+    """stop training at this mean score"""
+    quiet: bool = False
+    """print nothing"""
+
+    def __call__(self) -> None:
+        from surefoot.runs import resume
+
+        names = ("total_steps", "total_iterations", "max_seconds", "stop_at")
+        resume(self.run, self.quiet, **{k: getattr(self, k) for k in names if getattr(self, k) is not None})
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play full games with fresh seeds and report the score with its interval."""
+
+    run: tyro.conf.Positional[Path]
+    """a run directory or policy file"""
+    episodes: int = 100
+    """games to play"""
+    seed: int = 0
+    """decides the games and the sampled actions"""
+    greedy: bool = False
+    """always take the likeliest action"""
+    sticky: float = 0.0
+    """probability, each frame, that the console still sees the previous button (Atari)"""
+    task: str | None = None
+    """play this task instead of the policy's own; it must look the same"""
+    json: bool = False
+    """print one JSON object instead of a table"""
+
+    def __call__(self) -> None:
+        from surefoot.runs import evaluate_run, print_evaluation
+
+        env = find(self.task).env if self.task else None
+        print_evaluation(evaluate_run(self.run, self.episodes, self.seed, self.greedy, self.sticky, env), self.json)
+
+
+@dataclass(frozen=True)
+class Video:
+    """Film a full game, with action probabilities and value beside the frames."""
+
+    run: tyro.conf.Positional[Path]
+    """a run directory or policy file"""
+    out: Path | None = None
+    """file to write, .mp4 or .gif; default: game.mp4 in the run directory"""
+    seed: int = 0
+    """which game"""
+    greedy: bool = False
+    """always take the likeliest action"""
+    every: int = 0
+    """film each so many decisions; 0: 1 for mp4, 4 for gif"""
+    max_steps: int = 0
+    """stop after so many decisions; 0: play to the end"""
+
+    def __call__(self) -> None:
+        from surefoot.videos import video
+
+        out = self.out or (self.run if self.run.is_dir() else self.run.parent) / "game.mp4"
+        print(video(self.run, out, self.seed, self.greedy, self.every, self.max_steps))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """List the layers of TASK's network: shapes, parameters, and layers whose output grows."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+    def __call__(self) -> None:
+        from surefoot.summary import summary
+
+        print(summary(self.config))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Draw one of the lesson's pictures from the package's own functions: cliff, clipped or clipped-explained."""
+
+    name: tyro.conf.Positional[str]
+    """cliff, clipped or clipped-explained"""
+    out: Path | None = None
+    """file to write, .png or .svg; default: NAME.png"""
+
+    def __call__(self) -> None:
+        from surefoot.pictures import picture
+
+        print(picture(self.name, self.out or Path(f"{self.name}.png")))
+
+
+Command = Train | Resume | Evaluate | Video | Summary | Picture
+COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in (Train, Resume, Evaluate, Video, Summary, Picture)}
+TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary}
+
+
+def usage() -> str:
+    """What `surefoot --help` shows."""
+    lines = ["usage: surefoot COMMAND ...", "", "Policy gradients, from REINFORCE to PPO.", ""]
+    for name, command in COMMANDS.items():
+        what = name + (" TASK" if name in TAKES_TASK else " NAME" if name == "picture" else " RUN")
+        lines.append(f"  {what:<14} {command.__doc__}")
+    lines += ["", f"TASK is a preset ({', '.join(PRESETS)})", "or any Gymnasium id with vector observations and discrete actions."]
+    return "\n".join([*lines, "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all of a run's."])
+
+
+def find(task: str) -> Config:
+    """The Config of a preset or Gymnasium id; raises UserError with the nearest names."""
+    if task in PRESETS:
+        return PRESETS[task]
+    if re.fullmatch(r"(\S+:)?[\w/-]+-v\d+", task):
+        return replace(CARTPOLE, env=Gymnasium(task), task=task)
+    near = difflib.get_close_matches(task, PRESETS, 3, 0.5) or list(PRESETS)
+    raise UserError(f"there is no task '{task}': did you mean {' or '.join(near)}? A Gymnasium id ends in -v and a number")
+
+
+def parse(args: Sequence[str]) -> Command:
+    """The command and options that the arguments name; raises UserError where they do not make sense."""
+    if not args or args[0] not in COMMANDS:
+        near = difflib.get_close_matches(args[0], COMMANDS, 1) if args else []
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command '{args[0] if args else ''}': {hint}")
+    name, rest = args[0], list(args[1:])
+    default: dict[str, Any] = {}
+    if name in TAKES_TASK:
+        if not rest:
+            raise UserError(f"{name} needs a task: one of {', '.join(PRESETS)}, or a Gymnasium id")
+        task = "pong" if rest[0] in ("-h", "--help") else rest.pop(0)
+        default = {"default": TAKES_TASK[name](find(task))}
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            return tyro.cli(
+                COMMANDS[name],
+                prog=f"surefoot {name}" + (" TASK" if name in TAKES_TASK else ""),
+                args=rest,
+                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
+                **default,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(sentence(heard.getvalue())) from None
+
+
+def sentence(complaint: str) -> str:
+    """tyro's boxed complaint as one sentence."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    text = " ".join(line.strip("│╭╮╰╯─ \t") for line in text.splitlines()[1:])
+    text = re.sub(r"\s+", " ", text).strip()
+    unknown = re.match(r"Unrecognized options: (\S+?),? ", text + " ")
+    if unknown:
+        near = re.search(r"Perhaps you meant: (--[\w.-]+)", text)
+        hint = f"did you mean {near[1]}?" if near else "--help lists the options"
+        return f"there is no option {unknown[1]}: {hint}"
+    return re.split(r" (?:Argument helptext|For full helptext|Available subcommands|Perhaps you meant)", text)[0]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 where the user made a mistake, or 130 after Ctrl-C."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    try:
+        parse(args)()
+    except UserError as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0

@@ -1,0 +1,103 @@
+"""A game with the policy's mind beside it: action probabilities and value next to every frame, as mp4 or gif."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from surefoot.errors import UserError
+from surefoot.evaluation import load_policy
+from surefoot.noise import Purpose, integer, stream
+
+Picture = NDArray[np.uint8]
+PANEL = 200
+INK, PALE, BLUE, ORANGE = (40, 40, 40), (225, 225, 225), (31, 111, 139), (200, 90, 40)
+
+
+def video(
+    source: Path | str, out: Path | str, seed: int = 0, greedy: bool = False, every: int = 0, max_steps: int = 0
+) -> Path:
+    """Play one full game with the policy of a run (or policy file) and film it.
+
+    `out` ends in .mp4 or .gif; `every`: film each so many decisions (0: 1 for mp4, 4 for gif); `max_steps`: stop
+    early. Returns `out`. The file is whole or absent.
+    """
+    out = Path(out)
+    if out.suffix not in (".mp4", ".gif"):
+        raise UserError(f"'{out}' must end in .mp4 or .gif")
+    policy, env, facts = load_policy(source)
+    every = every or (4 if out.suffix == ".gif" else 1)
+    game = env.make(render=True)
+    obs = np.zeros(game.observation_space.shape, game.observation_space.dtype)
+    game.reset(integer(seed, Purpose.EVALUATION, 2), obs)
+    noise = stream(seed, Purpose.EVALUATION, 3)
+    score, step, over = 0.0, 0, False
+    values: list[float] = []
+    beside = out.with_name(f".writing-{out.name}")
+    try:
+        with _writer(beside, 15) as film:
+            while not over and not (max_steps and step >= max_steps):
+                with torch.no_grad():
+                    dist, value, _ = policy(torch.from_numpy(obs[None]))
+                values.append(float(value))
+                u = torch.tensor([noise.random(dtype=np.float32)])
+                action = int(dist.greedy() if greedy else dist.sample(u))
+                if step % every == 0:
+                    odds = dist.probabilities()[0].tolist()
+                    film.append_data(_frame(game.render(), game.action_names, odds, action, values, score, step))
+                reward, terminated, truncated = game.step(action, obs)
+                score, step, over = score + reward, step + 1, terminated or truncated
+        beside.replace(out)
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+        game.close()
+    return out
+
+
+def _writer(path: Path, fps: int) -> Any:
+    import imageio.v2 as imageio
+
+    if path.suffix == ".gif":
+        return imageio.get_writer(path, mode="I", duration=1000 / fps, loop=0, subrectangles=True, palettesize=32)
+    return imageio.get_writer(path, fps=fps, macro_block_size=2, codec="libx264", quality=7)
+
+
+def _frame(
+    screen: Picture, names: tuple[str, ...], odds: list[float], action: int, values: list[float], score: float, step: int
+) -> Picture:
+    """The screen at a height of 420 pixels, with bars for the actions and the value's last 200 decisions."""
+    import cv2
+
+    height = 420
+    width = int(screen.shape[1] * height / screen.shape[0]) // 2 * 2
+    panel = np.full((height, PANEL, 3), 250, np.uint8)
+
+    def write(text: str, x: int, y: int, color: tuple[int, int, int] = INK, size: float = 0.42) -> None:
+        cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
+
+    write(f"score {score:g}", 10, 24, size=0.6)
+    write(f"decision {step}", 10, 44)
+    room = min(40, 200 // len(names))
+    for i, (name, p) in enumerate(zip(names, odds, strict=True)):
+        y = 62 + i * room
+        color = ORANGE if i == action else BLUE
+        write(name, 10, y + 12, color if i == action else INK)
+        write(f"{p:.2f}", PANEL - 44, y + 12)
+        cv2.rectangle(panel, (10, y + 17), (PANEL - 10, y + 25), PALE, -1)
+        cv2.rectangle(panel, (10, y + 17), (10 + int(p * (PANEL - 20)), y + 25), color, -1)
+    top, bottom = 300, height - 12
+    write(f"value {values[-1]:+.2f}", 10, top - 10)
+    cv2.rectangle(panel, (10, top), (PANEL - 10, bottom), PALE, 1)
+    last = np.array(values[-200:])
+    limit = max(1.0, float(np.abs(values).max()))
+    cv2.line(panel, (10, (top + bottom) // 2), (PANEL - 10, (top + bottom) // 2), PALE, 1)
+    x = 10 + np.arange(len(last)) * (PANEL - 20) / 200
+    y = (top + bottom) / 2 - last / limit * (bottom - top) / 2
+    cv2.polylines(panel, [np.stack((x, y), 1).astype(np.int32)], False, BLUE, 1, cv2.LINE_AA)
+    return np.concatenate((cv2.resize(screen, (width, height), interpolation=cv2.INTER_NEAREST), panel), 1)
