@@ -33,13 +33,15 @@ class Train:
     """where the run is written; default: runs/TASK-DATE-TIME. A run that is there with the same options goes on"""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """start from the policy of this run or policy file"""
+    ranks: int = 0
+    """processes that share the games; 0: the largest divisor of the games that is not above the usable cores"""
     quiet: bool = False
     """print nothing"""
 
     def __call__(self) -> None:
-        from surefoot.runs import new_dir, run
+        from surefoot.runs import new_dir, start
 
-        run(self.config, self.run_dir or new_dir(self.config.task), self.source, self.quiet, STARTED)
+        start(self.config, self.run_dir or new_dir(self.config.task), self.source, self.quiet, self.ranks, STARTED)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Resume:
     """stop training after this time"""
     stop_at: float | None = None
     """stop training at this mean score"""
+    ranks: int = 0
+    """processes that share the games; 0: the largest divisor of the games that is not above the usable cores"""
     quiet: bool = False
     """print nothing"""
 
@@ -63,7 +67,7 @@ class Resume:
         from surefoot.runs import resume
 
         names = ("total_steps", "total_iterations", "max_seconds", "stop_at")
-        resume(self.run, self.quiet, **{k: getattr(self, k) for k in names if getattr(self, k) is not None})
+        resume(self.run, self.quiet, self.ranks, **{k: getattr(self, k) for k in names if getattr(self, k) is not None})
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     numbers = value if isinstance(value, tuple) else (value,)
     top = 1.0 if name in ("gamma", "lam", "decay", "sticky") else math.inf
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
-    if name in ("learning_rate", "target_kl", "scale", "filters", "kernel", "stride", "hidden", "frame_skip"):
+    if name in ("learning_rate", "target_kl", "scale", "filters", "kernel", "stride", "patch", "hidden", "frame_skip"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":
         _check(len(value) == 2 and value[0] <= value[1], full, value, "two numbers, the smaller first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -69,20 +69,20 @@ class Evaluation:
 def evaluate(
     policy: Policy,
     env: Env,
-    episodes: int = 100,
+    episodes: Sequence[int] = range(100),
     seed: int = 0,
     greedy: bool = False,
     parallel: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Play `episodes` full games, `parallel` at a time.
+    """Play the full games with the numbers `episodes`, `parallel` at a time.
 
     Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
     the last bits of a network's output depend on the batch, and with them, rarely, an action).
     """
     start = perf_counter()
-    waiting = iter(range(episodes))
-    slots = [_Slot(env.make(), seed) for _ in range(min(parallel, episodes))]
+    waiting = iter(episodes)
+    slots = [_Slot(env.make(), seed) for _ in range(min(parallel, len(episodes)))]
     playing = [slot for slot in slots if slot.begin(next(waiting))]
     results: dict[int, Episode] = {}
     device = next(policy.parameters()).device
@@ -102,7 +102,7 @@ def evaluate(
                     slot.begin(following)
     for slot in slots:
         slot.game.close()
-    played = [results[e] for e in range(episodes)]
+    played = [results[e] for e in episodes]
     scores, lengths = [e.score for e in played], [e.length for e in played]
     return Evaluation(scores, lengths, greedy, seed, perf_counter() - start)
 

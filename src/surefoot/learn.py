@@ -15,6 +15,7 @@ from surefoot.objectives import ClippedSurrogate, clip_fraction, value_loss
 
 if TYPE_CHECKING:
     from surefoot.config import Config
+    from surefoot.policy import Policy
     from surefoot.ranks import Ranks
     from surefoot.rollout import Rollout
     from surefoot.state import State
@@ -25,7 +26,7 @@ PIECE = 512
 
 @dataclass
 class Batch:
-    """Transitions without their order: one row each, [B, ...]."""
+    """Transitions without their order: one row each, [B, ...]; observations prepared by the policy."""
 
     obs: Tensor
     action: Tensor
@@ -42,7 +43,7 @@ class Batch:
 
 
 def minibatches(
-    rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, columns: slice
+    policy: Policy, rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, columns: slice
 ) -> Iterator[Batch]:
     """`cfg.epochs` passes over the rollout, each cut afresh into minibatches.
 
@@ -50,8 +51,10 @@ def minibatches(
     give its share of a minibatch that all ranks learn from.
     """
     horizon, n = rollout.action.shape
-    whole = Batch(rollout.obs, rollout.action, rollout.logp, rollout.params, weight, target)
-    flat = Batch(*(x.flatten(0, 1).to(weight.device) for x in vars(whole).values()))
+    with torch.no_grad():
+        prepared = policy.prepare(rollout.obs.flatten(0, 1).to(weight.device))
+    rest = (rollout.action, rollout.logp, rollout.params, weight, target)
+    flat = Batch(prepared, *(x.flatten(0, 1) for x in rest))
     parts = cfg.minibatches(horizon)
     for epoch in range(cfg.epochs):
         if parts == 1:
@@ -61,7 +64,7 @@ def minibatches(
         order = torch.from_numpy(draws[:, columns].argsort(0)) * n + torch.arange(n)
         for part in order.chunk(parts):
             index = part.flatten().to(weight.device)
-            yield Batch(*(x[index] for x in vars(flat).values()))
+            yield Batch(*(x.index_select(0, index) for x in vars(flat).values()))
 
 
 NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift")
@@ -80,7 +83,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
     gradient.zero_()
     stats = gradient.new_zeros(len(NAMES))
     for piece, share in batch.pieces():
-        new, value, _ = state.policy(piece.obs)
+        new, value, _ = state.policy.judge(piece.obs)
         old = state.policy.distribution(piece.params)
         logp = new.log_prob(piece.action)
         gain = objective(logp, piece.logp, piece.weight) + bonus(new, old)

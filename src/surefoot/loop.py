@@ -53,7 +53,7 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         began = perf_counter()
         weight, target = cfg.credit(rollout)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
-        batches = minibatches(rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
+        batches = minibatches(state.policy, rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
         stats = torch.stack([update(state, batch, cfg, ranks) for batch in batches])
         count(state, rollout, ranks)
         watcher.iteration(state, rollout, target, stats, perf_counter() - began)

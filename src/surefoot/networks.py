@@ -32,7 +32,6 @@ class LessonCNN:
         _require(observation.shape == (2, 80, 80), f"LessonCNN sees two 80x80 frames, not {observation.shape}")
         _require(int(action.n) == 2, f"LessonCNN has one output for two actions, not {int(action.n)}")
         body = nn.Sequential(
-            Palette(lesson_table()),
             nn.Conv2d(2, 4, 6, 2, bias=False),
             nn.ReLU(),
             nn.Conv2d(4, 16, 6, 4),
@@ -41,19 +40,22 @@ class LessonCNN:
             nn.Linear(1296, 256),
             nn.ReLU(),
         )
-        return Policy(body, nn.Linear(256, 1), nn.Linear(256, 1) if self.critic else None, bernoulli=True)
+        critic = nn.Linear(256, 1) if self.critic else None
+        return Policy(Palette(lesson_table()), body, nn.Linear(256, 1), critic, bernoulli=True)
 
 
 @dataclass(frozen=True)
 class SmallCNN:
-    """Two convolutions and a hidden layer, with policy and critic on top; orthogonal initialisation."""
+    """Two convolutions (the first over separate squares) and a hidden layer, with policy and critic on top; orthogonal initialisation."""
 
+    patch: int = 8
+    """the first convolution's window and stride: it sees squares of this many pixels"""
     filters: tuple[int, int] = (32, 64)
     """channels after each convolution"""
-    kernel: tuple[int, int] = (8, 3)
-    """edge of each convolution's window"""
-    stride: tuple[int, int] = (8, 2)
-    """step of each convolution"""
+    kernel: int = 3
+    """edge of the second convolution's window"""
+    stride: int = 2
+    """step of the second convolution"""
     hidden: int = 128
     """units of the hidden layer"""
     background: float = 78.0
@@ -65,24 +67,24 @@ class SmallCNN:
         """For images [channels, height, width] and any number of actions."""
         from torch import nn
 
-        from surefoot.policy import Pixels, Policy, orthogonal
+        from surefoot.policy import Patches, PatchLinear, Policy, orthogonal
 
         _require(len(observation.shape) == 3, f"SmallCNN sees images [channels, height, width], not {observation.shape}")
         channels, *edges = observation.shape
-        for kernel, stride in zip(self.kernel, self.stride, strict=True):
-            edges = [(edge - kernel) // stride + 1 for edge in edges]
-        _require(min(edges) > 0, f"SmallCNN's windows {self.kernel} do not fit into {observation.shape}")
+        height, width = ((edge // self.patch - self.kernel) // self.stride + 1 for edge in edges)
+        _require(min(height, width) > 0, f"SmallCNN's windows do not fit into images of {observation.shape}")
+        first, second = self.filters
         body = nn.Sequential(
-            Pixels(self.background, self.scale),
-            nn.Conv2d(channels, self.filters[0], self.kernel[0], self.stride[0]),
+            PatchLinear(channels * self.patch**2, first, self.background, self.scale),
             nn.ELU(),
-            nn.Conv2d(self.filters[0], self.filters[1], self.kernel[1], self.stride[1]),
+            nn.Conv2d(first, second, self.kernel, self.stride),
             nn.ELU(),
             nn.Flatten(),
-            nn.Linear(self.filters[1] * edges[0] * edges[1], self.hidden),
+            nn.Linear(second * height * width, self.hidden),
             nn.ELU(),
         )
-        return orthogonal(Policy(body, nn.Linear(self.hidden, int(action.n)), nn.Linear(self.hidden, 1)))
+        actor, critic = nn.Linear(self.hidden, int(action.n)), nn.Linear(self.hidden, 1)
+        return orthogonal(Policy(Patches(self.patch), body, actor, critic))
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,17 @@ class MLP:
         """For vectors of any length and any number of actions."""
         from torch import nn
 
-        from surefoot.policy import Pixels, Policy, orthogonal
+        from surefoot.policy import Policy, Vector, orthogonal
 
         _require(len(observation.shape) == 1, f"MLP sees vectors, not {observation.shape}")
 
         def body() -> nn.Sequential:
             sizes = (observation.shape[0], *self.hidden)
             layers = [(nn.Linear(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
-            return nn.Sequential(Pixels(0.0, 1.0), *(layer for pair in layers for layer in pair))
+            return nn.Sequential(*(layer for pair in layers for layer in pair))
 
         last = self.hidden[-1]
-        return orthogonal(Policy(body(), nn.Linear(last, int(action.n)), nn.Linear(last, 1), critic_body=body()))
+        return orthogonal(Policy(Vector(), body(), nn.Linear(last, int(action.n)), nn.Linear(last, 1), critic_body=body()))
 
 
 Network = LessonCNN | SmallCNN | MLP

@@ -6,30 +6,11 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from surefoot.actions import Bernoulli, Categorical, Distribution
-
-
-class Pixels(nn.Module):
-    """(x - background) / scale, in the precision of the weights."""
-
-    def __init__(self, background: float, scale: float) -> None:
-        super().__init__()
-        self.background, self.scale = background, scale
-        self.register_buffer("dtype", torch.empty(0), persistent=False)  # follows .double() with the module
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Any shape in, the same shape out; images come out channels-last, which the convolutions are fastest on."""
-        x = obs.to(self.dtype.dtype)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x.sub_(self.background).mul_(1 / self.scale) if self.background or self.scale != 1 else x
-
-    def extra_repr(self) -> str:
-        """Shown by `surefoot summary`."""
-        return f"background={self.background:g}, scale={self.scale:g}"
 
 
 class Palette(nn.Module):
@@ -42,16 +23,65 @@ class Palette(nn.Module):
         self.register_buffer("table", torch.from_numpy(table).float())
 
     def forward(self, obs: Tensor) -> Tensor:
-        """uint8 [B, channels, height, width] to float of the same shape, channels-last."""
+        """uint8 [B, channels, height, width] to float of the same shape, channels-last: fastest for convolutions."""
         x = obs.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         return self.table.index_select(0, x.flatten().int()).view(x.shape).permute(0, 3, 1, 2)
 
 
+class Patches(nn.Module):
+    """Cut images into squares: [B, channels, height, width] to [B, rows, columns, channels * size * size]."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Same dtype out as in; pixels that fill no whole square are dropped."""
+        n, channels, height, width = obs.shape
+        k, rows, columns = self.size, height // self.size, width // self.size
+        squares = obs[:, :, : rows * k, : columns * k].reshape(n, channels, rows, k, columns, k)
+        return squares.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, -1)
+
+    def extra_repr(self) -> str:
+        """Shown by `surefoot summary`."""
+        return f"size={self.size}"
+
+
+class PatchLinear(nn.Linear):
+    """A linear map of every patch of (pixel - background) / scale: a convolution whose stride is its window's edge.
+
+    Background and scale are folded into weights and bias, which is the same function and spares two passes over the
+    pixels. Output channels-last, [B, filters, rows, columns].
+    """
+
+    def __init__(self, pixels: int, filters: int, background: float, scale: float) -> None:
+        super().__init__(pixels, filters)
+        self.background, self.scale = background, scale
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, rows, columns, pixels] to [B, filters, rows, columns]."""
+        weight = self.weight / self.scale
+        bias = self.bias - self.background * weight.sum(1)
+        return F.linear(patches.to(weight.dtype), weight, bias).permute(0, 3, 1, 2)
+
+
+class Vector(nn.Module):
+    """Vectors as they are, in the precision of the weights."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Any shape in, the same shape out."""
+        return obs.float()
+
+
 class Policy(nn.Module):
-    """body -> features -> (policy distribution, value)."""
+    """prepare -> body -> features -> (policy distribution, value).
+
+    `prepare` has no parameters: learning applies it once to a rollout, not once in every pass.
+    """
 
     def __init__(
         self,
+        prepare: nn.Module,
         body: nn.Sequential,
         actor: nn.Linear,
         critic: nn.Linear | None,
@@ -59,7 +89,8 @@ class Policy(nn.Module):
         critic_body: nn.Sequential | None = None,
     ) -> None:
         super().__init__()
-        self.body, self.actor, self.critic, self.critic_body = body, actor, critic, critic_body
+        self.prepare, self.body, self.critic_body = prepare, body, critic_body
+        self.actor, self.critic = actor, critic
         self.bernoulli = bernoulli
 
     def distribution(self, params: Tensor) -> Distribution:
@@ -68,12 +99,17 @@ class Policy(nn.Module):
 
     def forward(self, obs: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`obs` [B, ...] to (distribution over B actions, value [B], memory); a policy without a critic has V = 0."""
-        features = self.body(obs)
+        return self.judge(self.prepare(obs), memory)
+
+    def judge(self, prepared: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
+        """`forward` for observations that went through `prepare`."""
+        x = prepared if prepared.dtype == torch.uint8 else prepared.to(self.actor.weight.dtype)
+        features = self.body(x)
         out = self.actor(features)
         dist = self.distribution(out[:, 0] if self.bernoulli else out)
         if self.critic is None:
             return dist, out.new_zeros(len(out)), memory
-        own = features if self.critic_body is None else self.critic_body(obs)
+        own = features if self.critic_body is None else self.critic_body(x)
         return dist, self.critic(own)[:, 0], memory
 
 

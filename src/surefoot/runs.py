@@ -10,7 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,10 @@ from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.evaluation import Evaluation, evaluate, load_policy, save_policy
+from surefoot.launch import choose_ranks, die_with_launcher, is_rank, launch
 from surefoot.loop import train as train_loop
+from surefoot.metrics import read
+from surefoot.policy import Policy
 from surefoot.ranks import Ranks, join
 from surefoot.report import Progress, Reporter, card, curve
 from surefoot.state import State, checkpoints, initial, restore, write
@@ -98,39 +101,73 @@ def polite_stop(reporter: Reporter) -> Iterator[None]:
             signal.signal(s, previous)
 
 
-def run(cfg: Config, run_dir: Path, source: Path | None = None, quiet: bool = False, started: float | None = None) -> Run:
-    """Train `cfg` in `run_dir`, from its newest checkpoint where it has one; then evaluate and write the report card.
+def start(
+    cfg: Config, run_dir: Path, source: Path | None = None, quiet: bool = False, ranks: int = 0, started: float = 0.0
+) -> Run:
+    """Train `cfg` in `run_dir` on `ranks` local processes (0: as many as cores allow), or as the rank that this one is.
 
-    `source`: a run or policy file to start from.
+    `source`: a run or policy file to start from; `started`: when the clock began (perf_counter). Raises UserError for
+    a user's mistake, SystemExit where a rank has failed and said why.
     """
+    count = choose_ranks(ranks, cfg.games)
+    check_dir(cfg, run_dir)
+    started = started or perf_counter()
+    if count == 1 or is_rank():
+        return run(cfg, run_dir, source, quiet, started)
+    write_config(cfg, run_dir)
+    order = json.dumps([str(run_dir), str(source) if source else None, quiet, started])
+    code = launch([sys.executable, "-m", "surefoot.runs", order], count)
+    if code:
+        raise SystemExit(code)
+    return read_run(run_dir)
+
+
+def read_run(run_dir: Path) -> Run:
+    """What a run's files say of it."""
+    rows = read(run_dir)
+    last = rows[-1] if rows else {"step": 0, "seconds": 0.0}
+    file = run_dir / "evaluation.json"
+    result = None
+    if file.exists():
+        facts = json.loads(file.read_text())
+        result = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
+    return Run(run_dir, read_config(run_dir), result, last["step"], last["seconds"])
+
+
+def check_dir(cfg: Config, run_dir: Path) -> None:
+    """Refuse a directory that holds another run."""
+    if checkpoints(run_dir) and read_config(run_dir) != cfg:
+        raise UserError(f"'{run_dir}' holds a run with another Config: choose another --run-dir, or resume that one")
+
+
+def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> Run:
+    """Be one rank of a run: train from its newest checkpoint where it has one, evaluate, write the report card."""
     torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
     ranks = join()
-    started = perf_counter() if started is None else started
     state = prepare(cfg, run_dir, ranks, source)
     reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
     if not quiet and ranks.rank == 0:
         goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
-        print(f"{cfg.task}: {cfg.games} games on {ranks.count} rank(s), {goal}, seed {cfg.seed}, into {run_dir}", flush=True)
+        print(f"{cfg.task}: {cfg.games} games on {ranks.count} ranks, {goal}, seed {cfg.seed}, into {run_dir}", flush=True)
     try:
         with polite_stop(reporter):
             train_loop(cfg, state, ranks, reporter)
             reporter.save(state)
     finally:
         reporter.close()
-    if ranks.rank:
-        return Run(run_dir, cfg, None, state.steps, state.seconds)
-    save_policy(run_dir / "policy.safetensors", state.policy, cfg, state.steps)
-    if reporter.stop:
-        print(f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {run_dir}")
-        return Run(run_dir, cfg, None, state.steps, state.seconds)
-    return Run(run_dir, cfg, finish(cfg, run_dir, state, quiet), state.steps, state.seconds)
+    if ranks.rank == 0:
+        save_policy(run_dir / "policy.safetensors", state.policy, cfg, state.steps)
+    if ranks.agree(reporter.stop):
+        if ranks.rank == 0:
+            print(f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {run_dir}", flush=True)
+    else:
+        finish(cfg, run_dir, state, ranks, quiet)
+    return read_run(run_dir)
 
 
 def prepare(cfg: Config, run_dir: Path, ranks: Ranks, source: Path | None) -> State:
     """A new run's state and files, or the state of the run that is there."""
     if checkpoints(run_dir):
-        if read_config(run_dir) != cfg:
-            raise UserError(f"'{run_dir}' holds a run with another Config: choose another --run-dir, or resume that one")
         return restore(cfg, run_dir, ranks)
     state = initial(cfg, ranks)
     if source is not None:
@@ -138,7 +175,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, source: Path | None) -> St
         try:
             state.policy.load_state_dict(policy.state_dict())
         except RuntimeError as error:
-            raise UserError(f"the policy in '{source}' is for the task '{facts['task']}' and does not fit '{cfg.task}'") from error
+            theirs = facts["task"]
+            raise UserError(f"the policy in '{source}' is for the task '{theirs}' and does not fit '{cfg.task}'") from error
     if ranks.rank == 0:
         write_config(cfg, run_dir)
     return state
@@ -154,19 +192,19 @@ def write_config(cfg: Config, run_dir: Path) -> None:
         raise UserError(f"the run directory '{run_dir}' cannot be written ({error.strerror}): choose another --run-dir") from error
 
 
-def finish(cfg: Config, run_dir: Path, state: State, quiet: bool) -> Evaluation | None:
-    """Evaluate, draw, and write the report card."""
+def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) -> None:
+    """Evaluate on all ranks; then rank 0 draws, films, and writes the report card."""
     from surefoot.videos import video
 
-    progress, result, pictures = Progress(quiet), None, ["curve.png"]
-    curve(run_dir, run_dir / "curve.png")
+    progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     if cfg.eval_episodes:
-        n = cfg.eval_episodes
-        shown = lambda done: progress.show(f"evaluating: {done} of {n} episodes", done == n)  # noqa: E731
-        result = evaluate(state.policy, cfg.env, n, cfg.seed, progress=shown)
+        result = evaluate_shared(state.policy, cfg.env, cfg.eval_episodes, cfg.seed, False, ranks, progress)
+    if ranks.rank:
+        return
+    curve(run_dir, run_dir / "curve.png")
+    if result is not None:
         write(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
-        if not quiet:
-            print("filming a game", flush=True)
+        progress.show("filming a game", True)
         video(run_dir, run_dir / "game.gif", seed=cfg.seed)
         pictures.append("game.gif")
     text = card(run_dir, cfg, state, result, pictures)
@@ -175,10 +213,24 @@ def finish(cfg: Config, run_dir: Path, state: State, quiet: bool) -> Evaluation 
         from rich.markdown import Markdown
 
         Console().print(Markdown(text.replace("![", "- picture: [")))
-    return result
 
 
-def resume(run_dir: Path, quiet: bool = False, **changes: Any) -> Run:
+def evaluate_shared(
+    policy: Policy, env: Env, episodes: int, seed: int, greedy: bool, ranks: Ranks, progress: Progress
+) -> Evaluation:
+    """Evaluate with every rank playing its share of the episodes; the result is whole on rank 0."""
+    mine = range(ranks.rank, episodes, ranks.count)
+
+    def show(done: int) -> None:
+        progress.show(f"evaluating: {done * ranks.count} of {episodes} games", done == len(mine))
+
+    part = evaluate(policy, env, mine, seed, greedy, progress=show)
+    parts = [json.loads(data) for data in ranks.collect_bytes(json.dumps([part.scores, part.lengths]).encode())]
+    scores, lengths = ([parts[e % ranks.count][k][e // ranks.count] for e in range(episodes) if parts] for k in (0, 1))
+    return replace(part, scores=scores, lengths=lengths)
+
+
+def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, **changes: Any) -> Run:
     """Go on with a run; `changes` may move its end: total_steps, total_iterations, max_seconds, stop_at."""
     cfg = read_config(run_dir)
     if not checkpoints(run_dir):
@@ -186,7 +238,7 @@ def resume(run_dir: Path, quiet: bool = False, **changes: Any) -> Run:
     if changes:
         cfg = replace(cfg, **changes)
         write_config(cfg, run_dir)
-    return run(cfg, run_dir, quiet=quiet)
+    return start(cfg, run_dir, quiet=quiet, ranks=ranks)
 
 
 def evaluate_run(
@@ -208,7 +260,7 @@ def evaluate_run(
         if not isinstance(env, Pong):
             raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
         env = replace(env, sticky=sticky)
-    return evaluate(policy, env, episodes, seed, greedy)
+    return evaluate(policy, env, range(episodes), seed, greedy)
 
 
 def print_evaluation(result: Evaluation, as_json: bool) -> None:
@@ -221,3 +273,14 @@ def print_evaluation(result: Evaluation, as_json: bool) -> None:
     print(f"  mean    {facts['mean']:.2f}   (bootstrap 95 % interval {facts['low']:.2f} to {facts['high']:.2f})")
     print(f"  median  {facts['median']:.2f}   (from {facts['min']:.0f} to {facts['max']:.0f}, deviation {facts['std']:.2f})")
     print(f"  length  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")
+
+
+if __name__ == "__main__":  # one rank of a run, as `start` launches it
+    die_with_launcher()
+    torch.set_num_threads(1)
+    where, origin, silent, began = json.loads(sys.argv[1])
+    try:
+        run(read_config(Path(where)), Path(where), Path(origin) if origin else None, silent, began)
+    except UserError as mistake:
+        print(f"surefoot: {mistake}", file=sys.stderr)
+        sys.exit(2)

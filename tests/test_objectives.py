@@ -1,0 +1,234 @@
+"""Gains, their gradients, the clip's flat regions, regularizers, re-weighting and the critic's error."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from surefoot.actions import Bernoulli, Categorical
+from surefoot.objectives import (
+    ClippedSurrogate,
+    Entropy,
+    OldPolicyCrossEntropy,
+    Reinforce,
+    Surrogate,
+    clip_fraction,
+    effective_sample_size,
+    trajectory_ratio,
+    value_loss,
+)
+
+# Off the kinks at 0.8 and 1.2, and w = 0 left out: there every gradient is 0
+RATIOS = [0.01, 0.3, 0.5, 0.79, 0.81, 0.9, 1.0, 1.1, 1.19, 1.21, 1.5, 3.0, 20.0]
+WEIGHTS = [-5.0, -1.0, -0.1, 0.1, 1.0, 5.0]
+GRID = [(r, w) for r in RATIOS for w in WEIGHTS]
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def gain_and_slope(objective, ratio: float, weight: float, logp_old: float = -0.7) -> tuple[float, float]:
+    """The gain of one sample and its derivative with respect to log pi(a|s)."""
+    logp = numbers(logp_old + math.log(ratio)).requires_grad_()
+    gain = objective(logp, numbers(logp_old), numbers(weight))
+    (slope,) = torch.autograd.grad(gain.sum(), logp)
+    return gain.item(), slope.item()
+
+
+# Gains
+
+
+def test_gains_by_hand() -> None:
+    half, quarter = math.log(0.5), math.log(0.25)
+    logp, old, weight = numbers(half, quarter, half), numbers(quarter, half, half), numbers(3, 3, -2)
+    # ratios 2, 1/2, 1
+    assert Reinforce()(logp, old, weight).tolist() == pytest.approx([3 * half, 3 * quarter, -2 * half])
+    assert Surrogate()(logp, old, weight).tolist() == pytest.approx([6, 1.5, -2])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "weight", "gain"),
+    [
+        (1.5, 2, 2.4),  # min(3, 1.2 * 2): nothing more to win
+        (0.5, 2, 1.0),  # min(1, 0.8 * 2): a loss counts in full
+        (1.5, -2, -3.0),  # min(-3, 1.2 * -2): a loss counts in full
+        (0.5, -2, -1.6),  # min(-1, 0.8 * -2): nothing more to win
+        (1.1, 2, 2.2),  # inside nothing is clipped
+        (0.9, -2, -1.8),
+    ],
+)
+def test_clipped_gain_by_hand(ratio: float, weight: float, gain: float) -> None:
+    assert gain_and_slope(ClippedSurrogate(0.2), ratio, weight)[0] == pytest.approx(gain, rel=1e-12)
+
+
+def test_gains_keep_shape_and_take_no_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logp, old, weight = (torch.randn(3, 4, generator=draw, dtype=torch.float64) for _ in range(3))
+    for objective in (Reinforce(), Surrogate(), ClippedSurrogate(0.2)):
+        together = objective(logp, old, weight)
+        assert together.shape == (3, 4)
+        for t in range(3):
+            for n in range(4):
+                alone = objective(logp[t, n], old[t, n], weight[t, n])
+                assert together[t, n].item() == pytest.approx(alone.item(), rel=1e-12)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("objective", [Reinforce(), Surrogate(), ClippedSurrogate(0.1), ClippedSurrogate(0.2)])
+def test_at_the_old_policy_every_objective_has_reinforces_gradient(objective) -> None:
+    for weight in WEIGHTS:
+        for logp_old in (-0.01, -0.7, -12.0):
+            # d/dlogp of w log pi is w
+            assert gain_and_slope(objective, 1.0, weight, logp_old)[1] == pytest.approx(weight, rel=1e-12)
+
+
+def test_away_from_the_old_policy_reinforce_keeps_its_gradient_and_the_surrogate_scales_it() -> None:
+    for ratio, weight in GRID:
+        assert gain_and_slope(Reinforce(), ratio, weight)[1] == pytest.approx(weight)
+        assert gain_and_slope(Surrogate(), ratio, weight)[1] == pytest.approx(ratio * weight)  # dr/dlogp = r
+
+
+def test_the_gradient_through_a_policys_parameter_is_reinforces() -> None:
+    # P(1) = sigmoid(x): d log pi(1) / dx = 1 - p, d log pi(0) / dx = -p; p = 0.25, weights 2 and 3: 2 * .75 - 3 * .25
+    for objective in (Reinforce(), Surrogate(), ClippedSurrogate(0.1)):
+        x = torch.tensor(math.log(1 / 3), dtype=torch.float64, requires_grad=True)
+        logp = Bernoulli(x.expand(2)).log_prob(torch.tensor([1, 0]))
+        (slope,) = torch.autograd.grad(objective(logp, logp.detach(), numbers(2, 3)).sum(), x)
+        assert slope.item() == pytest.approx(0.75, rel=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), GRID)
+def test_the_clipped_gradient_is_zero_exactly_where_the_move_has_gone_far_enough(ratio: float, weight: float) -> None:
+    slope = gain_and_slope(ClippedSurrogate(0.2), ratio, weight)[1]
+    enough = (ratio > 1.2 and weight > 0) or (ratio < 0.8 and weight < 0)
+    assert (slope == 0.0) == enough
+    if not enough:  # and elsewhere it is the surrogate's
+        assert slope == pytest.approx(ratio * weight, rel=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), GRID)
+def test_clipped_is_never_above_the_surrogate(ratio: float, weight: float) -> None:
+    plain = gain_and_slope(Surrogate(), ratio, weight)[0]
+    for epsilon in (0.0, 0.1, 0.2, 0.5):
+        assert gain_and_slope(ClippedSurrogate(epsilon), ratio, weight)[0] <= plain
+
+
+@pytest.mark.parametrize(("ratio", "weight"), GRID)
+def test_clipped_with_a_very_large_epsilon_is_the_surrogate(ratio: float, weight: float) -> None:
+    plain = gain_and_slope(Surrogate(), ratio, weight)
+    assert gain_and_slope(ClippedSurrogate(1e6), ratio, weight) == plain
+
+
+# What changes during a run
+
+
+def test_epsilon_decays_with_the_iteration_and_not_twice() -> None:
+    lesson = ClippedSurrogate(epsilon=0.2, decay=0.5)
+    assert [lesson.at(i).epsilon for i in range(4)] == [0.2, 0.1, 0.05, 0.025]
+    assert lesson.at(2).at(7).epsilon == 0.05  # already as it stands
+    assert ClippedSurrogate(0.1).at(1000).epsilon == 0.1
+    # the epsilon of `at` is the one that clips: r = 1.15, w = 1
+    assert gain_and_slope(lesson.at(0), 1.15, 1.0)[0] == pytest.approx(1.15)
+    assert gain_and_slope(lesson.at(1), 1.15, 1.0)[0] == pytest.approx(1.1)
+
+
+def test_the_other_objectives_stay_as_they_are() -> None:
+    assert Reinforce().at(17) == Reinforce()
+    assert Surrogate().at(17) == Surrogate()
+
+
+def test_entropys_weight_moves_in_a_straight_line_with_progress() -> None:
+    bonus = Entropy(coefficient=0.03, final=0.01)
+    # 0.03 - progress * 0.02, and no further than the end; the iteration does not matter
+    expected = [(0.0, 0.03), (0.25, 0.025), (0.5, 0.02), (1.0, 0.01), (1.7, 0.01)]
+    for progress, weight in expected:
+        for iteration in (0, 400):
+            now = bonus.at(iteration, progress)
+            assert now.coefficient == pytest.approx(weight)
+            assert now.at(iteration, 0.9).coefficient == now.coefficient
+
+
+def test_entropys_bonus_by_hand() -> None:
+    uniform = Categorical(torch.zeros(1, 4, dtype=torch.float64))
+    certain = Categorical(numbers(0, 100)[None])
+    assert Entropy(0.5, 0.0)(uniform, certain).item() == pytest.approx(0.5 * math.log(4))  # of the new policy
+    assert Entropy(0.5, 0.0)(certain, uniform).item() == pytest.approx(0, abs=1e-12)
+
+
+def logit(p: float) -> Tensor:
+    return numbers(math.log(p / (1 - p)))
+
+
+def test_old_policy_cross_entropy_by_hand() -> None:
+    bonus = OldPolicyCrossEntropy(coefficient=0.5)
+    # p = 1/4, old 1/2: log 2 whatever p is
+    assert bonus(Bernoulli(logit(0.25)), Bernoulli(logit(0.5))).item() == pytest.approx(0.5 * math.log(2))
+    # p = 1/2, old 1/4: -(log(1/4) + log(3/4)) / 2 = log(16 / 3) / 2
+    assert bonus(Bernoulli(logit(0.5)), Bernoulli(logit(0.25))).item() == pytest.approx(0.25 * math.log(16 / 3))
+
+
+def test_old_policy_cross_entropys_weight_decays_with_the_iteration() -> None:
+    bonus = OldPolicyCrossEntropy(coefficient=0.4, decay=0.5)
+    for progress in (0.0, 0.9):
+        assert [bonus.at(i, progress).coefficient for i in range(4)] == [0.4, 0.2, 0.1, 0.05]
+    assert bonus.at(2, 0.0).at(5, 0.0).coefficient == 0.1
+
+
+def slope_of_bonus(bonus, p: float, p_old: float) -> float:
+    x = logit(p).requires_grad_()
+    (slope,) = torch.autograd.grad(bonus(Bernoulli(x), Bernoulli(logit(p_old))).sum(), x)
+    return slope.item()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.6, 0.9])
+def test_both_bonuses_pull_towards_one_half_at_the_old_policy_and_equally(p: float) -> None:
+    pull = p * (1 - p) * math.log((1 - p) / p)  # dH/dp = log((1 - p) / p), dp/dx = p (1 - p)
+    assert slope_of_bonus(Entropy(1.0, 1.0), p, p) == pytest.approx(pull)
+    assert slope_of_bonus(OldPolicyCrossEntropy(1.0), p, p) == pytest.approx(pull)
+
+
+def test_the_lessons_bonus_goes_on_pushing_where_the_true_entropy_turns_back() -> None:
+    # old 0.8, new already at 0.4, beyond one half
+    assert slope_of_bonus(Entropy(1.0, 1.0), 0.4, 0.8) > 0
+    assert slope_of_bonus(OldPolicyCrossEntropy(1.0), 0.4, 0.8) == pytest.approx(0.24 * math.log(0.25))
+
+
+# Re-weighting, the critic, the share of clipped samples
+
+
+def test_trajectory_ratio_by_hand() -> None:
+    # game 0: (1/2)/(1/4) * (1/2)/(1/2) = 2; game 1: (1/4)/(1/2) * (1/4)/(3/4) = 1/6
+    new, old = numbers(0.5, 0.25, 0.5, 0.25).log().view(2, 2), numbers(0.25, 0.5, 0.5, 0.75).log().view(2, 2)
+    assert trajectory_ratio(new, old).tolist() == pytest.approx([2, 1 / 6], rel=1e-12)
+    assert trajectory_ratio(old, old).tolist() == [1, 1]
+
+
+def test_effective_sample_size_by_hand() -> None:
+    assert effective_sample_size(numbers(*[0.3] * 8)).item() == pytest.approx(8)  # equal weights: all count
+    assert effective_sample_size(numbers(1, 0, 0, 0)).item() == 1
+    assert effective_sample_size(numbers(1e9, 1, 2, 3)).item() == pytest.approx(1, abs=1e-7)  # one dominates
+    assert effective_sample_size(numbers(1, 2, 3)).item() == pytest.approx(36 / 14)  # (1 + 2 + 3)^2 / (1 + 4 + 9)
+
+
+def test_value_loss_is_the_squared_error_of_each_sample() -> None:
+    assert value_loss(numbers(1, -2, 3), numbers(3, 1, 3)).tolist() == [4, 9, 0]
+
+
+def test_value_loss_pulls_the_value_to_its_target() -> None:
+    value = numbers(1, 5).requires_grad_()
+    (slope,) = torch.autograd.grad(value_loss(value, numbers(3, 4)).sum(), value)
+    assert slope.tolist() == [-4, 2]  # 2 (V - target)
+
+
+def test_clip_fraction_by_hand() -> None:
+    ratio = numbers(0.5, 0.79, 0.81, 1.0, 1.0, 1.19, 1.21, 9.0)
+    old = torch.full_like(ratio, -1.5)
+    assert clip_fraction(old + ratio.log(), old, 0.2).item() == 0.5  # 0.5, 0.79, 1.21 and 9 of eight
+    assert clip_fraction(old + ratio.log(), old, 0.4).item() == 0.25  # 0.5 and 9
+    assert clip_fraction(old, old, 0.2).item() == 0

@@ -1,0 +1,347 @@
+"""The presets: the ladder's single changes, the lesson's numbers, JSON there and back, and bad values refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
+from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
+from surefoot.envs.atari import Pong
+from surefoot.errors import UserError
+from surefoot.networks import MLP, LessonCNN, SmallCNN
+from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS
+
+
+def changed(a: Config, b: Config) -> set[str]:
+    """The fields in which two Configs differ; where they come from does not count."""
+    return {f.name for f in fields(Config) if getattr(a, f.name) != getattr(b, f.name)} - {"task"}
+
+
+def parameters(cfg: Config) -> int:
+    game = cfg.env.make()
+    policy = cfg.network.build(game.observation_space, game.action_space)
+    game.close()
+    return sum(p.numel() for p in policy.parameters())
+
+
+# The ladder
+
+
+@pytest.mark.parametrize(
+    ("rung", "declared"),
+    [
+        (0, {"normalize"}),
+        (1, {"credit"}),
+        (2, {"objective", "epochs"}),
+        (3, {"objective"}),
+        (4, {"credit", "normalize", "value_coef"}),
+    ],
+)
+def test_a_rung_changes_what_it_declares_and_nothing_else(rung: int, declared: set[str]) -> None:
+    assert changed(LADDER[rung], LADDER[rung + 1]) == declared
+
+
+def test_the_rungs_are_what_their_names_say() -> None:
+    assert [cfg.task for cfg in LADDER] == ["reinforce", "normalized", "future", "surrogate", "clipped", "ppo"]
+    kinds = [(type(c.credit), type(c.normalize), type(c.objective), c.epochs, c.value_coef > 0) for c in LADDER]
+    assert kinds == [
+        (EpisodeReturn, Unnormalized, Reinforce, 1, False),
+        (EpisodeReturn, OverGames, Reinforce, 1, False),
+        (FutureReturn, OverGames, Reinforce, 1, False),
+        (FutureReturn, OverGames, Surrogate, 4, False),
+        (FutureReturn, OverGames, ClippedSurrogate, 4, False),
+        (GAE, OverBatch, ClippedSurrogate, 4, True),
+    ]
+    assert {cfg.credit.gamma for cfg in LADDER} == {0.995}
+
+
+def test_the_lessons_two_tasks_differ_in_objective_and_epochs_only() -> None:
+    assert changed(LESSON, LESSON_REINFORCE) == {"objective", "epochs"}
+
+
+def test_presets_are_found_under_the_task_they_carry() -> None:
+    assert len(PRESETS) == 10
+    for name, cfg in PRESETS.items():
+        assert cfg.task == name
+    assert PRESETS["pong-lesson"] is LESSON
+    assert PRESETS["pong-reinforce"] is LESSON_REINFORCE
+
+
+# The lesson's numbers
+
+
+def test_the_lessons_numbers() -> None:
+    for cfg in (LESSON, LESSON_REINFORCE):
+        assert (cfg.games, cfg.horizon, cfg.total_iterations, cfg.total_steps) == (8, (320,), 500, 0)
+        assert cfg.from_reset
+        assert cfg.minibatch == 0
+        assert cfg.credit == FutureReturn(gamma=0.995)
+        assert cfg.normalize == OverGames()
+        assert cfg.rate == FixedRate(1e-4)
+        assert cfg.regularizer == OldPolicyCrossEntropy(coefficient=0.01, decay=0.995)
+        assert cfg.value_coef == 0
+        assert cfg.network == LessonCNN(critic=False)
+        assert cfg.env.actions == ("LEFTFIRE", "RIGHTFIRE")
+    assert LESSON.objective == ClippedSurrogate(epsilon=0.1, decay=0.999)
+    assert LESSON_REINFORCE.objective == Reinforce()
+    assert (LESSON.epochs, LESSON_REINFORCE.epochs) == (4, 1)
+
+
+def test_the_lessons_network_has_its_parameters() -> None:
+    # 2*4*36 = 288; 4*16*36 + 16 = 2,320; 1,296*256 + 256 = 332,032; 256 + 1 = 257; together 334,897
+    assert parameters(LESSON) == 288 + 2_320 + 332_032 + 257 == 334_897
+
+
+def test_the_ladders_network_is_the_lessons_with_a_critic() -> None:
+    assert parameters(LADDER[0]) == 334_897 + 257
+
+
+# JSON
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name: str) -> None:
+    cfg = PRESETS[name]
+    text = json.dumps(cfg.to_json(), allow_nan=False)
+    again = Config.from_json(json.loads(text))
+    assert again == cfg
+    assert {f.name: type(getattr(again, f.name)) for f in fields(Config)} == {
+        f.name: type(getattr(cfg, f.name)) for f in fields(Config)
+    }
+
+
+def test_infinity_survives_json_as_null() -> None:
+    plain = PONG.to_json()
+    assert plain["max_seconds"] is None
+    assert Config.from_json(plain).max_seconds == math.inf
+    finite = replace(PONG, max_seconds=90.0, stop_at=-3.0)
+    assert Config.from_json(json.loads(json.dumps(finite.to_json()))) == finite
+
+
+def test_a_chosen_part_names_its_type() -> None:
+    plain = LESSON.to_json()
+    assert plain["network"] == {"type": "LessonCNN", "critic": False}
+    assert plain["objective"] == {"type": "ClippedSurrogate", "epsilon": 0.1, "decay": 0.999}
+    assert plain["horizon"] == [320]
+
+
+def test_what_json_leaves_out_has_its_default() -> None:
+    assert Config.from_json({}) == Config()
+    assert Config.from_json({"games": 4, "rate": {"type": "LinearRate"}}) == Config(games=4, rate=LinearRate())
+
+
+def test_a_whole_number_is_read_as_a_float_where_a_float_belongs() -> None:
+    cfg = Config.from_json({"value_coef": 1})
+    assert cfg.value_coef == 1.0
+    assert type(cfg.value_coef) is float
+
+
+# Bad values
+
+
+NAN = math.nan
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("games", {"games": 0}),
+    ("epochs", {"epochs": 0}),
+    ("seed", {"seed": -1}),
+    ("seed", {"seed": 2**63}),
+    ("minibatch", {"minibatch": -1}),
+    ("minibatch", {"minibatch": 500}),  # no divisor of 32 * 64 = 2,048
+    ("minibatch", {"minibatch": 4096}),  # more than there is
+    ("minibatch", {"minibatch": 16}),  # a divisor, but 128 parts of a game's 64 decisions
+    ("minibatch", {"minibatch": 1024, "horizon": (64, 63)}),  # fits the first stage only
+    ("minibatch", {"minibatch": 512, "from_reset": True}),
+    ("horizon", {"horizon": ()}),
+    ("horizon", {"horizon": (64, 0)}),
+    ("total_steps", {"total_steps": -1}),
+    ("total_steps", {"total_steps": 0, "total_iterations": 0}),
+    ("total_iterations", {"total_iterations": -1}),
+    ("eval_episodes", {"eval_episodes": -1}),
+    ("value_coef", {"value_coef": NAN}),
+    ("value_coef", {"value_coef": -0.5}),
+    ("max_grad_norm", {"max_grad_norm": 0.0}),
+    ("max_grad_norm", {"max_grad_norm": NAN}),
+    ("adam_eps", {"adam_eps": 0.0}),
+    ("max_seconds", {"max_seconds": NAN}),
+    ("save_every", {"save_every": 0.0}),
+    ("stop_at", {"stop_at": NAN}),
+    ("learning_rate", {"rate": FixedRate(NAN)}),
+    ("learning_rate", {"rate": LinearRate(0.0)}),
+    ("learning_rate", {"rate": FixedRate(math.inf)}),
+    ("target_kl", {"rate": AdaptiveRate(target_kl=0.0)}),
+    ("gamma", {"credit": GAE(gamma=1.1)}),
+    ("gamma", {"credit": FutureReturn(gamma=NAN)}),
+    ("lam", {"credit": GAE(lam=-0.1)}),
+    ("epsilon", {"objective": ClippedSurrogate(epsilon=-0.1)}),
+    ("decay", {"objective": ClippedSurrogate(decay=1.5)}),
+    ("coefficient", {"regularizer": Entropy(coefficient=NAN)}),
+    ("frame_skip", {"env": Pong(frame_skip=(4, 2))}),
+    ("frame_skip", {"env": Pong(frame_skip=(0, 4))}),
+    ("sticky", {"env": Pong(sticky=1.5)}),
+    ("noop_max", {"env": Pong(noop_max=-1)}),
+    ("scale", {"network": SmallCNN(scale=0.0)}),
+    ("stride", {"network": SmallCNN(stride=(8, 0))}),
+    ("hidden", {"network": MLP(hidden=())}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), BAD, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BAD)])
+def test_a_bad_value_is_refused_by_its_name(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"^(\w+\.)?{name} is "):
+        Config(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"games": 1, "epochs": 1, "horizon": (1,)},
+        {"seed": 2**63 - 1},
+        {"minibatch": 2048},
+        {"minibatch": 32},  # one decision of each of the 32 games
+        {"minibatch": 512, "horizon": (16, 64)},
+        {"from_reset": True},
+        {"total_steps": 0, "total_iterations": 1},
+        {"credit": GAE(gamma=1.0, lam=0.0)},
+        {"env": Pong(frame_skip=(2, 2))},
+        {"regularizer": Entropy(0.0, 0.0)},
+        {"stop_at": -5.0},
+    ],
+)
+def test_values_on_the_right_side_of_the_border_are_taken(values: dict[str, Any]) -> None:
+    cfg = Config(**values)
+    assert all(getattr(cfg, name) == value for name, value in values.items())
+
+
+def test_minibatches_counts_the_updates_of_one_pass() -> None:
+    assert Config(minibatch=512).minibatches(64) == 4  # 32 * 64 / 512
+    assert Config(minibatch=0).minibatches(64) == 1
+
+
+# Bad JSON
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"env": {"type": "Pong", "nonsense": 1}}, "config.env.*nonsense"),
+        ({"games": "8"}, "config.games"),
+        ({"games": 8.0}, "config.games"),
+        ({"games": True}, "config.games"),
+        ({"games": None}, "config.games"),
+        ({"from_reset": 1}, "config.from_reset"),
+        ({"value_coef": "0.5"}, "config.value_coef"),
+        ({"value_coef": True}, "config.value_coef"),
+        ({"horizon": 64}, "config.horizon"),
+        ({"horizon": [64, "64"]}, "config.horizon"),
+        ({"device": 0}, "config.device"),
+        ({"credit": {"type": "Nonsense"}}, "config.credit.*Nonsense.*EpisodeReturn"),
+        ({"credit": {"type": "OverGames"}}, "config.credit.*OverGames"),
+        ({"credit": {"gamma": 0.9}}, "config.credit"),
+        ({"credit": {"type": None}}, "config.credit"),
+        ({"credit": "GAE"}, "config.credit"),
+        ({"credit": {"type": "GAE", "gamma": "0.9"}}, "config.credit.gamma"),
+        ({"credit": {"type": "GAE", "gamma": 1.1}}, "gamma"),
+        ({"credit": {"type": "GAE", "gamma": None}}, "gamma"),
+        ({"env": {"type": "Pong", "actions": "FIRE"}}, "config.env.actions"),
+        ({"env": {"type": "Pong", "actions": [1]}}, "config.env.actions"),
+        ({"type": "Config"}, "type"),
+        ([], "config"),
+        (None, "config"),
+        ("pong", "config"),
+        (3, "config"),
+    ],
+)
+def test_bad_json_is_refused_with_the_place_of_the_mistake(data: Any, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        Config.from_json(data)
+
+
+@pytest.mark.parametrize("name", [[], {}, [["GAE"]]])
+def test_a_type_that_is_no_name_is_refused(name: Any) -> None:
+    with pytest.raises(UserError, match="config.credit"):
+        Config.from_json({"credit": {"type": name}})
+
+
+@pytest.mark.parametrize("data", [{"max_seconds": 10**400}, {"rate": {"type": "FixedRate", "learning_rate": 10**400}}])
+def test_a_whole_number_too_large_for_a_float_is_refused(data: Any) -> None:
+    with pytest.raises(UserError):
+        Config.from_json(json.loads(json.dumps(data)))
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON tree, as the keys that lead to it."""
+    found = [path]
+    if isinstance(tree, dict | list):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            found += places(tree[key], (*path, key))
+    return found
+
+
+def mutate(tree: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
+    """A copy with the place at `path` replaced, deleted, or joined by a new one."""
+    if not path:
+        return value
+    tree = copy.deepcopy(tree)
+    parent = tree
+    for key in path[:-1]:
+        parent = parent[key]
+    if how == "delete":
+        del parent[path[-1]]
+    elif how == "add":
+        if isinstance(parent, list):
+            parent.append(value)
+        else:
+            parent["abc"] = value
+    else:
+        parent[path[-1]] = value
+    return tree
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 600),
+    st.sampled_from([2**63, 10**400, -(10**400)]),
+    st.floats(),
+    st.sampled_from(["", "GAE", "Pong", "Entropy", "0.5"]),
+)
+JSON = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=3),
+    st.dictionaries(st.sampled_from(["type", "gamma", "games", "x"]), SCALARS, max_size=2),
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> Any:
+    tree: Any = PRESETS[draw(st.sampled_from(sorted(PRESETS)))].to_json()
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(places(tree)))
+        tree = mutate(tree, path, draw(st.sampled_from(["replace", "delete", "add"])), draw(JSON))
+    return tree
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(mutated())
+@example({"horizon": [math.inf]})
+@example({"stop_at": -math.inf})
+@example({"minibatch": 2**63, "games": 2**63})
+def test_any_json_gives_a_config_or_a_users_mistake(tree: Any) -> None:
+    data = json.loads(json.dumps(tree))
+    try:
+        cfg = Config.from_json(data)
+    except UserError as error:
+        assert str(error)
+    else:
+        assert isinstance(cfg, Config)
+        hash(cfg)  # frozen all the way down: no list is left in it
