@@ -52,7 +52,9 @@ def known(module: ast.Module) -> Iterator[str]:
             yield node.name
         if isinstance(node, ast.Module | ast.ClassDef):
             yield from annotated(node.body)
-            yield from (t.id for s in node.body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name))
+            yield from (
+                t.id for s in node.body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)
+            )
         elif isinstance(node, ast.arg):
             yield node.arg
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_the_surrogates_ascent_falls_off_the_cliff() -> None:
     path = ascend(Surrogate())
     rewards = [truth(x) for x in path]
     assert path[0].item() == START
-    assert all(a < b for a, b in zip(path[:-1], path[1:], strict=True))  # on and on
+    assert all(a < b for a, b in pairwise(path))  # on and on
     assert max(rewards) > rewards[0]  # it climbs at first
     assert rewards[-1] < max(rewards)
     assert rewards[-1] < 0 < rewards[0]  # and ends far below where it began
@@ -117,7 +118,7 @@ def test_there_are_the_lessons_three_pictures() -> None:
 
 
 @pytest.mark.parametrize("name", ["cliff", "clipped", "clipped-explained"])
-@pytest.mark.parametrize(("suffix", "begins"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
+@pytest.mark.parametrize(("suffix", "begins"), [(".png", b"\x89PNG"), (".svg", b"<?xml")], ids=["png", "svg"])
 def test_every_picture_is_written(name: str, suffix: str, begins: bytes, tmp_path) -> None:
     out = tmp_path / f"{name}{suffix}"
     assert picture(name, out) == out

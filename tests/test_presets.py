@@ -189,7 +189,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("sticky", {"env": Pong(sticky=1.5)}),
     ("noop_max", {"env": Pong(noop_max=-1)}),
     ("scale", {"network": SmallCNN(scale=0.0)}),
-    ("stride", {"network": SmallCNN(stride=(8, 0))}),
+    ("stride", {"network": SmallCNN(stride=0)}),
     ("hidden", {"network": MLP(hidden=())}),
 ]
 
@@ -268,14 +268,14 @@ def test_bad_json_is_refused_with_the_place_of_the_mistake(data: Any, named: str
 
 @pytest.mark.parametrize("name", [[], {}, [["GAE"]]])
 def test_a_type_that_is_no_name_is_refused(name: Any) -> None:
-    with pytest.raises(UserError, match="config.credit"):
+    with pytest.raises(UserError, match=r"config\.credit"):
         Config.from_json({"credit": {"type": name}})
 
 
-@pytest.mark.parametrize("data", [{"max_seconds": 10**400}, {"rate": {"type": "FixedRate", "learning_rate": 10**400}}])
-def test_a_whole_number_too_large_for_a_float_is_refused(data: Any) -> None:
-    with pytest.raises(UserError):
-        Config.from_json(json.loads(json.dumps(data)))
+@pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["large", "small"])
+def test_a_whole_number_too_large_for_a_float_is_refused(number: int) -> None:
+    with pytest.raises(UserError, match="learning_rate"):
+        Config.from_json({"rate": {"type": "FixedRate", "learning_rate": number}})
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -340,8 +340,7 @@ def test_any_json_gives_a_config_or_a_users_mistake(tree: Any) -> None:
     data = json.loads(json.dumps(tree))
     try:
         cfg = Config.from_json(data)
-    except UserError as error:
-        assert str(error)
-    else:
-        assert isinstance(cfg, Config)
-        hash(cfg)  # frozen all the way down: no list is left in it
+    except UserError:
+        return  # any other exception fails the test
+    assert isinstance(cfg, Config)
+    hash(cfg)  # frozen all the way down: no list is left in it

@@ -137,7 +137,7 @@ def test_future_reward_has_less_variance_than_total_reward(theta: float) -> None
 
 
 def columns(theta: float) -> Tensor:
-    """log pi(a_t) of all trajectories, [3, 8]."""
+    """The log pi(a_t) of all trajectories, [3, 8]."""
     value = torch.tensor(theta, dtype=torch.float64)
     return torch.cat([log_probabilities(value, actions) for actions in TRAJECTORIES], 1)
 

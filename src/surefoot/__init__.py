@@ -1,1 +1,94 @@
-"""surefoot: policy gradients that climb without falling off the cliff."""
+"""surefoot: policy gradients that climb without falling off the cliff.
+
+The command line's twins. They import what they need when they are called:
+
+    import surefoot
+    run = surefoot.train("pong", seed=1, total_steps=1_000_000)
+    print(run.evaluation.mean, surefoot.evaluate(run.path, episodes=100).interval)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+    from surefoot.envs import Env
+    from surefoot.evaluation import Evaluation
+    from surefoot.policy import Policy
+    from surefoot.runs import Run
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "load_policy", "picture", "resume", "summary", "train", "video"]
+
+
+def train(
+    task: str | Config,
+    *,
+    run_dir: Path | str | None = None,
+    source: Path | str | None = None,
+    ranks: int = 0,
+    quiet: bool = False,
+    **fields: Any,
+) -> Run:
+    """Train `task` (or go on with the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
+
+    `fields` change the task's Config; `source`: start from this run's policy; `ranks`: processes, 0 for all cores.
+    """
+    from surefoot.presets import find
+    from surefoot.runs import new_dir, start
+
+    cfg = find(task, **fields)
+    return start(cfg, Path(run_dir or new_dir(cfg.task)), Path(source) if source else None, quiet, ranks)
+
+
+def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, **end: Any) -> Run:
+    """Go on with a run; `end` may move total_steps, total_iterations, max_seconds, stop_at."""
+    from surefoot import runs
+
+    return runs.resume(Path(run), quiet, ranks, **end)
+
+
+def evaluate(
+    run: Path | str,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = False,
+    sticky: float = 0.0,
+    env: Env | None = None,
+) -> Evaluation:
+    """Play full games with fresh seeds with the policy of a run or policy file."""
+    from surefoot import runs
+
+    return runs.evaluate_run(Path(run), episodes, seed, greedy, sticky, env)
+
+
+def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
+    """The policy of a run or policy file, its environment, and the facts in its header."""
+    from surefoot import evaluation
+
+    return evaluation.load_policy(run, device)
+
+
+def video(run: Path | str, out: Path | str, *, seed: int = 0, greedy: bool = False, every: int = 0) -> Path:
+    """Film a full game, action probabilities and value beside it; `out` ends in .mp4 or .gif."""
+    from surefoot import videos
+
+    return videos.video(run, out, seed, greedy, every)
+
+
+def summary(task: str | Config) -> str:
+    """The layers of the task's network."""
+    from surefoot import layers
+    from surefoot.presets import find
+
+    return layers.table(find(task))
+
+
+def picture(name: str, out: Path | str) -> Path:
+    """Draw one of the lesson's pictures: cliff, clipped or clipped-explained."""
+    from surefoot import pictures
+
+    return pictures.picture(name, Path(out))

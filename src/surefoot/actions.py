@@ -33,7 +33,7 @@ class Bernoulli:
         """log pi(a|s) per sample."""
         return F.logsigmoid(torch.where(action == 1, self.params, -self.params))
 
-    def cross_entropy(self, old: Bernoulli) -> Tensor:
+    def cross_entropy(self, old: Distribution) -> Tensor:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
         p = self.params.sigmoid()
         return -(p * F.logsigmoid(old.params) + (1 - p) * F.logsigmoid(-old.params))
@@ -42,7 +42,7 @@ class Bernoulli:
         """H(pi') per sample, in nats."""
         return self.cross_entropy(self)
 
-    def kl(self, old: Bernoulli) -> Tensor:
+    def kl(self, old: Distribution) -> Tensor:
         """Exact KL(old || new) per sample, in nats."""
         return old.cross_entropy(self) - old.entropy()
 
@@ -59,8 +59,9 @@ class Categorical:
 
     def sample(self, noise: Tensor) -> Tensor:
         """Actions from uniform numbers in [0, 1) of the batch's shape, by the inverse of the cumulative sum."""
-        below = self.params.exp().cumsum(-1) <= noise[..., None]
-        return below.sum(-1).clamp_(max=self.params.shape[-1] - 1)  # rounding may leave the last sum below 1
+        total = self.params.exp().cumsum(-1)
+        # times the last sum: rounding may leave it below 1, and the noise must not reach past it
+        return (total[..., :-1] <= noise[..., None] * total[..., -1:]).sum(-1)
 
     def greedy(self) -> Tensor:
         """The likeliest action."""
@@ -70,7 +71,7 @@ class Categorical:
         """log pi(a|s) per sample."""
         return self.params.gather(-1, action[..., None])[..., 0]
 
-    def cross_entropy(self, old: Categorical) -> Tensor:
+    def cross_entropy(self, old: Distribution) -> Tensor:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
         return -(self.params.exp() * old.params).sum(-1)
 
@@ -78,7 +79,7 @@ class Categorical:
         """H(pi') per sample, in nats."""
         return self.cross_entropy(self)
 
-    def kl(self, old: Categorical) -> Tensor:
+    def kl(self, old: Distribution) -> Tensor:
         """Exact KL(old || new) per sample, in nats."""
         return (old.params.exp() * (old.params - self.params)).sum(-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -10,16 +11,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from surefoot.config import Config
-from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
-from surefoot.presets import CARTPOLE, PRESETS
+from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the race's clock counts from here
 
@@ -127,9 +127,9 @@ class Summary:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __call__(self) -> None:
-        from surefoot.summary import summary
+        from surefoot.layers import table
 
-        print(summary(self.config))
+        print(table(self.config))
 
 
 @dataclass(frozen=True)
@@ -158,18 +158,17 @@ def usage() -> str:
     for name, command in COMMANDS.items():
         what = name + (" TASK" if name in TAKES_TASK else " NAME" if name == "picture" else " RUN")
         lines.append(f"  {what:<14} {command.__doc__}")
-    lines += ["", f"TASK is a preset ({', '.join(PRESETS)})", "or any Gymnasium id with vector observations and discrete actions."]
-    return "\n".join([*lines, "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all of a run's."])
-
-
-def find(task: str) -> Config:
-    """The Config of a preset or Gymnasium id; raises UserError with the nearest names."""
-    if task in PRESETS:
-        return PRESETS[task]
-    if re.fullmatch(r"(\S+:)?[\w/-]+-v\d+", task):
-        return replace(CARTPOLE, env=Gymnasium(task), task=task)
-    near = difflib.get_close_matches(task, PRESETS, 3, 0.5) or list(PRESETS)
-    raise UserError(f"there is no task '{task}': did you mean {' or '.join(near)}? A Gymnasium id ends in -v and a number")
+    lines += [
+        "",
+        f"TASK is a preset ({', '.join(PRESETS)})",
+        "or any Gymnasium id with vector observations and discrete actions.",
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all of a run's.",
+        ]
+    )
 
 
 def parse(args: Sequence[str]) -> Command:
@@ -188,30 +187,47 @@ def parse(args: Sequence[str]) -> Command:
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):
-            return tyro.cli(
+            command: Command = tyro.cli(
                 COMMANDS[name],
                 prog=f"surefoot {name}" + (" TASK" if name in TAKES_TASK else ""),
                 args=rest,
                 config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
                 **default,
             )
+            return command
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(sentence(heard.getvalue())) from None
+        raise UserError(sentence(heard.getvalue(), COMMANDS[name], default.get("default"))) from None
 
 
-def sentence(complaint: str) -> str:
-    """tyro's boxed complaint as one sentence."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
-    text = " ".join(line.strip("│╭╮╰╯─ \t") for line in text.splitlines()[1:])
+def sentence(complaint: str, command: type[Command], default: Any) -> str:
+    """Tyro's boxed complaint as one sentence."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{4,}", " ", complaint)
     text = re.sub(r"\s+", " ", text).strip()
-    unknown = re.match(r"Unrecognized options: (\S+?),? ", text + " ")
+    unknown = re.search(r"Unrecognized options: (\S+?),? ", text + " ")
     if unknown:
-        near = re.search(r"Perhaps you meant: (--[\w.-]+)", text)
-        hint = f"did you mean {near[1]}?" if near else "--help lists the options"
-        return f"there is no option {unknown[1]}: {hint}"
+        near = difflib.get_close_matches(unknown[1], options(default or command), 1)
+        return f"there is no option {unknown[1]}: " + (
+            f"did you mean {near[0]}?" if near else "--help lists the options"
+        )
+    text = re.sub(r"^(Parsing error|Value error|Missing from|Required options) ", "", text)
     return re.split(r" (?:Argument helptext|For full helptext|Available subcommands|Perhaps you meant)", text)[0]
+
+
+def options(value: Any, prefix: str = "") -> list[str]:
+    """The option names of a command, and of the parts its Config holds now."""
+    names = []
+    for f in dataclasses.fields(value):
+        name = "from" if f.name == "source" else f.name.replace("_", "-")
+        part = getattr(value, f.name, None)
+        if isinstance(part, Config):
+            names += options(part)
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            names += options(part, f"{name}.")
+        else:
+            names.append(f"--{prefix}{name}")
+    return names
 
 
 def main(args: Sequence[str] | None = None) -> int:

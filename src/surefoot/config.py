@@ -124,7 +124,9 @@ class Config:
         _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for name in ("max_grad_norm", "adam_eps", "max_seconds", "save_every"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _check(not math.isnan(self.stop_at), "stop_at", self.stop_at, "a number")
+        _check(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
+        for name in ("value_coef", "adam_eps"):
+            _check(getattr(self, name) < math.inf, name, getattr(self, name), "finite")
         _check(len(self.horizon) > 0 and min(self.horizon) >= 1, "horizon", self.horizon, "one or more numbers from 1")
         _check(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
         for part in (self.env, self.network, self.credit, self.objective, self.regularizer, self.rate):
@@ -134,7 +136,9 @@ class Config:
             _check(not self.from_reset, "minibatch", self.minibatch, "0 with from_reset: its rollouts vary in length")
             for horizon in self.horizon:
                 total, parts = self.games * horizon, self.games * horizon // self.minibatch
-                allowed = f"a divisor of games x horizon = {total} that leaves every game an equal part of its {horizon}"
+                allowed = (
+                    f"a divisor of games x horizon = {total} that leaves every game an equal part of its {horizon}"
+                )
                 fits = parts > 0 and total % self.minibatch == 0 and horizon % parts == 0
                 _check(fits, "minibatch", self.minibatch, allowed)
 
@@ -159,15 +163,20 @@ def _check(ok: bool, name: str, value: object, allowed: str) -> None:
 
 def _check_knob(full: str, name: str, value: Any) -> None:
     """Knobs of the chosen parts: fractions are fractions, and nothing is negative or NaN."""
-    if isinstance(value, bool | str) or name == "actions":
+    if isinstance(value, bool | str):
+        return
+    if name in ("filters", "kernel", "stride", "frame_skip"):
+        _check(len(value) == 2, full, value, "two numbers")
+    if name == "actions":
+        _check(len(value) >= 2, full, value, "two or more buttons")
         return
     numbers = value if isinstance(value, tuple) else (value,)
     top = 1.0 if name in ("gamma", "lam", "decay", "sticky") else math.inf
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
-    if name in ("learning_rate", "target_kl", "scale", "filters", "kernel", "stride", "patch", "hidden", "frame_skip"):
+    if name in ("learning_rate", "target_kl", "scale", "filters", "kernel", "stride", "hidden", "frame_skip"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":
-        _check(len(value) == 2 and value[0] <= value[1], full, value, "two numbers, the smaller first")
+        _check(value[0] <= value[1], full, value, "two numbers, the smaller first")
 
 
 def _plain(value: Any) -> Any:
@@ -184,7 +193,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if isinstance(kind, types.UnionType):
         name = data.get("type") if isinstance(data, dict) else None
         members = {member.__name__: member for member in typing.get_args(kind)}
-        if name not in members:
+        if not isinstance(name, str) or name not in members:
             raise UserError(f"{where}: {name!r} is not one of {', '.join(members)}")
         return _build(members[name], {k: v for k, v in data.items() if k != "type"}, where)
     if dataclasses.is_dataclass(kind):
@@ -200,7 +209,10 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if kind is float and data is None:
         return math.inf
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError as error:
+            raise UserError(f"{where}: the number is too large") from error
     if not isinstance(data, origin) or (kind is int and isinstance(data, bool)):
         raise UserError(f"{where}: {data!r} is not of type {getattr(kind, '__name__', kind)}")
     return data

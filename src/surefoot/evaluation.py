@@ -73,7 +73,7 @@ def evaluate(
     seed: int = 0,
     greedy: bool = False,
     parallel: int = 32,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Play the full games with the numbers `episodes`, `parallel` at a time.
 
@@ -94,7 +94,8 @@ def evaluate(
         for slot, action in zip(list(playing), actions, strict=True):
             if slot.step(action):
                 results[slot.episode] = Episode(slot.episode, slot.score, slot.length)
-                progress(len(results))
+                if progress:
+                    progress(len(results))
                 following = next(waiting, None)
                 if following is None:
                     playing.remove(slot)

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -39,9 +38,10 @@ def choose_ranks(asked: int, games: int) -> int:
     return asked
 
 
-def is_rank() -> bool:
-    """Whether this process was started as one of several ranks (by us or by torchrun)."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def world() -> int:
+    """How many ranks this process was started as one of, by us or by torchrun; 0 where it is alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return size if size > 1 else 0
 
 
 def die_with_launcher() -> None:
@@ -69,9 +69,9 @@ def launch(command: list[str], count: int) -> int:
     ranks: list[subprocess.Popen[bytes]] = []
     complaints: list[IO[bytes]] = []
     try:
-        with passing_on(lambda number: [p.send_signal(number) for p in ranks if p.poll() is None]):
+        with PassingOn(ranks):
             for rank in range(count):
-                complaints.append(tempfile.TemporaryFile())
+                complaints.append(tempfile.TemporaryFile())  # noqa: SIM115 (open as long as the rank lives)
                 own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 out = None if rank == 0 else subprocess.DEVNULL
                 ranks.append(
@@ -124,18 +124,19 @@ def end(ranks: list[subprocess.Popen[bytes]]) -> None:
             p.wait()
 
 
-class passing_on:  # noqa: N801 (reads as a word in a with statement)
+class PassingOn:
     """While it is open, SIGINT and SIGTERM are passed on as SIGTERM once; the second time they interrupt."""
 
-    def __init__(self, send: Callable[[int], object]) -> None:
-        self.send, self.seen = send, False
+    def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
+        self.ranks, self.seen = ranks, False
 
     def __enter__(self) -> None:
-        def handle(number: int, frame: object) -> None:
+        def handle(*_: object) -> None:
             if self.seen:
                 raise KeyboardInterrupt
             self.seen = True
-            self.send(signal.SIGTERM)
+            for p in self.ranks:
+                p.terminate()
 
         main = threading.current_thread() is threading.main_thread()
         self.old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}

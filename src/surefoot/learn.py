@@ -47,8 +47,8 @@ def minibatches(
 ) -> Iterator[Batch]:
     """`cfg.epochs` passes over the rollout, each cut afresh into minibatches.
 
-    Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games (`columns`) to
-    give its share of a minibatch that all ranks learn from.
+    Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games
+    (`columns`) to give its share of a minibatch that all ranks learn from.
     """
     horizon, n = rollout.action.shape
     with torch.no_grad():

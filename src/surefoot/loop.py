@@ -66,7 +66,9 @@ def count(state: State, rollout: Rollout, ranks: Ranks) -> None:
     """Count what all ranks have played; rank 0 keeps the window of finished episodes."""
     state.steps += rollout.reward.numel() * ranks.count
     state.iteration += 1
-    finished = [Episode(*e) for part in ranks.collect_bytes(json.dumps(rollout.episodes).encode()) for e in json.loads(part)]
+    finished = [
+        Episode(*e) for part in ranks.collect_bytes(json.dumps(rollout.episodes).encode()) for e in json.loads(part)
+    ]
     state.episodes += len(finished)
     state.window.extend(finished)
     rollout.episodes = finished

@@ -21,9 +21,9 @@ class Metrics:
         beside = path.with_suffix(".writing")
         beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         beside.replace(path)
-        self.file = open(path, "a", buffering=1)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
         purge = step + 1 if step else None
-        self.board = SummaryWriter(str(run_dir / "tb"), purge_step=purge)  # type: ignore[no-untyped-call]
+        self.board = SummaryWriter(str(run_dir / "tb"), purge_step=purge)
 
     def add(self, row: Row) -> None:
         """Append one iteration; NaN and infinity become null."""
@@ -31,12 +31,12 @@ class Metrics:
         self.file.write(json.dumps(clean) + "\n")
         for name, value in clean.items():
             if value is not None and name != "step":
-                self.board.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
+                self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
         """Flush and close."""
         self.file.close()
-        self.board.close()  # type: ignore[no-untyped-call]
+        self.board.close()
 
 
 def read(run_dir: Path) -> list[Row]:

@@ -46,17 +46,18 @@ class LessonCNN:
 
 @dataclass(frozen=True)
 class SmallCNN:
-    """Two convolutions (the first over separate squares) and a hidden layer, with policy and critic on top; orthogonal initialisation."""
+    """Two convolutions and a hidden layer, policy and critic on top; orthogonal initialisation.
 
-    patch: int = 8
-    """the first convolution's window and stride: it sees squares of this many pixels"""
-    filters: tuple[int, int] = (32, 64)
+    The shape is that of the first deep Q-network (Mnih et al. 2013); its knobs say how fine it looks.
+    """
+
+    filters: tuple[int, int] = (16, 32)
     """channels after each convolution"""
-    kernel: int = 3
-    """edge of the second convolution's window"""
-    stride: int = 2
-    """step of the second convolution"""
-    hidden: int = 128
+    kernel: tuple[int, int] = (8, 4)
+    """edge of each convolution's window"""
+    stride: tuple[int, int] = (4, 2)
+    """step of each convolution"""
+    hidden: int = 256
     """units of the hidden layer"""
     background: float = 78.0
     """subtracted from every pixel"""
@@ -67,24 +68,27 @@ class SmallCNN:
         """For images [channels, height, width] and any number of actions."""
         from torch import nn
 
-        from surefoot.policy import Patches, PatchLinear, Policy, orthogonal
+        from surefoot.policy import ChannelsLast, PixelConv, Policy, orthogonal
 
-        _require(len(observation.shape) == 3, f"SmallCNN sees images [channels, height, width], not {observation.shape}")
+        _require(
+            len(observation.shape) == 3, f"SmallCNN sees images [channels, height, width], not {observation.shape}"
+        )
         channels, *edges = observation.shape
-        height, width = ((edge // self.patch - self.kernel) // self.stride + 1 for edge in edges)
-        _require(min(height, width) > 0, f"SmallCNN's windows do not fit into images of {observation.shape}")
+        for kernel, stride in zip(self.kernel, self.stride, strict=True):
+            edges = [(edge - kernel) // stride + 1 for edge in edges]
+        _require(min(edges) > 0, f"SmallCNN's windows {self.kernel} do not fit into images of {observation.shape}")
         first, second = self.filters
         body = nn.Sequential(
-            PatchLinear(channels * self.patch**2, first, self.background, self.scale),
+            PixelConv(channels, first, self.kernel[0], self.stride[0], self.background, self.scale),
             nn.ELU(),
-            nn.Conv2d(first, second, self.kernel, self.stride),
+            nn.Conv2d(first, second, self.kernel[1], self.stride[1]),
             nn.ELU(),
             nn.Flatten(),
-            nn.Linear(second * height * width, self.hidden),
+            nn.Linear(second * edges[0] * edges[1], self.hidden),
             nn.ELU(),
         )
         actor, critic = nn.Linear(self.hidden, int(action.n)), nn.Linear(self.hidden, 1)
-        return orthogonal(Policy(Patches(self.patch), body, actor, critic))
+        return orthogonal(Policy(ChannelsLast(), body, actor, critic))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ class MLP:
             return nn.Sequential(*(layer for pair in layers for layer in pair))
 
         last = self.hidden[-1]
-        return orthogonal(Policy(Vector(), body(), nn.Linear(last, int(action.n)), nn.Linear(last, 1), critic_body=body()))
+        return orthogonal(
+            Policy(Vector(), body(), nn.Linear(last, int(action.n)), nn.Linear(last, 1), critic_body=body())
+        )
 
 
 Network = LessonCNN | SmallCNN | MLP

@@ -83,7 +83,9 @@ def _ascent(objective: Objective, title: str, label: str) -> Figure:
     path = [x for x in ascend(objective) if x <= grid[-1]]
     axes.plot(grid, truth, color=TRUTH, lw=2.2, label="average reward of the policy")
     axes.plot(grid, belief, color=MODEL, lw=1.8, ls="--", label=label)
-    axes.plot(path, [float(average_reward(x)) for x in path], "o", color=DOTS, ms=5, label="gradient steps on the model")
+    axes.plot(
+        path, [float(average_reward(x)) for x in path], "o", color=DOTS, ms=5, label="gradient steps on the model"
+    )
     axes.plot(START, float(average_reward(old)), "o", ms=11, mfc="none", mec=DOTS, label="present policy")
     axes.set(xlabel="policy parameter θ", ylabel="average reward", title=title, ylim=(min(truth) - 2, 16))
     axes.legend(loc="lower left", frameon=False)

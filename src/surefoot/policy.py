@@ -28,49 +28,38 @@ class Palette(nn.Module):
         return self.table.index_select(0, x.flatten().int()).view(x.shape).permute(0, 3, 1, 2)
 
 
-class Patches(nn.Module):
-    """Cut images into squares: [B, channels, height, width] to [B, rows, columns, channels * size * size]."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
+class ChannelsLast(nn.Module):
+    """Images in the order of memory that convolutions are fastest on: [B, C, H, W] to [B, H, W, C]."""
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Same dtype out as in; pixels that fill no whole square are dropped."""
-        n, channels, height, width = obs.shape
-        k, rows, columns = self.size, height // self.size, width // self.size
-        squares = obs[:, :, : rows * k, : columns * k].reshape(n, channels, rows, k, columns, k)
-        return squares.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, -1)
-
-    def extra_repr(self) -> str:
-        """Shown by `surefoot summary`."""
-        return f"size={self.size}"
+        """Same dtype out as in."""
+        return obs.permute(0, 2, 3, 1).contiguous()
 
 
-class PatchLinear(nn.Linear):
-    """A linear map of every patch of (pixel - background) / scale: a convolution whose stride is its window's edge.
+class PixelConv(nn.Conv2d):
+    """A convolution of (pixel - background) / scale.
 
-    Background and scale are folded into weights and bias, which is the same function and spares two passes over the
-    pixels. Output channels-last, [B, filters, rows, columns].
+    Both are folded into weights and bias, which is the same function and spares two passes over the pixels.
     """
 
-    def __init__(self, pixels: int, filters: int, background: float, scale: float) -> None:
-        super().__init__(pixels, filters)
+    def __init__(self, channels: int, filters: int, kernel: int, stride: int, background: float, scale: float) -> None:
+        super().__init__(channels, filters, kernel, stride)
         self.background, self.scale = background, scale
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """[B, rows, columns, pixels] to [B, filters, rows, columns]."""
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, H, W, C] of any dtype to [B, filters, H', W']."""
+        assert self.bias is not None
         weight = self.weight / self.scale
-        bias = self.bias - self.background * weight.sum(1)
-        return F.linear(patches.to(weight.dtype), weight, bias).permute(0, 3, 1, 2)
+        bias = self.bias - self.background * weight.sum((1, 2, 3))
+        return F.conv2d(pixels.to(weight.dtype).permute(0, 3, 1, 2), weight, bias, self.stride)
 
 
 class Vector(nn.Module):
-    """Vectors as they are, in the precision of the weights."""
+    """Vectors as they are, at least in single precision."""
 
     def forward(self, obs: Tensor) -> Tensor:
         """Any shape in, the same shape out."""
-        return obs.float()
+        return obs if obs.dtype == torch.float64 else obs.float()
 
 
 class Policy(nn.Module):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import replace
+from typing import Any
 
 from surefoot.config import AdaptiveRate, Config, FixedRate
 from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
 from surefoot.envs.atari import Pong
 from surefoot.envs.gym import Gymnasium
+from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
 
@@ -86,3 +90,20 @@ CARTPOLE = Config(
 )
 
 PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE)}
+
+
+def find(task: str | Config, **fields: Any) -> Config:
+    """The Config of a preset or Gymnasium id, with `fields` changed; raises UserError with the nearest names."""
+    if isinstance(task, Config):
+        cfg = task
+    elif task in PRESETS:
+        cfg = PRESETS[task]
+    elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+", task):
+        cfg = replace(CARTPOLE, env=Gymnasium(task), task=task)
+    else:
+        near = " or ".join(difflib.get_close_matches(task, PRESETS, 3, 0.5) or PRESETS)
+        raise UserError(f"there is no task '{task}': did you mean {near}? A Gymnasium id ends in -v and a number")
+    unknown = set(fields) - set(vars(cfg))
+    if unknown:
+        raise UserError(f"a Config has no field {', '.join(sorted(unknown))}; it has {', '.join(vars(cfg))}")
+    return replace(cfg, **fields)

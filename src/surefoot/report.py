@@ -142,8 +142,8 @@ def curve(run_dir: Path, path: Path) -> None:
     axes.set_ylabel("score, mean of the last 100 episodes")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
     axes.grid(alpha=0.3)
-    top = axes.secondary_xaxis("top", functions=_step_to_minute(rows))
-    top.set_xlabel("minutes")
+    if len(rows) > 1:
+        axes.secondary_xaxis("top", functions=_step_to_minute(rows)).set_xlabel("minutes")
     figure.savefig(path, dpi=130)
 
 

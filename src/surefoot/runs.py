@@ -8,8 +8,8 @@ import platform
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -24,13 +24,13 @@ from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.evaluation import Evaluation, evaluate, load_policy, save_policy
-from surefoot.launch import choose_ranks, die_with_launcher, is_rank, launch
+from surefoot.launch import choose_ranks, die_with_launcher, launch, world
 from surefoot.loop import train as train_loop
 from surefoot.metrics import read
 from surefoot.policy import Policy
 from surefoot.ranks import Ranks, join
 from surefoot.report import Progress, Reporter, card, curve
-from surefoot.state import State, checkpoints, initial, restore, write
+from surefoot.state import State, build, checkpoints, initial, restore, write
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Run:
 
 def new_dir(task: str) -> Path:
     """runs/TASK-DATE-TIME."""
+    if world():
+        raise UserError("name a --run-dir: ranks started by torchrun must agree on it")
     return Path("runs") / f"{task.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -84,7 +86,7 @@ def read_config(run_dir: Path) -> Config:
 def polite_stop(reporter: Reporter) -> Iterator[None]:
     """The first SIGINT or SIGTERM lets the iteration finish and saves; the second ends the program at once."""
 
-    def handle(number: int, frame: object) -> None:
+    def handle(*_: object) -> None:
         if reporter.stop:
             raise KeyboardInterrupt
         reporter.stop = True
@@ -109,17 +111,26 @@ def start(
     `source`: a run or policy file to start from; `started`: when the clock began (perf_counter). Raises UserError for
     a user's mistake, SystemExit where a rank has failed and said why.
     """
-    count = choose_ranks(ranks, cfg.games)
+    count = choose_ranks(world() or ranks, cfg.games)
     check_dir(cfg, run_dir)
+    check_fit(cfg)
     started = started or perf_counter()
-    if count == 1 or is_rank():
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_config(cfg, run_dir)
+    if count == 1 or world():
         return run(cfg, run_dir, source, quiet, started)
-    write_config(cfg, run_dir)
     order = json.dumps([str(run_dir), str(source) if source else None, quiet, started])
     code = launch([sys.executable, "-m", "surefoot.runs", order], count)
     if code:
         raise SystemExit(code)
     return read_run(run_dir)
+
+
+def check_fit(cfg: Config) -> None:
+    """Refuse, before anything is begun, an environment, network or device that cannot be."""
+    game = cfg.env.make()
+    build(cfg, game.observation_space, game.action_space)
+    game.close()
 
 
 def read_run(run_dir: Path) -> Run:
@@ -131,7 +142,7 @@ def read_run(run_dir: Path) -> Run:
     if file.exists():
         facts = json.loads(file.read_text())
         result = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
-    return Run(run_dir, read_config(run_dir), result, last["step"], last["seconds"])
+    return Run(run_dir, read_config(run_dir), result, int(last["step"]), float(last["seconds"]))
 
 
 def check_dir(cfg: Config, run_dir: Path) -> None:
@@ -148,7 +159,9 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
     if not quiet and ranks.rank == 0:
         goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
-        print(f"{cfg.task}: {cfg.games} games on {ranks.count} ranks, {goal}, seed {cfg.seed}, into {run_dir}", flush=True)
+        print(
+            f"{cfg.task}: {cfg.games} games on {ranks.count} ranks, {goal}, seed {cfg.seed}, into {run_dir}", flush=True
+        )
     try:
         with polite_stop(reporter):
             train_loop(cfg, state, ranks, reporter)
@@ -159,7 +172,9 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         save_policy(run_dir / "policy.safetensors", state.policy, cfg, state.steps)
     if ranks.agree(reporter.stop):
         if ranks.rank == 0:
-            print(f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {run_dir}", flush=True)
+            print(
+                f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {run_dir}", flush=True
+            )
     else:
         finish(cfg, run_dir, state, ranks, quiet)
     return read_run(run_dir)
@@ -176,9 +191,9 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, source: Path | None) -> St
             state.policy.load_state_dict(policy.state_dict())
         except RuntimeError as error:
             theirs = facts["task"]
-            raise UserError(f"the policy in '{source}' is for the task '{theirs}' and does not fit '{cfg.task}'") from error
-    if ranks.rank == 0:
-        write_config(cfg, run_dir)
+            raise UserError(
+                f"the policy in '{source}' is for the task '{theirs}' and does not fit '{cfg.task}'"
+            ) from error
     return state
 
 
@@ -189,7 +204,9 @@ def write_config(cfg: Config, run_dir: Path) -> None:
         text = json.dumps({"config": cfg.to_json(), "machine": machine(), "command": sys.argv}, indent=1)
         write(run_dir / "config.json", text.encode())
     except OSError as error:
-        raise UserError(f"the run directory '{run_dir}' cannot be written ({error.strerror}): choose another --run-dir") from error
+        raise UserError(
+            f"the run directory '{run_dir}' cannot be written ({error.strerror}): choose another --run-dir"
+        ) from error
 
 
 def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) -> None:
@@ -205,8 +222,10 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
     if result is not None:
         write(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
         progress.show("filming a game", True)
-        video(run_dir, run_dir / "game.gif", seed=cfg.seed)
-        pictures.append("game.gif")
+        try:
+            pictures.append(video(run_dir, run_dir / "game.gif", seed=cfg.seed).name)
+        except UserError as error:  # some environments have no picture; the run is good all the same
+            progress.show(f"no film: {error}", True)
     text = card(run_dir, cfg, state, result, pictures)
     if not quiet:
         from rich.console import Console
@@ -252,7 +271,9 @@ def evaluate_run(
     if env is not None and type(env) is type(own):
         mine, other = own.make(), env.make()
         if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
-            raise UserError(f"the policy in '{source}' is for the task '{facts['task']}': it sees or does other things here")
+            raise UserError(
+                f"the policy in '{source}' is for the task '{facts['task']}': it sees or does other things here"
+            )
     elif env is not None:
         raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
     env = env or own
@@ -271,7 +292,9 @@ def print_evaluation(result: Evaluation, as_json: bool) -> None:
         return
     print(f"{facts['episodes']} full episodes, actions {'greedy' if result.greedy else 'sampled'}, seed {result.seed}")
     print(f"  mean    {facts['mean']:.2f}   (bootstrap 95 % interval {facts['low']:.2f} to {facts['high']:.2f})")
-    print(f"  median  {facts['median']:.2f}   (from {facts['min']:.0f} to {facts['max']:.0f}, deviation {facts['std']:.2f})")
+    print(
+        f"  median  {facts['median']:.2f}   (from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f})"
+    )
     print(f"  length  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -73,17 +74,22 @@ class State:
         return sum(e.score for e in self.window) / len(self.window) if self.window else float("nan")
 
 
+def build(cfg: Config, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+    """The Config's policy with its first weights, on its device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
+        policy = cfg.network.build(observation, action)
+    try:
+        return policy.to(cfg.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
+
+
 def initial(cfg: Config, ranks: Ranks) -> State:
     """A run before its first decision."""
     columns = ranks.columns(cfg.games)
     games = Games(cfg.env, cfg.seed, range(columns.start, columns.stop))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
-        policy = cfg.network.build(games.observation_space, games.action_space)
-    try:
-        policy.to(cfg.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
+    policy = build(cfg, games.observation_space, games.action_space)
     flat = flatten(policy)
     optimizer = torch.optim.Adam([flat], lr=cfg.rate.learning_rate, eps=cfg.adam_eps, fused=True)
     games.reset_all()

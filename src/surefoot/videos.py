@@ -29,7 +29,7 @@ def video(
     out = Path(out)
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"'{out}' must end in .mp4 or .gif")
-    policy, env, facts = load_policy(source)
+    policy, env, _ = load_policy(source)
     every = every or (4 if out.suffix == ".gif" else 1)
     game = env.make(render=True)
     obs = np.zeros(game.observation_space.shape, game.observation_space.dtype)
@@ -69,7 +69,13 @@ def _writer(path: Path, fps: int) -> Any:
 
 
 def _frame(
-    screen: Picture, names: tuple[str, ...], odds: list[float], action: int, values: list[float], score: float, step: int
+    screen: Picture,
+    names: tuple[str, ...],
+    odds: list[float],
+    action: int,
+    values: list[float],
+    score: float,
+    step: int,
 ) -> Picture:
     """The screen at a height of 420 pixels, with bars for the actions and the value's last 200 decisions."""
     import cv2
@@ -98,6 +104,6 @@ def _frame(
     limit = max(1.0, float(np.abs(values).max()))
     cv2.line(panel, (10, (top + bottom) // 2), (PANEL - 10, (top + bottom) // 2), PALE, 1)
     x = 10 + np.arange(len(last)) * (PANEL - 20) / 200
-    y = (top + bottom) / 2 - last / limit * (bottom - top) / 2
-    cv2.polylines(panel, [np.stack((x, y), 1).astype(np.int32)], False, BLUE, 1, cv2.LINE_AA)
+    heights = (top + bottom) / 2 - last / limit * (bottom - top) / 2
+    cv2.polylines(panel, [np.stack((x, heights), 1).astype(np.int32)], False, BLUE, 1, cv2.LINE_AA)
     return np.concatenate((cv2.resize(screen, (width, height), interpolation=cv2.INTER_NEAREST), panel), 1)

@@ -7,6 +7,7 @@ fake transition ever enters the data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -14,7 +15,6 @@ from surefoot.envs.atari import Pong
 from surefoot.envs.gym import Gymnasium
 
 if TYPE_CHECKING:
-    import numpy as np
     from gymnasium import spaces
     from numpy.typing import NDArray
 
@@ -80,7 +80,7 @@ class Games:
         import numpy as np
 
         self.indices, self.seed = indices, seed
-        self.games: list[Game] = [env.make() for _ in indices]
+        self.games: Sequence[Game] = [env.make() for _ in indices]
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.action_names = first.action_names

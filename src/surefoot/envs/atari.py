@@ -66,7 +66,8 @@ def lesson_table() -> Array:
     """The lesson's pixel for each palette index: mean over RGB of (colour - background), / 255; float64 [256]."""
     import numpy as np
 
-    return (palette() - np.array(BACKGROUND)).mean(1) / 255
+    table: Array = (palette() - np.array(BACKGROUND)).mean(1) / 255
+    return table
 
 
 class PongGame:
@@ -77,18 +78,23 @@ class PongGame:
         import numpy as np
         from gymnasium import spaces
 
+        from surefoot.errors import UserError
+
         self.spec = spec
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self.ale = ale_py.ALEInterface()
         self.ale.setInt("random_seed", 0)
         self.ale.setFloat("repeat_action_probability", 0.0)
         self.ale.setInt("frame_skip", 1)  # measured: four calls of one frame cost what one call of four costs
-        self.ale.loadROM(ale_py.roms.get_rom_path("pong"))
+        self.ale.loadROM(str(ale_py.roms.get_rom_path("pong")))
         known = {action.name: action for action in self.ale.getLegalActionSet()}
+        unknown = set(spec.actions) - set(known)
+        if unknown:
+            raise UserError(f"there is no button {' or '.join(sorted(unknown))}: choose from {', '.join(known)}")
         self.buttons = [known[name] for name in spec.actions]
         self.noop, self.fire = known["NOOP"], known["FIRE"]
         self.gray = bytes(np.rint(palette().mean(1)).astype(np.uint8))
-        self.observation_space = spaces.Box(0, 255, (2, 80, 80), np.uint8)
+        self.observation_space: spaces.Box = spaces.Box(0, 255, (2, 80, 80), np.uint8)
         self.action_space = spaces.Discrete(len(self.buttons))
         self.action_names = spec.actions
         self.frames = np.zeros((2, 80, 80), np.uint8)
@@ -168,8 +174,9 @@ class PongGame:
         """The emulator's state, the frames (a restored screen is stale until the next frame), and the noise's place."""
         import numpy as np
 
+        state: Any = self.ale.cloneState()
         return {
-            "emulator": np.frombuffer(self.ale.cloneState().__getstate__(), np.uint8),
+            "emulator": np.frombuffer(state.__getstate__(), np.uint8),
             "frames": self.frames.copy(),
             "place": np.array([self.seed, self.steps, self.last.value], np.int64),
         }
@@ -178,7 +185,7 @@ class PongGame:
         """Exact, always."""
         import ale_py
 
-        state = ale_py.ALEState.__new__(ale_py.ALEState)
+        state: Any = ale_py.ALEState.__new__(ale_py.ALEState)
         state.__setstate__(saved["emulator"].tobytes())
         self.ale.restoreState(state)
         self.frames[...] = out[...] = saved["frames"]

@@ -35,8 +35,11 @@ class GymnasiumGame:
 
         from surefoot.errors import UserError
 
+        picture: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
         try:
-            self.env = gymnasium.make(spec.id, render_mode="rgb_array" if render else None)
+            self.env = gymnasium.make(spec.id, **picture)
+        except TypeError as error:
+            raise UserError(f"'{spec.id}' cannot be filmed: it does not take render_mode='rgb_array'") from error
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"environment '{spec.id}' needs a package that is missing: {error}") from error
         except (gymnasium.error.Error, ModuleNotFoundError) as error:
@@ -67,9 +70,15 @@ class GymnasiumGame:
 
     def render(self) -> Array:
         """The present picture, uint8 [height, width, 3]."""
+        import gymnasium
         import numpy as np
 
-        return np.asarray(self.env.render(), np.uint8)
+        from surefoot.errors import UserError
+
+        try:
+            return np.asarray(self.env.render(), np.uint8)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"the environment cannot be filmed: {error}") from error
 
     def snapshot(self) -> dict[str, Array]:
         """The episode's seed, the actions since, and where they led."""

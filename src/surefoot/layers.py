@@ -28,11 +28,13 @@ def layers(policy: Policy, obs: Tensor) -> list[tuple[str, tuple[int, ...], int,
     return found
 
 
-def summary(cfg: Config) -> str:
+def table(cfg: Config) -> str:
     """The network of a Config as a table."""
     game = cfg.env.make()
     policy = cfg.network.build(game.observation_space, game.action_space)
-    obs: Any = torch.zeros(1, *game.observation_space.shape, dtype=torch.from_numpy(game.observation_space.sample()).dtype)
+    obs: Any = torch.zeros(
+        1, *game.observation_space.shape, dtype=torch.from_numpy(game.observation_space.sample()).dtype
+    )
     rows = [("layer", "output", "numbers", "parameters")]
     grown = []
     for name, shape, given, parameters in layers(policy, obs):

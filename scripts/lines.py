@@ -1,0 +1,45 @@
+"""Lines per file of src/surefoot against their budgets (docs/design.md, section 1); exits 1 where one is exceeded.
+
+A budget may be raised in the same change that says why.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "src" / "surefoot"
+CORE, ALL = 3500, 6000  # what trains; with what stands around it
+CORE_BUDGETS = {
+    "__init__.py": 120, "__main__.py": 10, "errors.py": 20, "cli.py": 330, "config.py": 270, "presets.py": 200,
+    "credit.py": 230, "objectives.py": 190, "networks.py": 200, "policy.py": 160, "actions.py": 150,
+    "envs/__init__.py": 220, "envs/atari.py": 250, "envs/gym.py": 120, "noise.py": 70, "rollout.py": 190,
+    "learn.py": 180, "loop.py": 100, "state.py": 300, "ranks.py": 160, "launch.py": 250, "metrics.py": 120,
+    "evaluation.py": 220, "videos.py": 130, "report.py": 260, "runs.py": 330,
+}  # fmt: skip
+AROUND_BUDGETS = {"layers.py": 80, "pictures.py": 200}
+KINDS = {".py", ".html", ".js", ".css"}
+
+
+def main() -> int:
+    """Print the table; returns the exit code."""
+    budgets = CORE_BUDGETS | AROUND_BUDGETS
+    files = {p.relative_to(ROOT).as_posix(): p for p in sorted(ROOT.rglob("*")) if p.suffix in KINDS}
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in files.items()}
+    wrong = []
+    for name, count in lines.items():
+        print(f"{name:<18}{count:>6} of {budgets.get(name, '?'):>4}")
+        if name not in budgets:
+            wrong.append(f"{name} has no budget: give it one in scripts/lines.py")
+        elif count > budgets[name]:
+            wrong.append(f"{name} has {count} lines, {count - budgets[name]} over its budget of {budgets[name]}")
+    core = sum(count for name, count in lines.items() if name in CORE_BUDGETS)
+    for what, count, limit in (("the core", core, CORE), ("everything", sum(lines.values()), ALL)):
+        print(f"{what:<18}{count:>6,} of {limit:,}")
+        if count > limit:
+            wrong.append(f"{what} has {count:,} lines, {count - limit:,} over its limit of {limit:,}")
+    for sentence in wrong:
+        print(sentence, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""What all tests share: one thread, and small Configs that train in seconds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # for ranks
+
+import pytest
+import torch
+
+import worlds  # noqa: F401 (registers the environments)
+from surefoot.config import Config, FixedRate
+from surefoot.envs.gym import Gymnasium
+from surefoot.networks import MLP
+from surefoot.presets import CARTPOLE
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small() -> Config:
+    """Catch in a few seconds, with minibatches, a fixed learning rate and no evaluation."""
+    return replace(
+        CARTPOLE,
+        task="catch",
+        env=Gymnasium("worlds:Catch-v0"),
+        network=MLP((16,)),
+        games=8,
+        horizon=(16,),
+        minibatch=32,
+        epochs=2,
+        rate=FixedRate(1e-3),
+        total_steps=8 * 16 * 6,
+        eval_episodes=0,
+        save_every=1e9,
+    )

@@ -1,0 +1,206 @@
+"""The command line as its user meets it: real processes, one sentence and exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from surefoot import cli
+from surefoot.cli import main, parse
+from surefoot.errors import UserError
+from surefoot.objectives import ClippedSurrogate, Surrogate
+
+FAST = [
+    "--network.hidden",
+    "16",
+    "--total-steps",
+    "1024",
+    "--horizon",
+    "16",
+    "--minibatch",
+    "64",
+    "--eval-episodes",
+    "6",
+]
+
+
+def surefoot(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "surefoot", *args], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_newcomers_way(tmp_path: Path) -> None:
+    """train, evaluate, video, resume in real processes, from a directory with a space in its name."""
+    home = tmp_path / "my runs ü"
+    home.mkdir()
+    trained = surefoot("train", "cartpole", *FAST, "--run-dir", "a", "--ranks", "1", cwd=home)
+    assert trained.returncode == 0, trained.stderr
+    assert "score" in trained.stdout
+    assert "surefoot resume a" in trained.stdout
+    assert "\x1b" not in trained.stdout  # no control codes where there is no terminal
+    names = {p.name for p in (home / "a").iterdir()}
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "tb",
+        "checkpoints",
+        "policy.safetensors",
+        "report.md",
+        "curve.png",
+    } <= names
+    assert {"game.gif", "evaluation.json"} <= names
+    assert list((home / "a" / "tb").glob("events*"))
+    report = (home / "a" / "report.md").read_text()
+    assert "95 % interval" in report
+    played = surefoot("evaluate", "a", "--episodes", "5", "--json", cwd=home)
+    facts = json.loads(played.stdout)
+    assert len(facts["scores"]) == 5
+    assert facts["low"] <= facts["mean"] <= facts["high"]
+    assert facts["mean"] == pytest.approx(sum(facts["scores"]) / 5)
+    film = surefoot("video", "a", "--out", "film.mp4", "--max-steps", "20", cwd=home)
+    assert film.returncode == 0, film.stderr
+    assert (home / "film.mp4").stat().st_size > 1000
+    again = surefoot("resume", "a", "--total-steps", "2048", "--quiet", "--ranks", "1", cwd=home)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert json.loads((home / "a" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["train", "pogn"], "did you mean pong"),
+        (["train"], "needs a task"),
+        (["trian", "pong"], "did you mean train"),
+        (["train", "pong", "--sede", "3"], "no option --sede: did you mean --seed"),
+        (["train", "pong", "--seed", "abc"], "--seed"),
+        (["train", "pong", "--seed", "-3"], "seed is -3"),
+        (["train", "pong", "--rate.learning-rate", "nan"], "learning_rate is nan"),
+        (["train", "pong", "--objective.epsilon", "-0.1"], "epsilon is -0.1"),
+        (["train", "pong", "--minibatch", "500"], "minibatch is 500"),
+        (["train", "pong", "--ranks", "3"], "divisors of the 32 games"),
+        (["train", "pong", "--device", "warp"], "device 'warp'"),
+        (["train", "CartPoel-v1"], "did you mean CartPole-v1"),
+        (["evaluate", "nowhere"], "no file 'nowhere'"),
+        (["evaluate"], "a run directory or policy file"),
+        (["resume", "nowhere"], "not a run directory"),
+        (["picture", "clif"], "choose one of cliff"),
+        (["video", "nowhere", "--out", "x.avi"], "must end in .mp4 or .gif"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(
+    args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    heard = capsys.readouterr()
+    assert says in heard.err
+    assert heard.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())  # and nothing was begun
+
+
+def test_an_unwritable_run_directory_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", "cartpole", "--ranks", "1", "--run-dir", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_policy_for_another_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import surefoot as package
+
+    package.train("cartpole", total_steps=512, eval_episodes=0, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    assert main(["evaluate", str(tmp_path / "a"), "--task", "pong"]) == 2
+    assert "for the task 'cartpole'" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "a"), "--sticky", "0.25"]) == 2
+    assert main(["train", "pong", "--from", str(tmp_path / "a"), "--ranks", "1", "--run-dir", str(tmp_path / "b")]) == 2
+    assert "does not fit 'pong'" in capsys.readouterr().err
+
+
+def test_options_reach_the_config_in_any_order() -> None:
+    command = parse(
+        ["train", "pong", "--objective.epsilon", "0.3", "--seed", "7", "--horizon", "32", "64", "--credit.lam", "0.8"]
+    )
+    assert isinstance(command, cli.Train)
+    assert command.config.objective == ClippedSurrogate(0.3)
+    assert (command.config.seed, command.config.horizon, command.config.credit.lam) == (7, (32, 64), 0.8)
+    other = parse(["train", "pong", "objective:surrogate"])
+    assert isinstance(other, cli.Train)
+    assert other.config.objective == Surrogate()
+
+
+def test_help_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys; from surefoot.cli import main; main(['--help']); print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+    for name in cli.COMMANDS:
+        assert name in done.stdout
+
+
+@contextmanager
+def endless_run(cwd: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A real run on two ranks that has begun to learn, and its ranks' process ids."""
+    command = ["train", "cartpole", "--run-dir", "a", "--ranks", "2", "--total-steps", "100000000"]
+    pipe = subprocess.PIPE
+    whole = [sys.executable, "-m", "surefoot", *command]
+    with subprocess.Popen(whole, cwd=cwd, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "steps/s" in line:
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        yield process, [int(child) for child in children]
+
+
+def gone_within(seconds: float, pids: list[int]) -> bool:
+    for pid in pids:
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended = select.select([handle], [], [], seconds)[0]
+        os.close(handle)
+        if not ended:
+            return False
+    return True
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    with endless_run(tmp_path) as (process, ranks):
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert "surefoot resume a" in out
+        assert list((tmp_path / "a" / "checkpoints").glob("[0-9]*"))
+        assert gone_within(5, ranks)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_with_one_message(victim: int, tmp_path: Path) -> None:
+    with endless_run(tmp_path) as (process, ranks):
+        os.kill(ranks[victim], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert err.startswith(f"surefoot: rank {victim} was ended by SIGKILL")
+        assert "Traceback" not in err
+        assert gone_within(5, ranks)
+
+
+def test_the_ranks_die_with_their_launcher(tmp_path: Path) -> None:
+    with endless_run(tmp_path) as (process, ranks):
+        process.kill()
+        assert gone_within(5, ranks)
+
+
+def test_usage_errors_never_show_a_traceback() -> None:
+    with pytest.raises(UserError):
+        parse(["train", "pong", "--games", "1.5"])

@@ -1,0 +1,146 @@
+"""One update: its gradient against finite differences, its pieces, its figures, and the learning rate that follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from surefoot import learn
+from surefoot.config import AdaptiveRate, Config, LinearRate
+from surefoot.credit import FutureReturn, OverGames
+from surefoot.errors import UserError
+from surefoot.learn import NAMES, Batch, minibatches, update
+from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce
+from surefoot.ranks import Ranks
+from surefoot.rollout import Rollout, collect
+from surefoot.state import State, initial
+
+
+def prepared(cfg: Config) -> tuple[State, Rollout, Batch]:
+    state = initial(cfg, Ranks())
+    state.policy.double()
+    from surefoot.policy import flatten
+
+    state.flat = flatten(state.policy)
+    state.optimizer = torch.optim.SGD([state.flat], lr=1.0)  # type: ignore[assignment]
+    noise = torch.rand(16, cfg.games, generator=torch.Generator().manual_seed(0))
+    r = collect(state.policy, state.games, noise)
+    weight = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = replace(cfg, minibatch=0)
+    return state, r, next(minibatches(state.policy, r, weight, target, whole, 0, slice(0, cfg.games)))
+
+
+def mean_gain(state: State, batch: Batch, value_coef: float, entropy: float) -> float:
+    """What is to go up, written for REINFORCE: mean of w log pi + c H - v (V - target)^2, one sample at a time."""
+    total = 0.0
+    for i in range(len(batch.obs)):
+        dist, value, _ = state.policy.judge(batch.obs[i : i + 1])
+        p = dist.probabilities()[0]
+        h = -sum(float(q) * float(q.log()) for q in p)
+        w, a = float(batch.weight[i]), int(batch.action[i])
+        total += w * float(p[a].log()) + entropy * h - value_coef * (float(value[0]) - float(batch.target[i])) ** 2
+    return total / len(batch.obs)
+
+
+def test_the_gradient_goes_up_the_mean_gain(small: Config) -> None:
+    """Finite differences of the written-out sum, in 8 directions."""
+    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.03, 0.03), value_coef=0.5, max_grad_norm=1e9)
+    state, _, batch = prepared(cfg)
+    before = state.flat.detach().clone()
+    for group in state.optimizer.param_groups:
+        group["lr"] = 0.0
+    cfg0 = replace(cfg, rate=LinearRate(0.0 + 1e-300))
+    update(state, batch, cfg0, Ranks())
+    gradient = state.gradient.clone()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _ in range(8):
+            direction = torch.randn(len(before), generator=generator, dtype=torch.float64)
+            direction /= direction.norm()
+            rates = []
+            for step in (1e-5, -1e-5):
+                state.flat.copy_(before + step * direction)
+                rates.append(mean_gain(state, batch, 0.5, 0.03))
+            slope = (rates[0] - rates[1]) / 2e-5
+            assert float(-gradient @ direction) == pytest.approx(slope, abs=1e-7)
+
+
+def test_pieces_give_the_same_gradient_and_figures(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = replace(small, max_grad_norm=1e9)
+    state, _, batch = prepared(cfg)
+    before = state.flat.detach().clone()
+    whole = update(state, batch, cfg, Ranks())
+    gradient = state.gradient.clone()
+    state.flat.data.copy_(before)
+    monkeypatch.setattr(learn, "PIECE", 50)  # 128 rows: 50, 50 and 28
+    pieces = update(state, batch, cfg, Ranks())
+    assert torch.allclose(gradient, state.gradient, rtol=0, atol=1e-12)
+    assert torch.allclose(whole, pieces, rtol=0, atol=1e-12)
+
+
+def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None:
+    state, _, batch = prepared(small)
+    stats = dict(zip(NAMES, update(state, batch, small, Ranks()).tolist(), strict=True))
+    assert stats["kl"] == pytest.approx(0, abs=1e-12)
+    assert stats["ratio_drift"] == pytest.approx(0, abs=1e-12)
+    assert stats["clip_fraction"] == 0
+    assert 0 < stats["entropy"] <= 1.0987  # log 3
+    second = dict(zip(NAMES, update(state, batch, small, Ranks()).tolist(), strict=True))
+    assert second["kl"] > 0
+    assert second["ratio_drift"] > 0
+
+
+def test_long_gradients_are_shortened(small: Config) -> None:
+    cfg = replace(small, max_grad_norm=1e-3)
+    state, _, batch = prepared(cfg)
+    update(state, batch, cfg, Ranks())
+    assert float(state.gradient.norm()) == pytest.approx(1e-3)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(small: Config) -> None:
+    state, _, batch = prepared(small)
+    before = state.flat.detach().clone()
+    batch.weight[3] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        update(state, batch, small, Ranks())
+    assert torch.equal(before, state.flat)
+
+
+def test_nothing_is_learned_from_games_that_all_agree(small: Config) -> None:
+    """The lesson's zero gradient: equal games normalise to weight 0, and REINFORCE then has nothing to push."""
+    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.0, 0.0), value_coef=0.0)
+    state, r, _ = prepared(cfg)
+    r.reward[:] = 0.1
+    r.terminated[:] = False
+    weight, target = FutureReturn(0.9)(r)
+    batch = next(minibatches(state.policy, r, OverGames()(weight), target, replace(cfg, minibatch=0), 0, slice(0, 8)))
+    update(state, batch, cfg, Ranks())
+    assert float(state.gradient.abs().max()) == 0
+
+
+def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:
+    """With decay 0.5, epsilon at iteration 3 is an eighth: a ratio of 1.05 is clipped then and not at the start."""
+    cfg = replace(small, objective=ClippedSurrogate(0.2, 0.5), regularizer=Entropy(0.0, 0.0), value_coef=0.0)
+    state, _, batch = prepared(cfg)
+    batch.logp = batch.logp - 0.0488  # ratio 1.05 everywhere
+    batch.weight = torch.ones_like(batch.weight)
+    update(state, batch, cfg, Ranks())
+    assert float(state.gradient.norm()) > 0
+    state, _, batch2 = prepared(cfg)
+    batch2.logp, batch2.weight = batch2.logp - 0.0488, torch.ones_like(batch2.weight)
+    state.iteration = 3
+    update(state, batch2, cfg, Ranks())
+    assert float(state.gradient.norm()) == 0
+
+
+def test_the_adaptive_rate_follows_the_divergence() -> None:
+    rate = AdaptiveRate(1e-3, target_kl=0.02, cap=2e-3, floor=8e-4)
+    assert rate(1e-3, 0.005, 0.0) == pytest.approx(1.5e-3)  # below half of the target
+    assert rate(1e-3, 0.03, 0.0) == pytest.approx(1e-3)  # within
+    assert rate(1.5e-3, 0.05, 0.0) == pytest.approx(1e-3)  # above twice
+    assert rate(1.9e-3, 0.001, 0.0) == 2e-3  # the cap
+    assert rate(1e-3, 1.0, 0.0) == 8e-4  # the floor
+    assert LinearRate(1e-3)(0.5, 0.0, 0.25) == pytest.approx(7.5e-4)

@@ -1,0 +1,183 @@
+"""Collecting: what stands at [t, n] belongs to the transition at t of game n, and no fake transition gets in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from surefoot.envs import Games
+from surefoot.envs.gym import Gymnasium
+from surefoot.noise import Purpose, integer, stream
+from surefoot.policy import Policy
+from surefoot.ranks import Ranks
+from surefoot.rollout import Rollout, collect
+from surefoot.state import initial
+
+
+def play(env_id: str, horizon: int = 7, games: int = 2, from_reset: bool = False) -> tuple[Rollout, Games, Policy]:
+    everything = Games(Gymnasium(env_id), 5, range(games))
+    from surefoot.networks import MLP
+
+    torch.manual_seed(0)
+    policy = MLP((8,)).build(everything.observation_space, everything.action_space)
+    everything.reset_all()
+    noise = torch.from_numpy(stream(5, Purpose.ACTIONS, 0).random((horizon, games), "float32"))
+    return collect(policy, everything, noise, from_reset), everything, policy
+
+
+def test_every_row_is_one_real_transition_of_a_scripted_game() -> None:
+    r, _, _ = play("worlds:Scripted-terminated-v0")
+    # episodes of 3 steps: the step counter seen before each decision is 0 1 2 0 1 2 0, the ending at its third
+    assert r.obs[:, 0, 1].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert r.terminated[:, 0].tolist() == [False, False, True, False, False, True, False]
+    assert not r.truncated.any()
+    # reward = step + 10 * action, raw, of the action in the same row
+    step_after = torch.tensor([1, 2, 3, 1, 2, 3, 1.0])
+    assert torch.equal(r.reward[:, 0], step_after + 10 * r.action[:, 0])
+    # the next row of an unfinished episode shows the action that was taken
+    assert r.obs[1, 0, 2] == r.action[0, 0]
+    assert r.obs[3, 0, 2] == -1  # a new episode: no last action
+
+
+def test_scores_are_raw_and_exact() -> None:
+    r, _, _ = play("worlds:Scripted-terminated-v0", horizon=6)
+    for game in (0, 1):
+        scores = [e.score for e in r.episodes if e.game == game]
+        # two episodes: 1 + 2 + 3 plus ten for every action 1
+        want = [6 + 10 * r.action[3 * k : 3 * k + 3, game].sum().item() for k in (0, 1)]
+        assert scores == want
+        assert [e.length for e in r.episodes if e.game == game] == [3, 3]
+
+
+def test_every_episode_has_its_own_seed_and_the_same_again() -> None:
+    r, _, _ = play("worlds:Scripted-terminated-v0")
+    again, _, _ = play("worlds:Scripted-terminated-v0")
+    assert torch.equal(r.obs, again.obs)
+    assert torch.equal(r.action, again.action)
+    tags = {(n, k): r.obs[3 * k, n, 0].item() for n in (0, 1) for k in (0, 1, 2)}
+    assert tags == {(n, k): integer(5, Purpose.RESETS, n, k) % 97 for n, k in tags}
+    assert len(set(tags.values())) > 1
+
+
+def test_termination_is_worth_nothing_afterwards() -> None:
+    r, _, _ = play("worlds:Scripted-terminated-v0")
+    assert (r.next_value[r.terminated] == 0).all()
+    inside = ~r.ended[:-1]
+    assert torch.equal(r.next_value[:-1][inside], r.value[1:][inside])
+
+
+def test_truncation_is_worth_the_value_of_the_real_final_observation() -> None:
+    r, _, policy = play("worlds:Scripted-truncated-v0")
+    assert r.truncated[2].all()
+    assert not r.terminated.any()
+    # the final observation: the same tag, step 3, the action just taken; not the next episode's first
+    final = torch.stack((r.obs[2, :, 0], torch.full((2,), 3.0), r.action[2].float()), 1)
+    with torch.no_grad():
+        assert torch.allclose(r.next_value[2], policy(final)[1], atol=1e-6)
+        assert not torch.allclose(r.next_value[2], r.value[3], atol=1e-6)
+
+
+def test_both_at_once_is_a_termination() -> None:
+    r, _, _ = play("worlds:Scripted-both-v0")
+    assert r.terminated[2].all()
+    assert not r.truncated.any()
+
+
+def test_the_last_row_of_an_unfinished_episode_looks_one_step_ahead() -> None:
+    r, games, policy = play("worlds:ScriptedLong-terminated-v0")
+    with torch.no_grad():
+        assert torch.allclose(r.next_value[-1], policy(torch.from_numpy(games.obs))[1], atol=1e-6)
+
+
+def test_episodes_of_length_one_and_longer_than_the_rollout() -> None:
+    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", horizon=7)
+    # lengths 1, 4, 2 in turn: endings after 1, 5 and 7 steps
+    assert r.terminated[:, 0].nonzero()[:, 0].tolist() == [0, 4, 6]
+
+
+def test_from_reset_cuts_all_games_where_the_first_ends() -> None:
+    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", horizon=7, from_reset=True)
+    # the games had begun episode 0 (length 1) before; from_reset starts episode 1, of length 4
+    assert len(r.reward) == 4
+    assert r.terminated[3].all()
+
+
+def test_from_reset_truncates_what_did_not_end() -> None:
+    r, games, _ = play("worlds:ScriptedLong-terminated-v0", horizon=5, from_reset=True)
+    assert r.truncated[-1].all()
+    assert not r.truncated[:-1].any()
+    # the next trajectories begin afresh, and these count as finished, with what they scored
+    games.reset_all()
+    want = r.reward.sum(0).tolist()
+    assert [(e.score, e.length) for e in games.take_finished()] == [(score, 5) for score in want]
+
+
+def test_the_first_minibatch_has_ratio_one(small) -> None:
+    """Before any update, what learning computes is what acting computed."""
+    from surefoot.learn import minibatches
+
+    state = initial(small, Ranks())
+    noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
+    r = collect(state.policy, state.games, noise)
+    batch = next(minibatches(state.policy, r, r.reward, r.reward, small, 0, slice(0, 8)))
+    ratio = (state.policy.judge(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
+    assert (ratio - 1).abs().max() < 1e-5
+
+
+def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
+    from surefoot.learn import minibatches
+
+    state = initial(small, Ranks())
+    r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
+    number = torch.arange(16 * 8.0).view(16, 8)
+    parts = [b.weight for b in minibatches(state.policy, r, number, number, small, 3, slice(0, 8))]
+    assert len(parts) == 2 * 4
+    first, second = torch.cat(parts[:4]), torch.cat(parts[4:])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == number.flatten().tolist()
+    assert first.tolist() != second.tolist()  # cut afresh in every epoch
+    for part in parts:  # every game gives the same number to each part
+        assert np.bincount(part.long() % 8, minlength=8).tolist() == [4] * 8
+
+
+def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
+    from surefoot.learn import minibatches
+
+    state = initial(small, Ranks())
+    r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
+    number = torch.arange(16 * 8.0).view(16, 8)
+    whole = [set(b.weight.tolist()) for b in minibatches(state.policy, r, number, number, small, 3, slice(0, 8))]
+    fields = {k: v[:, 4:] if isinstance(v, torch.Tensor) else v for k, v in vars(r).items()}
+    own = number[:, 4:]
+    half = minibatches(state.policy, Rollout(**fields), own, own, small, 3, slice(4, 8))
+    for everything, part in zip(whole, half, strict=True):
+        assert set(part.weight.tolist()) == {x for x in everything if x % 8 >= 4}
+
+
+@pytest.mark.parametrize("purpose", [Purpose.ACTIONS, Purpose.RESETS])
+def test_streams_are_pure_functions_of_their_counters(purpose: Purpose) -> None:
+    a = stream(3, purpose, 1, 2).random(4)
+    assert a.tolist() == stream(3, purpose, 1, 2).random(4).tolist()
+    for other in (
+        stream(4, purpose, 1, 2),
+        stream(3, Purpose.NOOPS, 1, 2),
+        stream(3, purpose, 2, 2),
+        stream(3, purpose, 1, 3),
+    ):
+        assert a.tolist() != other.random(4).tolist()
+
+
+def test_collecting_does_not_depend_on_how_the_games_are_shared(small) -> None:
+    cfg = replace(small, env=Gymnasium("worlds:ScriptedMixed-truncated-v0"))
+    noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
+    whole = initial(cfg, Ranks())
+    r = collect(whole.policy.double(), whole.games, noise)
+    for rank in (0, 1):
+        part = initial(cfg, Ranks(rank, 2))
+        own = slice(4 * rank, 4 * rank + 4)
+        s = collect(part.policy.double(), part.games, noise[:, own])
+        for name in ("obs", "action", "reward", "terminated", "truncated"):
+            assert torch.equal(getattr(r, name)[:, own], getattr(s, name)), name
+        assert torch.allclose(r.next_value[:, own], s.next_value, atol=1e-12)

@@ -1,0 +1,158 @@
+"""Saving and going on: train(2k) is train(k), save, load, train(k), bit for bit; damaged files are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import surefoot
+from surefoot import runs
+from surefoot.config import AdaptiveRate, Config
+from surefoot.envs.gym import Gymnasium
+from surefoot.errors import UserError
+from surefoot.metrics import read
+from surefoot.networks import SmallCNN
+from surefoot.presets import PONG
+from surefoot.ranks import Ranks
+from surefoot.report import Reporter
+from surefoot.state import KEEP, checkpoints, initial, restore, save
+
+TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
+
+
+def rows(run_dir: Path) -> list[dict[str, object]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(run_dir)]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return surefoot.load_policy(run_dir)[0].state_dict()
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert rows(a) == rows(b)
+    assert all(torch.equal(x, weights(b)[k]) for k, x in weights(a).items())
+
+
+@pytest.fixture
+def tiny_pong() -> Config:
+    small = SmallCNN(filters=(4, 4), hidden=8)
+    return replace(
+        PONG, network=small, games=2, horizon=(32,), minibatch=32, total_steps=64 * 4, eval_episodes=0, save_every=1e9
+    )
+
+
+def interrupt_at(iteration: int) -> type[Reporter]:
+    """A reporter that sends SIGTERM to its own process at the end of an iteration."""
+
+    class Interrupted(Reporter):
+        def iteration(self, state, *rest):  # type: ignore[no-untyped-def]
+            super().iteration(state, *rest)
+            if state.iteration == iteration:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return Interrupted
+
+
+@pytest.mark.parametrize("which", ["small", "tiny_pong"])
+def test_a_stopped_and_resumed_run_has_the_same_bits(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(request.getfixturevalue(which), rate=AdaptiveRate(1e-3))
+    surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "Reporter", interrupt_at(2))
+        surefoot.train(cfg, run_dir=tmp_path / "parts", ranks=1, quiet=True)
+    assert len(rows(tmp_path / "parts")) == 2 < len(rows(tmp_path / "whole"))
+    surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(small: Config, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        surefoot.train(small, seed=seed, run_dir=tmp_path / name, ranks=1, quiet=True)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+
+
+def test_training_into_a_finished_run_changes_nothing_and_another_config_is_refused(
+    small: Config, tmp_path: Path
+) -> None:
+    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    before = rows(tmp_path / "a")
+    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    assert rows(tmp_path / "a") == before
+    with pytest.raises(UserError, match="another Config"):
+        surefoot.train(small, seed=9, run_dir=tmp_path / "a", ranks=1, quiet=True)
+
+
+def test_metrics_written_after_the_checkpoint_are_dropped_on_resume(small: Config, tmp_path: Path) -> None:
+    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    with open(tmp_path / "a" / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({"step": 10**9}) + '\n{"step": 77, "cut o')
+    surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=small.total_steps * 2)
+    steps = [row["step"] for row in rows(tmp_path / "a")]
+    assert steps == [128 * k for k in range(1, 13)]
+
+
+def test_the_last_checkpoints_are_kept(small: Config, tmp_path: Path) -> None:
+    surefoot.train(small, save_every=1e-6, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    assert [p.name for p in checkpoints(tmp_path / "a")] == [f"{128 * k:09d}" for k in range(7 - KEEP, 7)]
+
+
+def test_a_damaged_checkpoint_is_named(small: Config, tmp_path: Path) -> None:
+    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    file = checkpoints(tmp_path / "a")[-1] / "policy.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"policy\.safetensors.*damaged"):
+        surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
+    file.unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
+
+
+def test_a_newer_format_is_refused(small: Config, tmp_path: Path) -> None:
+    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    file = checkpoints(tmp_path / "a")[-1] / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
+
+
+def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run directory"):
+        surefoot.resume(tmp_path)
+
+
+def test_an_environment_that_does_not_replay_is_said(
+    small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = replace(small, env=Gymnasium("worlds:Carrying-v0"), horizon=(12,), minibatch=24)
+    state = initial(cfg, Ranks())
+    save(state, tmp_path, Ranks())
+    restore(cfg, tmp_path, Ranks())
+    assert "did not replay" in capsys.readouterr().out
+
+
+def test_a_run_can_start_from_another_runs_policy(small: Config, tmp_path: Path) -> None:
+    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    from surefoot.runs import prepare
+
+    state = prepare(replace(small, seed=5), tmp_path / "b", Ranks(), tmp_path / "a")
+    assert all(torch.equal(x, weights(tmp_path / "a")[k]) for k, x in state.policy.state_dict().items())
+    with pytest.raises(UserError, match="does not fit"):
+        prepare(replace(small, env=Gymnasium("CartPole-v1")), tmp_path / "c", Ranks(), tmp_path / "a")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a policy", b"\xff" * 64, b"\x80\x04\x95pickle"])
+def test_a_file_that_is_no_policy_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "policy.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="not a surefoot policy"):
+        surefoot.load_policy(tmp_path)

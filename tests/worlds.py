@@ -1,0 +1,124 @@
+"""Small environments with known answers, registered with Gymnasium: `worlds:Identity-v0` and so on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class World(gymnasium.Env):
+    """A vector to see, some actions to choose from."""
+
+    def __init__(self, size: int, actions: int) -> None:
+        self.observation_space = spaces.Box(-100.0, 100.0, (size,), np.float32)
+        self.action_space = spaces.Discrete(actions)
+
+
+class Identity(World):
+    """Shows one of four symbols; the right action is that symbol's number. 10 steps; a perfect score is 10."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def _show(self) -> np.ndarray:
+        self.symbol = int(self.np_random.integers(4))
+        return np.eye(4, dtype=np.float32)[self.symbol]
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.left = 10
+        return self._show(), {}
+
+    def step(self, action: int):
+        reward = float(action == self.symbol)
+        self.left -= 1
+        return self._show(), reward, self.left == 0, False, {}
+
+
+class Catch(World):
+    """A ball falls through 6 rows of 5 columns; stand under it. Left, stay, right; +1 or -1 at the end."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def _see(self) -> np.ndarray:
+        return np.array([self.ball / 2 - 1, self.row / 3 - 1, self.paddle / 2 - 1], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.ball, self.row, self.paddle = int(self.np_random.integers(5)), 0, 2
+        return self._see(), {}
+
+    def step(self, action: int):
+        self.paddle = min(4, max(0, self.paddle + action - 1))
+        self.row += 1
+        over = self.row == 6
+        reward = (1.0 if self.paddle == self.ball else -1.0) if over else 0.0
+        return self._see(), reward, over, False, {}
+
+
+class Corridor(World):
+    """Endless: reward 1 for every step, whatever is done. The truth is V = 1 / (1 - gamma)."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+class Scripted(World):
+    """Shows (episode's seed mod 97, step, last action); episodes of the given lengths in turn, ended as told.
+
+    Rewards are step + 10 * action, so every score can be added up by hand. Each object counts its episodes.
+    """
+
+    def __init__(self, lengths: tuple[int, ...] = (3,), ending: str = "terminated") -> None:
+        super().__init__(3, 2)
+        self.lengths, self.ending, self.episode = lengths, ending, -1
+
+    def _see(self, action: int) -> np.ndarray:
+        return np.array([self.tag, self.t, action], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.tag, self.t = (seed or 0) % 97, 0
+        self.episode += 1
+        return self._see(-1), {}
+
+    def step(self, action: int):
+        self.t += 1
+        over = self.t == self.lengths[self.episode % len(self.lengths)]
+        terminated = over and self.ending in ("terminated", "both")
+        truncated = over and self.ending in ("truncated", "both")
+        return self._see(action), self.t + 10.0 * action, terminated, truncated, {}
+
+
+class Carrying(Identity):
+    """Breaks the promise that an episode depends on seed and actions alone: it carries a count across episodes."""
+
+    carried = 0
+
+    def _show(self) -> np.ndarray:
+        Carrying.carried += 1
+        return super()._show() + Carrying.carried
+
+
+for world in (Identity, Catch, Carrying):
+    gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)
+gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20, disable_env_checker=True)
+for ending in ("terminated", "truncated", "both"):
+    for name, lengths in (("", (3,)), ("Long", (1000,)), ("Mixed", (1, 4, 2))):
+        gymnasium.register(
+            f"Scripted{name}-{ending}-v0",
+            Scripted,
+            kwargs={"lengths": lengths, "ending": ending},
+            disable_env_checker=True,
+        )
