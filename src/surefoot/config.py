@@ -111,6 +111,8 @@ class Config:
     """episodes of the closing evaluation; 0: none"""
     seed: int = 1
     """decides every random number of the run"""
+    bf16: bool = False
+    """compute the network's body in bfloat16 on processors with matrix units for it (AMX); others ignore it"""
     device: str = "cpu"
     """where the network computes, as for torch.device"""
     task: str = "pong"

@@ -68,7 +68,7 @@ class SmallCNN:
         """For images [channels, height, width] and any number of actions."""
         from torch import nn
 
-        from surefoot.policy import ChannelsLast, PixelConv, Policy, orthogonal
+        from surefoot.policy import Patches, PixelConv, Policy, orthogonal
 
         _require(
             len(observation.shape) == 3, f"SmallCNN sees images [channels, height, width], not {observation.shape}"
@@ -77,9 +77,13 @@ class SmallCNN:
         for kernel, stride in zip(self.kernel, self.stride, strict=True):
             edges = [(edge - kernel) // stride + 1 for edge in edges]
         _require(min(edges) > 0, f"SmallCNN's windows {self.kernel} do not fit into images of {observation.shape}")
+        size = self.stride[0]
+        _require(
+            self.kernel[0] % size == 0, f"SmallCNN's first window {self.kernel[0]} is no multiple of its stride {size}"
+        )
         first, second = self.filters
         body = nn.Sequential(
-            PixelConv(channels, first, self.kernel[0], self.stride[0], self.background, self.scale),
+            PixelConv(channels * size**2, first, self.kernel[0] // size, self.background, self.scale),
             nn.ELU(),
             nn.Conv2d(first, second, self.kernel[1], self.stride[1]),
             nn.ELU(),
@@ -88,7 +92,7 @@ class SmallCNN:
             nn.ELU(),
         )
         actor, critic = nn.Linear(self.hidden, int(action.n)), nn.Linear(self.hidden, 1)
-        return orthogonal(Policy(ChannelsLast(), body, actor, critic))
+        return orthogonal(Policy(Patches(size), body, actor, critic))
 
 
 @dataclass(frozen=True)

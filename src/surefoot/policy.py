@@ -28,30 +28,45 @@ class Palette(nn.Module):
         return self.table.index_select(0, x.flatten().int()).view(x.shape).permute(0, 3, 1, 2)
 
 
-class ChannelsLast(nn.Module):
-    """Images in the order of memory that convolutions are fastest on: [B, C, H, W] to [B, H, W, C]."""
+class Patches(nn.Module):
+    """Cut images into squares of `size` pixels: [B, C, H, W] to [B, H/size, W/size, C size size].
+
+    A convolution with this stride then has stride 1 and many channels, which matrix units are fastest on.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Same dtype out as in."""
-        return obs.permute(0, 2, 3, 1).contiguous()
+        """Same dtype out as in; pixels that fill no whole square are dropped."""
+        n, channels, height, width = obs.shape
+        k, rows, columns = self.size, height // self.size, width // self.size
+        squares = obs[:, :, : rows * k, : columns * k].reshape(n, channels, rows, k, columns, k)
+        return squares.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, -1)
+
+    def extra_repr(self) -> str:
+        """Shown by `surefoot summary`."""
+        return f"size={self.size}"
 
 
 class PixelConv(nn.Conv2d):
-    """A convolution of (pixel - background) / scale.
+    """A convolution of (pixel - background) / scale over Patches.
 
     Both are folded into weights and bias, which is the same function and spares two passes over the pixels.
     """
 
-    def __init__(self, channels: int, filters: int, kernel: int, stride: int, background: float, scale: float) -> None:
-        super().__init__(channels, filters, kernel, stride)
+    def __init__(self, channels: int, filters: int, kernel: int, background: float, scale: float) -> None:
+        super().__init__(channels, filters, kernel)
         self.background, self.scale = background, scale
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[B, H, W, C] of any dtype to [B, filters, H', W']."""
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, rows, columns, C] of any dtype to [B, filters, rows', columns']."""
         assert self.bias is not None
-        weight = self.weight / self.scale
-        bias = self.bias - self.background * weight.sum((1, 2, 3))
-        return F.conv2d(pixels.to(weight.dtype).permute(0, 3, 1, 2), weight, bias, self.stride)
+        fast = torch.is_autocast_enabled("cpu")
+        weight = (self.weight / self.scale).to(torch.bfloat16 if fast else self.weight.dtype)
+        bias = self.bias - self.background * weight.sum((1, 2, 3), dtype=self.bias.dtype)  # of the rounded weights
+        return F.conv2d(patches.to(weight.dtype).permute(0, 3, 1, 2), weight, bias.to(weight.dtype))
 
 
 class Vector(nn.Module):
@@ -81,6 +96,8 @@ class Policy(nn.Module):
         self.prepare, self.body, self.critic_body = prepare, body, critic_body
         self.actor, self.critic = actor, critic
         self.bernoulli = bernoulli
+        self.bf16 = False
+        """compute the body in bfloat16; the heads stay as exact as their weights"""
 
     def distribution(self, params: Tensor) -> Distribution:
         """The distribution with these parameters, as a rollout stores them."""
@@ -93,13 +110,14 @@ class Policy(nn.Module):
     def judge(self, prepared: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`forward` for observations that went through `prepare`."""
         x = prepared if prepared.dtype == torch.uint8 else prepared.to(self.actor.weight.dtype)
-        features = self.body(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = self.body(x)
+            own = features if self.critic_body is None else self.critic_body(x)
+        features, own = features.to(self.actor.weight.dtype), own.to(self.actor.weight.dtype)
         out = self.actor(features)
         dist = self.distribution(out[:, 0] if self.bernoulli else out)
-        if self.critic is None:
-            return dist, out.new_zeros(len(out)), memory
-        own = features if self.critic_body is None else self.critic_body(x)
-        return dist, self.critic(own)[:, 0], memory
+        value = out.new_zeros(len(out)) if self.critic is None else self.critic(own)[:, 0]
+        return dist, value, memory
 
 
 def orthogonal(policy: Policy) -> Policy:
@@ -114,6 +132,11 @@ def orthogonal(policy: Policy) -> Policy:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return policy
+
+
+def has_matrix_units() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX); elsewhere bfloat16 gains nothing."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def flatten(policy: Policy) -> nn.Parameter:

@@ -72,6 +72,7 @@ PONG = Config(
     minibatch=512,
     rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, cap=5e-3),
     total_steps=1_500_000,
+    bf16=True,
 )
 
 CARTPOLE = Config(

@@ -24,7 +24,7 @@ from surefoot.config import Config
 from surefoot.envs import Episode, Games
 from surefoot.errors import UserError
 from surefoot.noise import Purpose, integer
-from surefoot.policy import Policy, flatten
+from surefoot.policy import Policy, flatten, has_matrix_units
 from surefoot.ranks import Ranks
 
 FORMAT = 1
@@ -79,6 +79,7 @@ def build(cfg: Config, observation: spaces.Box, action: spaces.Discrete) -> Poli
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
         policy = cfg.network.build(observation, action)
+    policy.bf16 = cfg.bf16 and has_matrix_units()
     try:
         return policy.to(cfg.device)
     except (RuntimeError, AssertionError) as error:
