@@ -168,7 +168,7 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     if isinstance(value, bool | str):
         return
     if name in ("filters", "kernel", "stride", "frame_skip"):
-        _check(len(value) == 2, full, value, "two numbers")
+        _check(isinstance(value, tuple) and len(value) == 2, full, value, "two numbers")
     if name == "actions":
         _check(len(value) >= 2, full, value, "two or more buttons")
         return
