@@ -47,7 +47,7 @@ def mean_gain(state: State, batch: Batch, value_coef: float, entropy: float) -> 
 
 def test_the_gradient_goes_up_the_mean_gain(small: Config) -> None:
     """Finite differences of the written-out sum, in 8 directions."""
-    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.03, 0.03), value_coef=0.5, max_grad_norm=1e9)
+    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.03), value_coef=0.5, max_grad_norm=1e9)
     state, _, batch = prepared(cfg)
     before = state.flat.detach().clone()
     for group in state.optimizer.param_groups:
@@ -111,7 +111,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small: Config) -> None:
 
 def test_nothing_is_learned_from_games_that_all_agree(small: Config) -> None:
     """The lesson's zero gradient: equal games normalise to weight 0, and REINFORCE then has nothing to push."""
-    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.0, 0.0), value_coef=0.0)
+    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.0), value_coef=0.0)
     state, r, _ = prepared(cfg)
     r.reward[:] = 0.1
     r.terminated[:] = False
@@ -123,7 +123,7 @@ def test_nothing_is_learned_from_games_that_all_agree(small: Config) -> None:
 
 def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:
     """With decay 0.5, epsilon at iteration 3 is an eighth: a ratio of 1.05 is clipped then and not at the start."""
-    cfg = replace(small, objective=ClippedSurrogate(0.2, 0.5), regularizer=Entropy(0.0, 0.0), value_coef=0.0)
+    cfg = replace(small, objective=ClippedSurrogate(0.2, 0.5), regularizer=Entropy(0.0), value_coef=0.0)
     state, _, batch = prepared(cfg)
     batch.logp = batch.logp - 0.0488  # ratio 1.05 everywhere
     batch.weight = torch.ones_like(batch.weight)

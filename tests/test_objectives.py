@@ -144,7 +144,7 @@ def test_the_other_objectives_stay_as_they_are() -> None:
 
 
 def test_entropys_weight_moves_in_a_straight_line_with_progress() -> None:
-    bonus = Entropy(coefficient=0.03, final=0.01)
+    bonus = Entropy(coefficient=0.03, end_factor=1 / 3)
     # 0.03 - progress * 0.02, and no further than the end; the iteration does not matter
     expected = [(0.0, 0.03), (0.25, 0.025), (0.5, 0.02), (1.0, 0.01), (1.7, 0.01)]
     for progress, weight in expected:
@@ -157,8 +157,8 @@ def test_entropys_weight_moves_in_a_straight_line_with_progress() -> None:
 def test_entropys_bonus_by_hand() -> None:
     uniform = Categorical(torch.zeros(1, 4, dtype=torch.float64))
     certain = Categorical(numbers(0, 100)[None])
-    assert Entropy(0.5, 0.0)(uniform, certain).item() == pytest.approx(0.5 * math.log(4))  # of the new policy
-    assert Entropy(0.5, 0.0)(certain, uniform).item() == pytest.approx(0, abs=1e-12)
+    assert Entropy(0.5)(uniform, certain).item() == pytest.approx(0.5 * math.log(4))  # of the new policy
+    assert Entropy(0.5)(certain, uniform).item() == pytest.approx(0, abs=1e-12)
 
 
 def logit(p: float) -> Tensor:
@@ -189,13 +189,13 @@ def slope_of_bonus(bonus, p: float, p_old: float) -> float:
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.6, 0.9])
 def test_both_bonuses_pull_towards_one_half_at_the_old_policy_and_equally(p: float) -> None:
     pull = p * (1 - p) * math.log((1 - p) / p)  # dH/dp = log((1 - p) / p), dp/dx = p (1 - p)
-    assert slope_of_bonus(Entropy(1.0, 1.0), p, p) == pytest.approx(pull)
+    assert slope_of_bonus(Entropy(1.0), p, p) == pytest.approx(pull)
     assert slope_of_bonus(OldPolicyCrossEntropy(1.0), p, p) == pytest.approx(pull)
 
 
 def test_the_lessons_bonus_goes_on_pushing_where_the_true_entropy_turns_back() -> None:
     # old 0.8, new already at 0.4, beyond one half
-    assert slope_of_bonus(Entropy(1.0, 1.0), 0.4, 0.8) > 0
+    assert slope_of_bonus(Entropy(1.0), 0.4, 0.8) > 0
     assert slope_of_bonus(OldPolicyCrossEntropy(1.0), 0.4, 0.8) == pytest.approx(0.24 * math.log(0.25))
 
 

@@ -212,7 +212,7 @@ def test_a_bad_value_is_refused_by_its_name(name: str, values: dict[str, Any]) -
         {"total_steps": 0, "total_iterations": 1},
         {"credit": GAE(gamma=1.0, lam=0.0)},
         {"env": Pong(frame_skip=(2, 2))},
-        {"regularizer": Entropy(0.0, 0.0)},
+        {"regularizer": Entropy(0.0)},
         {"stop_at": -5.0},
     ],
 )

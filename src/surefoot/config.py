@@ -14,7 +14,7 @@ from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.networks import Network, SmallCNN
-from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
+from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer, straight_line
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,16 @@ class AdaptiveRate:
     """step size at the start"""
     target_kl: float = 0.02
     """times 1.5 below half of this divergence (in nats), divided by 1.5 above twice"""
+    end_factor: float = 1.0
+    """factor on the target at the end of the run; in between it moves in a straight line"""
     cap: float = 5e-3
     """never above this"""
     floor: float = 1e-5
     """never below this"""
 
     def __call__(self, rate: float, kl: float, progress: float) -> float:
-        factor = 1.5 if kl < self.target_kl / 2 else 1 / 1.5 if kl > self.target_kl * 2 else 1.0
+        target = self.target_kl * straight_line(self.end_factor, progress)
+        factor = 1.5 if kl < target / 2 else 1 / 1.5 if kl > target * 2 else 1.0
         return min(self.cap, max(self.floor, rate * factor))
 
 

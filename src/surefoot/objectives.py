@@ -42,6 +42,11 @@ def clip_fraction(logp: Tensor, logp_old: Tensor, epsilon: float) -> Tensor:
     return (((logp - logp_old).exp() - 1).abs() > epsilon).to(logp.dtype).mean()
 
 
+def straight_line(end_factor: float, progress: float) -> float:
+    """A factor that goes from 1 to `end_factor` while progress goes from 0 to 1, and stays there."""
+    return 1 + (end_factor - 1) * min(1.0, progress)
+
+
 # What a Config can choose. Each is `gain(logp, logp_old, weight) -> gain per sample`.
 
 
@@ -96,13 +101,12 @@ class Entropy:
 
     coefficient: float = 0.01
     """its weight at the start"""
-    final: float = 0.01
-    """its weight at the end; in between it moves in a straight line"""
+    end_factor: float = 1.0
+    """factor on the weight at the end of the run; in between it moves in a straight line"""
 
     def at(self, iteration: int, progress: float) -> Entropy:
         """This bonus as it stands when `progress` (0 to 1) of the run is done."""
-        now = self.coefficient + (self.final - self.coefficient) * min(1.0, progress)
-        return Entropy(now, now)
+        return Entropy(self.coefficient * straight_line(self.end_factor, progress))
 
     def __call__(self, new: Distribution, old: Distribution) -> Tensor:
         return self.coefficient * new.entropy()

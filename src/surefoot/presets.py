@@ -48,7 +48,7 @@ RUNG_0 = replace(
     credit=EpisodeReturn(gamma=0.995),
     normalize=Unnormalized(),
     objective=Reinforce(),
-    regularizer=Entropy(0.01, 0.01),
+    regularizer=Entropy(0.01),
     epochs=1,
 )
 RUNG_1 = replace(RUNG_0, task="normalized", normalize=OverGames())
@@ -67,11 +67,11 @@ PONG = Config(
     credit=GAE(gamma=0.99, lam=0.95),
     normalize=OverBatch(),
     objective=ClippedSurrogate(epsilon=0.2),
-    regularizer=Entropy(coefficient=0.02, final=0.005),
+    regularizer=Entropy(coefficient=0.01),
     epochs=3,
     minibatch=512,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, cap=5e-3),
-    total_steps=1_500_000,
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=5e-3),
+    total_steps=1_200_000,
     bf16=True,
 )
 
@@ -83,7 +83,7 @@ CARTPOLE = Config(
     horizon=(64,),
     credit=GAE(gamma=0.98, lam=0.9),
     objective=ClippedSurrogate(epsilon=0.2),
-    regularizer=Entropy(0.0, 0.0),
+    regularizer=Entropy(0.0),
     epochs=10,
     minibatch=128,
     rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02),

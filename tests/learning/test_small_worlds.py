@@ -58,7 +58,7 @@ def test_catch_is_learned(seed: int, tmp_path: Path) -> None:
 def test_every_rung_learns_identity(change: dict[str, object], tmp_path: Path) -> None:
     """The lesson's way, trajectories from the start, with each rung's idea; a random policy scores 2.5."""
     cfg = replace(WORLD, env=Gymnasium("worlds:Identity-v0"), from_reset=True, horizon=(10,), minibatch=0, games=32)
-    cfg = replace(cfg, total_steps=90_000, value_coef=0.0, regularizer=Entropy(0.0, 0.0), **change)  # type: ignore[arg-type]
+    cfg = replace(cfg, total_steps=90_000, value_coef=0.0, regularizer=Entropy(0.0), **change)  # type: ignore[arg-type]
     assert score(cfg, tmp_path) > 5
 
 
