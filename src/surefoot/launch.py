@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -67,35 +68,40 @@ def launch(command: list[str], count: int) -> int:
     shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     ranks: list[subprocess.Popen[bytes]] = []
-    complaints: list[IO[bytes]] = []
-    try:
-        with PassingOn(ranks):
-            for rank in range(count):
-                complaints.append(tempfile.TemporaryFile())  # noqa: SIM115 (open as long as the rank lives)
-                own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                out = None if rank == 0 else subprocess.DEVNULL
-                ranks.append(
-                    subprocess.Popen(
-                        command,
-                        env=own,
-                        stdin=subprocess.PIPE,
-                        stdout=out,
-                        stderr=complaints[rank],
-                        start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
+    with ExitStack() as files:
+        complaints = [files.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+        try:
+            with PassingOn(ranks):
+                for rank in range(count):
+                    own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    out = None if rank == 0 else subprocess.DEVNULL
+                    ranks.append(
+                        subprocess.Popen(
+                            command,
+                            env=own,
+                            stdin=subprocess.PIPE,  # its closing tells the rank that we are gone
+                            stdout=out,
+                            stderr=complaints[rank],
+                            start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
+                        )
                     )
-                )
-            failed = watch(ranks)
-    finally:
-        end(ranks)
+                failed = watch(ranks)
+        finally:
+            end(ranks)
+        texts = [read_back(file) for file in complaints]
     if failed is None:
+        print(texts[0], end="", file=sys.stderr)  # warnings, if any
         return 0
     code = ranks[failed].returncode
-    complaints[failed].seek(0)
-    text = complaints[failed].read().decode(errors="replace").strip()
-    if code < 0:
-        text = f"surefoot: rank {failed} was ended by {signal.Signals(-code).name}\n{text}".strip()
-    print(text, file=sys.stderr)
+    cause = f"surefoot: rank {failed} was ended by {signal.Signals(-code).name}\n" if code < 0 else ""
+    print(cause + texts[failed], end="", file=sys.stderr)
     return code if code > 0 else 1
+
+
+def read_back(file: IO[bytes]) -> str:
+    """All that was written to a file."""
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def watch(ranks: list[subprocess.Popen[bytes]]) -> int | None:
@@ -122,6 +128,8 @@ def end(ranks: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             p.kill()
             p.wait()
+        if p.stdin is not None:
+            p.stdin.close()
 
 
 class PassingOn:

@@ -1,0 +1,121 @@
+"""Networks: shapes, parameters, the folded first layer against the plain one, the flat parameter, the summary."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+
+import surefoot
+from surefoot.envs.atari import lesson_table
+from surefoot.errors import UserError
+from surefoot.networks import MLP, LessonCNN, Network, SmallCNN
+from surefoot.policy import Palette, Policy, flatten
+
+FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
+VECTOR = spaces.Box(-1, 1, (4,), np.float32)
+
+
+def images(n: int) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 2, 80, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def built(network: Network, space: spaces.Box, actions: int) -> Policy:
+    torch.manual_seed(0)
+    return network.build(space, spaces.Discrete(actions))
+
+
+@pytest.mark.parametrize(
+    ("network", "space", "actions", "parameters"),
+    [
+        (LessonCNN(), FRAMES, 2, 334_897),
+        (LessonCNN(critic=True), FRAMES, 2, 334_897 + 257),
+        # 16*2*64+16, 32*16*16+32, 2048*256+256, 256*3+3, 256+1
+        (SmallCNN(), FRAMES, 3, 2_064 + 8_224 + 524_544 + 771 + 257),
+        # twice (4*64+64 + 64*64+64), 64*2+2, 64+1
+        (MLP(), VECTOR, 2, 2 * (320 + 4_160) + 130 + 65),
+    ],
+    ids=str,
+)
+def test_shapes_and_parameters(network: Network, space: spaces.Box, actions: int, parameters: int) -> None:
+    policy = built(network, space, actions)
+    assert sum(p.numel() for p in policy.parameters()) == parameters
+    obs = images(5) if space is FRAMES else torch.rand(5, 4)
+    dist, value, memory = policy(obs)
+    assert dist.probabilities().shape == (5, actions)
+    assert value.shape == (5,)
+    assert memory is None
+    assert torch.equal(policy.judge(policy.prepare(obs))[1], value)
+
+
+def test_a_policy_without_a_critic_expects_nothing() -> None:
+    assert built(LessonCNN(), FRAMES, 2)(images(3))[1].tolist() == [0, 0, 0]
+
+
+def test_the_first_layer_is_a_plain_convolution_of_scaled_pixels() -> None:
+    """8x8 with stride 4 over (pixel - background) / scale, by torch's own convolution on the image itself."""
+    policy = built(SmallCNN(background=78, scale=64), FRAMES, 3).double()
+    obs = images(2)
+    conv = policy.body[0]
+    # weights [16, 2*4*4 (channel, row, column in the patch), 2, 2 (patch row, column)] to [16, 2, 8, 8]
+    plain = conv.weight.view(16, 2, 4, 4, 2, 2).permute(0, 1, 4, 2, 5, 3).reshape(16, 2, 8, 8)
+    want = F.conv2d((obs.double() - 78) / 64, plain, conv.bias, stride=4)
+    assert torch.allclose(conv(policy.prepare(obs)), want, atol=1e-12)
+
+
+def test_bfloat16_is_close_and_leaves_the_heads_exact() -> None:
+    policy = built(SmallCNN(), FRAMES, 3)
+    exact, value, _ = policy(images(8))
+    policy.bf16 = True
+    rough, rough_value, _ = policy(images(8))
+    assert rough.params.dtype == rough_value.dtype == torch.float32
+    assert 0 < (value - rough_value).abs().max() < 0.05 * value.abs().max() + 0.02
+    assert (exact.params - rough.params).abs().max() < 0.01
+
+
+def test_the_palette_gives_exact_colours() -> None:
+    layer = Palette(lesson_table())
+    out = layer(images(2))
+    assert out.shape == (2, 2, 80, 80)
+    assert torch.equal(out[1, 0, 5, 7], torch.tensor(lesson_table()[int(images(2)[1, 0, 5, 7])]).float())
+
+
+def test_the_flat_parameter_is_the_policy() -> None:
+    policy = built(MLP((8,)), VECTOR, 2)
+    before = [p.detach().clone() for p in policy.parameters()]
+    flat = flatten(policy)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    policy(torch.ones(3, 4))[1].sum().backward()
+    assert flat.grad is not None
+    assert flat.grad.norm() > 0
+    with torch.no_grad():
+        flat.zero_()
+    assert all((p == 0).all() for p in policy.parameters())
+
+
+def test_spaces_that_do_not_fit_are_refused() -> None:
+    for network, space, actions in (
+        (LessonCNN(), FRAMES, 3),
+        (LessonCNN(), VECTOR, 2),
+        (SmallCNN(), VECTOR, 2),
+        (SmallCNN(kernel=(6, 4)), FRAMES, 3),
+        (SmallCNN(kernel=(80, 4), stride=(80, 2)), FRAMES, 3),
+        (MLP(), FRAMES, 3),
+    ):
+        with pytest.raises(UserError, match=type(network).__name__):
+            built(network, space, actions)
+
+
+def test_the_summary_counts_and_points_out_growth() -> None:
+    lesson = surefoot.summary("pong-lesson")
+    assert "334,897 parameters" in lesson
+    assert "no layer puts out more" in lesson
+    from dataclasses import replace
+
+    from surefoot.presets import PONG
+
+    grown = surefoot.summary(replace(PONG, network=SmallCNN(filters=(64, 32))))
+    assert "put out more than goes in" in grown
+    assert "12,800 numbers in, 23,104 out" in grown  # 64 x 19 x 19

@@ -1,0 +1,68 @@
+"""A run is the same run on any number of ranks; and ranks begin and end as one program."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from surefoot.errors import UserError
+from surefoot.launch import choose_ranks, launch, usable_cores
+from surefoot.ranks import Ranks
+
+
+def test_one_two_and_four_ranks_are_the_same_run(tmp_path: Path) -> None:
+    """Real processes, float64, three iterations: the same games, gradients within 1e-10, the same bits on all ranks."""
+    script = str(Path(__file__).with_name("twin.py"))
+    runs = {}
+    for count in (1, 2, 4):
+        assert launch([sys.executable, script, str(tmp_path)], count) == 0
+        runs[count] = [load_file(tmp_path / f"{count}-{rank}.safetensors") for rank in range(count)]
+    alone = runs[1][0]
+    assert alone["3/reward"].abs().sum() > 0
+    for count in (2, 4):
+        parts = runs[count]
+        for iteration in (1, 2, 3):
+            for name in ("obs", "action", "reward", "terminated"):
+                key = f"{iteration}/{name}"
+                assert torch.equal(torch.cat([part[key] for part in parts], 1), alone[key]), key
+            for name in ("gradient", "parameters"):
+                key = f"{iteration}/{name}"
+                assert all(torch.equal(part[key], parts[0][key]) for part in parts), key
+                assert (parts[0][key] - alone[key]).abs().max() < 1e-10, key
+            assert sorted(parts[0][f"{iteration}/scores"]) == sorted(alone[f"{iteration}/scores"])
+
+
+def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surefoot import launch as module
+
+    for cores, games, want in ((1, 32, 1), (2, 32, 2), (5, 32, 4), (6, 9, 3), (64, 8, 8), (3, 7, 1)):
+        monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
+        assert choose_ranks(0, games) == want
+    assert choose_ranks(4, 32) == 4
+    for asked in (3, 64, -1):
+        with pytest.raises(UserError, match="divisors of the 32 games"):
+            choose_ranks(asked, 32)
+
+
+def test_the_cores_are_those_this_process_may_use() -> None:
+    import os
+
+    if not hasattr(os, "sched_setaffinity"):
+        assert usable_cores() >= 1
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_a_ranks_columns_cover_the_games_once() -> None:
+    for count in (1, 2, 4, 8):
+        covered = [n for rank in range(count) for n in range(8)[Ranks(rank, count).columns(8)]]
+        assert covered == list(range(8))

@@ -1,0 +1,75 @@
+"""One rank of a small run in float64 that writes down what it played and learned: `python twin.py OUT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import worlds  # noqa: F401 (registers the environments)
+from surefoot.config import Config, FixedRate
+from surefoot.credit import GAE
+from surefoot.envs.gym import Gymnasium
+from surefoot.launch import die_with_launcher
+from surefoot.loop import train
+from surefoot.networks import MLP
+from surefoot.objectives import ClippedSurrogate
+from surefoot.policy import flatten
+from surefoot.ranks import join
+from surefoot.state import initial
+
+CFG = Config(
+    env=Gymnasium("worlds:Catch-v0"),
+    network=MLP((16,)),
+    games=8,
+    horizon=(16,),
+    credit=GAE(0.95, 0.9),
+    objective=ClippedSurrogate(0.2),
+    epochs=2,
+    minibatch=32,
+    rate=FixedRate(1e-2),
+    total_steps=0,
+    total_iterations=3,
+)
+
+
+class Notebook:
+    """A watcher that keeps every iteration's rollout, gradient and parameters."""
+
+    def __init__(self, state) -> None:  # type: ignore[no-untyped-def]
+        self.state, self.notes = state, dict[str, torch.Tensor]()
+
+    def done(self, state) -> bool:  # type: ignore[no-untyped-def]
+        return state.progress(CFG) >= 1
+
+    def iteration(self, state, rollout, target, stats, learn_s) -> None:  # type: ignore[no-untyped-def]
+        for name in ("obs", "action", "reward", "terminated"):
+            self.notes[f"{state.iteration}/{name}"] = getattr(rollout, name).clone()
+        self.notes[f"{state.iteration}/gradient"] = state.gradient.clone()
+        self.notes[f"{state.iteration}/parameters"] = state.flat.detach().clone()
+        self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.window])
+
+    def due(self) -> bool:
+        return False
+
+    def save(self, state) -> None:  # type: ignore[no-untyped-def]
+        raise AssertionError("never due")
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join()
+    state = initial(CFG, ranks)
+    state.policy.double()
+    state.flat = flatten(state.policy)
+    state.optimizer = torch.optim.Adam([state.flat], lr=1e-2, fused=True)
+    notebook = Notebook(state)
+    train(CFG, state, ranks, notebook)
+    save_file(notebook.notes, out / f"{ranks.count}-{ranks.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    die_with_launcher()
+    main(Path(sys.argv[1]))
