@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -160,6 +161,8 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
     rows = read(run_dir)
     time = {name: sum(row[key] for row in rows) for name, key in STAGES}
     total = sum(time.values()) or 1.0
+    by_steps, by_iterations = f"--total-steps {2 * cfg.total_steps}", f"--total-iterations {2 * cfg.total_iterations}"
+    further = by_steps if cfg.total_steps else by_iterations
     lines = [f"# {cfg.task}, seed {cfg.seed}", "", "| | |", "|---|---|"]
     if result is not None:
         low, high = result.interval
@@ -177,9 +180,9 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         "",
         "Next:",
         "",
-        f"    surefoot resume {run_dir} --total-steps {max(2 * state.steps, 1)}",
-        f"    surefoot evaluate {run_dir} --episodes 100",
-        f"    surefoot video {run_dir}",
+        f"    surefoot resume {shlex.quote(str(run_dir))} {further}",
+        f"    surefoot evaluate {shlex.quote(str(run_dir))} --episodes 100",
+        f"    surefoot video {shlex.quote(str(run_dir))}",
     ]
     text = "\n".join(lines) + "\n"
     (run_dir / "report.md").write_text(text)
