@@ -13,9 +13,9 @@ CORE_BUDGETS = {
     "credit.py": 230, "objectives.py": 190, "networks.py": 200, "policy.py": 160, "actions.py": 150,
     "envs/__init__.py": 220, "envs/atari.py": 250, "envs/gym.py": 120, "noise.py": 70, "rollout.py": 190,
     "learn.py": 180, "loop.py": 100, "state.py": 300, "ranks.py": 160, "launch.py": 250, "metrics.py": 120,
-    "evaluation.py": 220, "videos.py": 130, "report.py": 260, "runs.py": 330,
+    "evaluation.py": 220, "report.py": 260, "runs.py": 350,
 }  # fmt: skip
-AROUND_BUDGETS = {"layers.py": 80, "pictures.py": 200}
+AROUND_BUDGETS = {"layers.py": 80, "pictures.py": 200, "videos.py": 150}
 KINDS = {".py", ".html", ".js", ".css"}
 
 

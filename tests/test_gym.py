@@ -41,6 +41,8 @@ def test_the_contract(env: Env) -> None:
             assert np.array_equal(final, b.final[i])
             assert games.length[i] == 0  # a new episode has begun
     assert games.episodes == other.episodes
+    assert games.score == other.score
+    assert games.take_finished()[-1:] == other.take_finished()[-1:]
 
 
 def test_other_seeds_are_other_episodes() -> None:

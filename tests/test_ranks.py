@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import surefoot
+from surefoot.config import Config
 from surefoot.errors import UserError
 from surefoot.launch import choose_ranks, launch, usable_cores
+from surefoot.metrics import read
 from surefoot.ranks import Ranks
 
 
-def test_one_two_and_four_ranks_are_the_same_run(tmp_path: Path) -> None:
-    """Real processes, float64, three iterations: the same games, gradients within 1e-10, the same bits on all ranks."""
+@pytest.mark.parametrize("kind", ["continuing", "lesson"])
+def test_one_two_and_four_ranks_are_the_same_run(kind: str, tmp_path: Path) -> None:
+    """Real processes, float64, a fixed rate: the same games, gradients within 1e-10, the same bits on all ranks."""
     script = str(Path(__file__).with_name("twin.py"))
     runs = {}
     for count in (1, 2, 4):
-        assert launch([sys.executable, script, str(tmp_path)], count) == 0
+        assert launch([sys.executable, script, kind, str(tmp_path)], count) == 0
         runs[count] = [load_file(tmp_path / f"{count}-{rank}.safetensors") for rank in range(count)]
     alone = runs[1][0]
-    assert alone["3/reward"].abs().sum() > 0
+    iterations = sorted({key.split("/")[0] for key in alone})
+    assert len(iterations) == {"continuing": 3, "lesson": 6}[kind]
     for count in (2, 4):
         parts = runs[count]
-        for iteration in (1, 2, 3):
+        for iteration in iterations:
             for name in ("obs", "action", "reward", "terminated"):
                 key = f"{iteration}/{name}"
                 assert torch.equal(torch.cat([part[key] for part in parts], 1), alone[key]), key
@@ -34,6 +40,32 @@ def test_one_two_and_four_ranks_are_the_same_run(tmp_path: Path) -> None:
                 assert all(torch.equal(part[key], parts[0][key]) for part in parts), key
                 assert (parts[0][key] - alone[key]).abs().max() < 1e-10, key
             assert sorted(parts[0][f"{iteration}/scores"]) == sorted(alone[f"{iteration}/scores"])
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(small: Config, tmp_path: Path) -> None:
+    """The same games and, up to the order of sums, the same policy; and two ranks that resume have the same bits."""
+    whole, parts, other = (tmp_path / name for name in ("whole", "parts", "other"))
+    half = replace(small, total_steps=small.total_steps // 2)
+    surefoot.train(small, run_dir=whole, ranks=2, quiet=True)
+    for where, ranks in ((parts, 2), (other, 1)):
+        surefoot.train(half, run_dir=where, ranks=2, quiet=True)
+        surefoot.resume(where, ranks=ranks, quiet=True, total_steps=small.total_steps)
+    a, b, c = (surefoot.load_policy(where)[0].state_dict() for where in (whole, parts, other))
+    assert all(torch.equal(x, b[k]) for k, x in a.items())
+    assert all(torch.allclose(x, c[k], atol=1e-4) for k, x in a.items())
+    episodes = [[row["episodes"] for row in read(where)] for where in (whole, parts, other)]
+    assert episodes[0] == episodes[1] == episodes[2]
+
+
+def test_ranks_that_do_not_begin_alike_are_refused(small: Config, tmp_path: Path) -> None:
+    from surefoot.runs import prepare
+
+    class Strangers(Ranks):
+        def gather(self, columns: torch.Tensor) -> torch.Tensor:
+            return torch.cat((columns, columns + 1), 1)
+
+    with pytest.raises(UserError, match="do not begin at the same point"):
+        prepare(small, tmp_path, Strangers(), None)
 
 
 def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

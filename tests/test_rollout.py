@@ -17,7 +17,7 @@ from surefoot.rollout import Rollout, collect
 from surefoot.state import initial
 
 
-def play(env_id: str, horizon: int = 7, games: int = 2, from_reset: bool = False) -> tuple[Rollout, Games, Policy]:
+def play(env_id: str, horizon: int = 7, games: int = 2, episode: int | None = None) -> tuple[Rollout, Games, Policy]:
     everything = Games(Gymnasium(env_id), 5, range(games))
     from surefoot.networks import MLP
 
@@ -25,7 +25,7 @@ def play(env_id: str, horizon: int = 7, games: int = 2, from_reset: bool = False
     policy = MLP((8,)).build(everything.observation_space, everything.action_space)
     everything.reset_all()
     noise = torch.from_numpy(stream(5, Purpose.ACTIONS, 0).random((horizon, games), "float32"))
-    return collect(policy, everything, noise, from_reset), everything, policy
+    return collect(policy, everything, noise, episode), everything, policy
 
 
 def test_every_row_is_one_real_transition_of_a_scripted_game() -> None:
@@ -99,20 +99,22 @@ def test_episodes_of_length_one_and_longer_than_the_rollout() -> None:
 
 
 def test_from_reset_cuts_all_games_where_the_first_ends() -> None:
-    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", horizon=7, from_reset=True)
-    # the games had begun episode 0 (length 1) before; from_reset starts episode 1, of length 4
+    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", horizon=7, episode=1)
+    # each object's first episode lasts 1 step and was begun before; this one, its second, lasts 4
     assert len(r.reward) == 4
     assert r.terminated[3].all()
+    assert [(e.score, e.length) for e in r.episodes] == [(score, 4) for score in r.reward.sum(0).tolist()]
 
 
-def test_from_reset_truncates_what_did_not_end() -> None:
-    r, games, _ = play("worlds:ScriptedLong-terminated-v0", horizon=5, from_reset=True)
+def test_from_reset_truncates_what_did_not_end_and_counts_it() -> None:
+    r, games, policy = play("worlds:ScriptedLong-terminated-v0", horizon=5, episode=3)
     assert r.truncated[-1].all()
     assert not r.truncated[:-1].any()
-    # the next trajectories begin afresh, and these count as finished, with what they scored
-    games.reset_all()
-    want = r.reward.sum(0).tolist()
-    assert [(e.score, e.length) for e in games.take_finished()] == [(score, 5) for score in want]
+    assert [(e.score, e.length) for e in r.episodes] == [(score, 5) for score in r.reward.sum(0).tolist()]
+    assert r.obs[0, :, 0].tolist() == [integer(5, Purpose.RESETS, n, 3) % 97 for n in (0, 1)]
+    again = collect(policy, games, torch.zeros(2, 2), 3)  # the same episode number: the same episodes
+    assert torch.equal(again.obs[0], r.obs[0])
+    assert len(again.episodes) == 2  # and nothing counts twice
 
 
 def test_the_first_minibatch_has_ratio_one(small) -> None:

@@ -118,6 +118,40 @@ def test_a_damaged_checkpoint_is_named(small: Config, tmp_path: Path) -> None:
         surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
 
 
+def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path: Path) -> None:
+    for name in ("1000001536", "999999488", "000000128", ".writing"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [p.name for p in checkpoints(tmp_path)] == ["000000128", "999999488", "1000001536"]
+
+
+def test_a_mistaken_resume_leaves_the_run_as_it_was(small: Config, tmp_path: Path) -> None:
+    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    before = (tmp_path / "a" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="games cannot change on resume"):
+        surefoot.resume(tmp_path / "a", games=16)
+    with pytest.raises(UserError, match="divisors"):
+        surefoot.resume(tmp_path / "a", ranks=3, total_steps=10_000)
+    assert (tmp_path / "a" / "config.json").read_bytes() == before
+
+
+def test_an_old_evaluation_does_not_pass_for_a_new_policy(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = surefoot.train(small, eval_episodes=3, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    assert first.evaluation is not None
+    monkeypatch.setattr(runs, "Reporter", interrupt_at(8))
+    second = surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
+    assert second.evaluation is None
+    assert second.steps == 8 * 128
+    assert surefoot.load_policy(tmp_path / "a")[2]["steps"] == 8 * 128
+
+
+@pytest.mark.parametrize("wrong", [{"horizon": 32}, {"games": "8"}, {"credit": "gae"}, {"epochs": 2.5}, {"nothing": 1}])
+def test_wrong_types_from_python_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        surefoot.train("cartpole", run_dir=tmp_path / "a", **wrong)
+
+
 def test_a_newer_format_is_refused(small: Config, tmp_path: Path) -> None:
     surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
     file = checkpoints(tmp_path / "a")[-1] / "state.json"
@@ -138,7 +172,7 @@ def test_an_environment_that_does_not_replay_is_said(
     state = initial(cfg, Ranks())
     save(state, tmp_path, Ranks())
     restore(cfg, tmp_path, Ranks())
-    assert "did not replay" in capsys.readouterr().out
+    assert "did not replay" in capsys.readouterr().err
 
 
 def test_a_run_can_start_from_another_runs_policy(small: Config, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""One rank of a small run in float64 that writes down what it played and learned: `python twin.py OUT`."""
+"""One rank of a small run in float64 that writes down what it played and learned: `python twin.py KIND OUT`."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 import worlds  # noqa: F401 (registers the environments)
 from surefoot.config import Config, FixedRate
-from surefoot.credit import GAE
+from surefoot.credit import GAE, FutureReturn, OverGames
 from surefoot.envs.gym import Gymnasium
 from surefoot.launch import die_with_launcher
 from surefoot.loop import train
@@ -35,14 +36,28 @@ CFG = Config(
 )
 
 
+# The lesson's way: trajectories from the start, whose length is decided by the game that ends first, on any rank.
+LESSON = replace(
+    CFG,
+    env=Gymnasium("CartPole-v1"),
+    horizon=(15, 30),
+    from_reset=True,
+    minibatch=0,
+    credit=FutureReturn(0.9),
+    normalize=OverGames(),
+    total_iterations=6,
+)
+KINDS = {"continuing": CFG, "lesson": LESSON}
+
+
 class Notebook:
     """A watcher that keeps every iteration's rollout, gradient and parameters."""
 
-    def __init__(self, state) -> None:  # type: ignore[no-untyped-def]
-        self.state, self.notes = state, dict[str, torch.Tensor]()
+    def __init__(self, cfg: Config) -> None:
+        self.cfg, self.notes = cfg, dict[str, torch.Tensor]()
 
     def done(self, state) -> bool:  # type: ignore[no-untyped-def]
-        return state.progress(CFG) >= 1
+        return state.progress(self.cfg) >= 1
 
     def iteration(self, state, rollout, target, stats, learn_s) -> None:  # type: ignore[no-untyped-def]
         for name in ("obs", "action", "reward", "terminated"):
@@ -58,18 +73,18 @@ class Notebook:
         raise AssertionError("never due")
 
 
-def main(out: Path) -> None:
+def main(cfg: Config, out: Path) -> None:
     torch.set_num_threads(1)
     ranks = join()
-    state = initial(CFG, ranks)
+    state = initial(cfg, ranks)
     state.policy.double()
     state.flat = flatten(state.policy)
     state.optimizer = torch.optim.Adam([state.flat], lr=1e-2, fused=True)
-    notebook = Notebook(state)
-    train(CFG, state, ranks, notebook)
+    notebook = Notebook(cfg)
+    train(cfg, state, ranks, notebook)
     save_file(notebook.notes, out / f"{ranks.count}-{ranks.rank}.safetensors")
 
 
 if __name__ == "__main__":
     die_with_launcher()
-    main(Path(sys.argv[1]))
+    main(KINDS[sys.argv[1]], Path(sys.argv[2]))

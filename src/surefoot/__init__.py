@@ -72,11 +72,19 @@ def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict
     return evaluation.load_policy(run, device)
 
 
-def video(run: Path | str, out: Path | str, *, seed: int = 0, greedy: bool = False, every: int = 0) -> Path:
+def video(
+    run: Path | str,
+    out: Path | str | None = None,
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+    every: int = 0,
+    max_steps: int = 0,
+) -> Path:
     """Film a full game, action probabilities and value beside it; `out` ends in .mp4 or .gif."""
     from surefoot import videos
 
-    return videos.video(run, out, seed, greedy, every)
+    return videos.video(run, out, seed, greedy, every, max_steps)
 
 
 def summary(task: str | Config) -> str:
@@ -87,8 +95,8 @@ def summary(task: str | Config) -> str:
     return layers.table(find(task))
 
 
-def picture(name: str, out: Path | str) -> Path:
+def picture(name: str, out: Path | str | None = None) -> Path:
     """Draw one of the lesson's pictures: cliff, clipped or clipped-explained."""
     from surefoot import pictures
 
-    return pictures.picture(name, Path(out))
+    return pictures.picture(name, out)

@@ -116,8 +116,7 @@ class Video:
     def __call__(self) -> None:
         from surefoot.videos import video
 
-        out = self.out or (self.run if self.run.is_dir() else self.run.parent) / "game.mp4"
-        print(video(self.run, out, self.seed, self.greedy, self.every, self.max_steps))
+        print(video(self.run, self.out, self.seed, self.greedy, self.every, self.max_steps))
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class Picture:
     def __call__(self) -> None:
         from surefoot.pictures import picture
 
-        print(picture(self.name, self.out or Path(f"{self.name}.png")))
+        print(picture(self.name, self.out))
 
 
 Command = Train | Resume | Evaluate | Video | Summary | Picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -122,6 +123,8 @@ class Config:
     """the preset or environment this came from"""
 
     def __post_init__(self) -> None:
+        for name, kind in _hints(Config).items():
+            _build(kind, _plain(getattr(self, name)), name)
         for name in ("games", "epochs"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("minibatch", "total_steps", "total_iterations", "eval_episodes", "seed", "value_coef"):
@@ -184,6 +187,11 @@ def _check_knob(full: str, name: str, value: Any) -> None:
         _check(value[0] <= value[1], full, value, "two numbers, the smaller first")
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -202,7 +210,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
             raise UserError(f"{where}: {name!r} is not one of {', '.join(members)}")
         return _build(members[name], {k: v for k, v in data.items() if k != "type"}, where)
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(typing.cast(type, kind))
         if not isinstance(data, dict) or not set(data) <= set(hints):
             extra = sorted(set(data) - set(hints)) if isinstance(data, dict) else data
             raise UserError(f"{where}: {extra!r} is not among {', '.join(hints)}")

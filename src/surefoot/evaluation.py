@@ -83,7 +83,9 @@ def evaluate(
     start = perf_counter()
     waiting = iter(episodes)
     slots = [_Slot(env.make(), seed) for _ in range(min(parallel, len(episodes)))]
-    playing = [slot for slot in slots if slot.begin(next(waiting))]
+    playing = list(slots)
+    for slot in playing:
+        slot.begin(next(waiting))
     results: dict[int, Episode] = {}
     device = next(policy.parameters()).device
     while playing:
@@ -115,11 +117,10 @@ class _Slot:
         self.game, self.seed = game, seed
         self.obs = np.zeros(game.observation_space.shape, game.observation_space.dtype)
 
-    def begin(self, episode: int) -> bool:
+    def begin(self, episode: int) -> None:
         self.episode, self.score, self.length = episode, 0.0, 0
         self.noise = stream(self.seed, Purpose.EVALUATION, 1, episode)
         self.game.reset(integer(self.seed, Purpose.EVALUATION, 0, episode), self.obs)
-        return True
 
     def step(self, action: int) -> bool:
         reward, terminated, truncated = self.game.step(action, self.obs)
@@ -148,6 +149,8 @@ def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dic
     try:
         with safe_open(file, "pt") as opened:
             facts = json.loads((opened.metadata() or {})["surefoot"])
+            if facts["format"] > 1:
+                raise UserError(f"'{file}' has format {facts['format']}; this surefoot knows 1: update it")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:

@@ -57,7 +57,7 @@ def die_with_launcher() -> None:
 
 
 def launch(command: list[str], count: int) -> int:
-    """Run `count` copies of a command as ranks; returns the exit code: 0, or that of the first that failed.
+    """Run `count` copies of a command as ranks; returns 0, or the first failed one's exit code, or 130 after a signal.
 
     The first SIGINT or SIGTERM is passed on, so that the ranks stop at the end of their iteration; the second ends
     them. What the failed rank wrote to its standard error is written to ours; the others only suffered from it.
@@ -67,11 +67,12 @@ def launch(command: list[str], count: int) -> int:
         port = probe.getsockname()[1]
     shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
     ranks: list[subprocess.Popen[bytes]] = []
     with ExitStack() as files:
         complaints = [files.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         try:
-            with PassingOn(ranks):
+            with PassingOn(ranks) as signals:
                 for rank in range(count):
                     own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                     out = None if rank == 0 else subprocess.DEVNULL
@@ -92,6 +93,8 @@ def launch(command: list[str], count: int) -> int:
     if failed is None:
         print(texts[0], end="", file=sys.stderr)  # warnings, if any
         return 0
+    if signals.seen:  # it came when no rank could stop politely: at the start, or after training
+        return 130
     code = ranks[failed].returncode
     cause = f"surefoot: rank {failed} was ended by {signal.Signals(-code).name}\n" if code < 0 else ""
     print(cause + texts[failed], end="", file=sys.stderr)
@@ -138,7 +141,7 @@ class PassingOn:
     def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
         self.ranks, self.seen = ranks, False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> PassingOn:
         def handle(*_: object) -> None:
             if self.seen:
                 raise KeyboardInterrupt
@@ -148,6 +151,7 @@ class PassingOn:
 
         main = threading.current_thread() is threading.main_thread()
         self.old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        return self
 
     def __exit__(self, *_: object) -> None:
         for s, previous in self.old.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surefoot.errors import UserError
 from surefoot.noise import Purpose, stream
-from surefoot.objectives import ClippedSurrogate, clip_fraction, value_loss
+from surefoot.objectives import ClippedSurrogate, clip_fraction, effective_sample_size, value_loss
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -67,7 +67,7 @@ def minibatches(
             yield Batch(*(x.index_select(0, index) for x in vars(flat).values()))
 
 
-NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift")
+NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples")
 
 
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
@@ -93,7 +93,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
         with torch.no_grad():
             clipped = clip_fraction(logp, piece.logp, epsilon)
             drift = (logp - piece.logp).expm1().abs().mean()
-            stats += share * torch.stack((new.kl(old).mean(), clipped, new.entropy().mean(), error, drift))
+            worth = effective_sample_size((logp - piece.logp).exp()) / len(logp)
+            stats += share * torch.stack((new.kl(old).mean(), clipped, new.entropy().mean(), error, drift, worth))
     ranks.average(gradient, stats)
     norm = gradient.norm().item()
     if not norm < float("inf"):

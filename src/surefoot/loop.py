@@ -47,9 +47,14 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
     while not ranks.agree(watcher.done(state)):
         horizon = state.horizon(cfg)
         noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random((horizon, cfg.games), "float32")[:, mine]
-        rollout = collect(state.policy, state.games, torch.from_numpy(noise).to(cfg.device), cfg.from_reset)
-        if cfg.from_reset:
-            rollout = rollout.cut(ranks.least(len(rollout.reward)))
+        rollout = collect(
+            state.policy,
+            state.games,
+            torch.from_numpy(noise).to(cfg.device),
+            state.iteration if cfg.from_reset else None,
+        )
+        if cfg.from_reset:  # all ranks' games stop where the first of them ended
+            rollout = rollout.cut(ranks.least(len(rollout.reward)), state.games.indices)
         began = perf_counter()
         weight, target = cfg.credit(rollout)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]

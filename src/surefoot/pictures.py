@@ -130,8 +130,9 @@ PICTURES = {
 }
 
 
-def picture(name: str, out: Path) -> Path:
-    """Draw the picture `name` into `out` (.png or .svg); returns `out`."""
+def picture(name: str, out: Path | str | None = None) -> Path:
+    """Draw the picture `name` into `out` (.png or .svg; default NAME.png); returns `out`."""
+    out = Path(out or f"{name}.png")
     if name not in PICTURES:
         raise UserError(f"there is no picture '{name}': choose one of {', '.join(PICTURES)}")
     if out.suffix not in (".png", ".svg"):

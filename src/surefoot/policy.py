@@ -136,7 +136,8 @@ def orthogonal(policy: Policy) -> Policy:
 
 def has_matrix_units() -> bool:
     """Whether this processor multiplies bfloat16 matrices in hardware (AMX); elsewhere bfloat16 gains nothing."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("amx_bf16", False))
 
 
 def flatten(policy: Policy) -> nn.Parameter:

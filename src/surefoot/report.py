@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from surefoot.evaluation import save_policy
 from surefoot.learn import NAMES
 from surefoot.metrics import Metrics, Row, read
-from surefoot.state import save
+from surefoot.state import replace_file, save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,13 +45,15 @@ class Progress:
         if self.quiet or (not force and now - self.last < (0.2 if self.terminal else self.every)):
             return
         self.last = now
-        if self.terminal:
-            import shutil
-
-            width = shutil.get_terminal_size().columns
-            print(f"\r\x1b[2K{text[: width - 1]}", end="\n" if force else "", flush=True)
-        else:
-            print(text, flush=True)
+        try:
+            if self.terminal:
+                width = shutil.get_terminal_size().columns
+                print(f"\r\x1b[2K{text[: width - 1]}", end="\n" if force else "", flush=True)
+            else:
+                print(text, flush=True)
+        except BrokenPipeError:  # the reader has gone; the run goes on
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Reporter:
@@ -73,8 +78,10 @@ class Reporter:
         return perf_counter() - self.saved >= self.cfg.save_every
 
     def save(self, state: State) -> None:
-        """Save a checkpoint."""
+        """Save a checkpoint, and the policy by itself."""
         save(state, self.run_dir, self.ranks)
+        if self.ranks.rank == 0:
+            save_policy(self.run_dir / "policy.safetensors", state.policy, self.cfg, state.steps)
         self.saved = perf_counter()
 
     def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
@@ -161,8 +168,14 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
     rows = read(run_dir)
     time = {name: sum(row[key] for row in rows) for name, key in STAGES}
     total = sum(time.values()) or 1.0
-    by_steps, by_iterations = f"--total-steps {2 * cfg.total_steps}", f"--total-iterations {2 * cfg.total_iterations}"
-    further = by_steps if cfg.total_steps else by_iterations
+    if state.seconds >= cfg.max_seconds:
+        further = f"--max-seconds {2 * cfg.max_seconds:g}"
+    elif state.mean_score() >= cfg.stop_at:
+        further = "--stop-at inf"
+    elif cfg.total_steps:
+        further = f"--total-steps {2 * cfg.total_steps}"
+    else:
+        further = f"--total-iterations {2 * cfg.total_iterations}"
     lines = [f"# {cfg.task}, seed {cfg.seed}", "", "| | |", "|---|---|"]
     if result is not None:
         low, high = result.interval
@@ -185,5 +198,5 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         f"    surefoot video {shlex.quote(str(run_dir))}",
     ]
     text = "\n".join(lines) + "\n"
-    (run_dir / "report.md").write_text(text)
+    replace_file(run_dir / "report.md", text.encode())
     return text

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surefoot.envs import Episode
+
 if TYPE_CHECKING:
-    from surefoot.envs import Episode, Games
+    from surefoot.envs import Games
     from surefoot.policy import Policy
 
 
@@ -49,35 +51,37 @@ class Rollout:
         """[T, N] bool: the next row belongs to another episode."""
         return self.terminated | self.truncated
 
-    def cut(self, length: int) -> Rollout:
-        """The first `length` decisions, as trajectories that were all truncated there (unless terminated)."""
+    def cut(self, length: int, indices: range) -> Rollout:
+        """The first `length` decisions, as trajectories of the games `indices` that all ended there."""
         changes = {f.name: getattr(self, f.name) for f in fields(self)}
         changes = {k: v[:length] if isinstance(v, Tensor) else v for k, v in changes.items()}
         shorter = Rollout(**changes)
         shorter.truncated = shorter.truncated.clone()
         shorter.truncated[-1] = ~shorter.terminated[-1]
+        scores = shorter.reward.sum(0).tolist()
+        shorter.episodes = [Episode(n, score, length) for n, score in zip(indices, scores, strict=True)]
         return shorter
 
 
 @torch.no_grad()
-def collect(policy: Policy, games: Games, noise: Tensor, from_reset: bool = False) -> Rollout:
+def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = None) -> Rollout:
     """Play len(noise) decisions in every game.
 
-    `noise` [T, N] uniform in [0, 1): one number decides one action. Games go on where they were; or, `from_reset`
-    (the lesson), all start afresh and all stop where the first one ends.
+    `noise` [T, N] uniform in [0, 1): one number decides one action. Games go on where they were; or, where an
+    `episode` number is given (the lesson), all begin that episode and all stop where the first one ends.
     """
     start = perf_counter()
     horizon, n = noise.shape
     device = next(policy.parameters()).device
-    if from_reset:
-        games.reset_all()
+    if episode is not None:
+        games.reset_all(episode)
     obs = np.empty((horizon + 1, *games.obs.shape), games.obs.dtype)
     obs[0] = games.obs
     reward = np.empty((horizon, n), np.float32)
     terminated, truncated = np.empty((horizon, n), np.bool_), np.empty((horizon, n), np.bool_)
     params, actions, values = [], [], []
     finals: dict[tuple[int, int], np.ndarray] = {}
-    env_s = perf_counter() - start if from_reset else 0.0
+    env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(horizon):
         dist, value, _ = policy(torch.from_numpy(obs[t]).to(device))
         action = dist.sample(noise[t])
@@ -89,7 +93,7 @@ def collect(policy: Policy, games: Games, noise: Tensor, from_reset: bool = Fals
         env_s += perf_counter() - before
         reward[t], terminated[t], truncated[t] = steps.reward, steps.terminated, steps.truncated
         finals |= {(t, i): final for i, final in steps.final.items() if steps.truncated[i] and not steps.terminated[i]}
-        if from_reset and steps.final:
+        if episode is not None and steps.final:
             break
     length = len(actions)
     value = torch.stack(values)
@@ -114,4 +118,4 @@ def collect(policy: Policy, games: Games, noise: Tensor, from_reset: bool = Fals
         env_s=env_s,
         act_s=perf_counter() - start - env_s,
     )
-    return rollout.cut(length) if from_reset else rollout
+    return rollout if episode is None else rollout.cut(length, games.indices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,14 +24,14 @@ from surefoot.config import Config
 from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
-from surefoot.evaluation import Evaluation, evaluate, load_policy, save_policy
+from surefoot.evaluation import Evaluation, evaluate, load_policy
 from surefoot.launch import choose_ranks, die_with_launcher, launch, world
 from surefoot.loop import train as train_loop
 from surefoot.metrics import read
 from surefoot.policy import Policy
 from surefoot.ranks import Ranks, join
 from surefoot.report import Progress, Reporter, card, curve
-from surefoot.state import State, build, checkpoints, initial, restore, write
+from surefoot.state import State, build, checkpoints, initial, replace_file, restore
 
 
 @dataclass(frozen=True)
@@ -104,33 +105,62 @@ def polite_stop(reporter: Reporter) -> Iterator[None]:
 
 
 def start(
-    cfg: Config, run_dir: Path, source: Path | None = None, quiet: bool = False, ranks: int = 0, started: float = 0.0
+    cfg: Config,
+    run_dir: Path,
+    source: Path | None = None,
+    quiet: bool = False,
+    ranks: int = 0,
+    started: float = 0.0,
+    resuming: bool = False,
 ) -> Run:
     """Train `cfg` in `run_dir` on `ranks` local processes (0: as many as cores allow), or as the rank that this one is.
 
-    `source`: a run or policy file to start from; `started`: when the clock began (perf_counter). Raises UserError for
-    a user's mistake, SystemExit where a rank has failed and said why.
+    `source`: a run or policy file to start from; `started`: when the clock began (perf_counter); `resuming`: the end
+    of the run that is there may move. Raises UserError for a user's mistake, SystemExit where a rank has failed and
+    said why, or where a signal came when no rank could stop politely.
     """
     count = choose_ranks(world() or ranks, cfg.games)
-    check_dir(cfg, run_dir)
-    check_fit(cfg)
+    if checkpoints(run_dir) and not resuming and read_config(run_dir) != cfg:
+        raise UserError(f"'{run_dir}' holds a run with another Config: choose another --run-dir, or resume that one")
+    check_fit(cfg, source)
     started = started or perf_counter()
-    if int(os.environ.get("RANK", "0")) == 0:
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
         write_config(cfg, run_dir)
-    if count == 1 or world():
-        return run(cfg, run_dir, source, quiet, started)
-    order = json.dumps([str(run_dir), str(source) if source else None, quiet, started])
-    code = launch([sys.executable, "-m", "surefoot.runs", order], count)
+    try:
+        if count == 1 or world():
+            code, state = 0, run(cfg, run_dir, source, quiet, started)
+            if not first:
+                return Run(run_dir, cfg, None, state.steps, state.seconds)
+        else:
+            order = json.dumps([str(run_dir), str(source) if source else None, quiet, started])
+            code = launch([sys.executable, "-m", "surefoot.runs", order], count)
+    except KeyboardInterrupt:
+        code = 130
     if code:
+        if checkpoints(run_dir):
+            print(f"what was saved goes on with: surefoot resume {shlex.quote(str(run_dir))}", file=sys.stderr)
         raise SystemExit(code)
     return read_run(run_dir)
 
 
-def check_fit(cfg: Config) -> None:
-    """Refuse, before anything is begun, an environment, network or device that cannot be."""
+def check_fit(cfg: Config, source: Path | None) -> None:
+    """Refuse, before anything is begun, an environment, network, device or source that cannot be."""
     game = cfg.env.make()
-    build(cfg, game.observation_space, game.action_space)
+    load_source(build(cfg, game.observation_space, game.action_space), cfg, source)
     game.close()
+
+
+def load_source(policy: Policy, cfg: Config, source: Path | None) -> None:
+    """Give a policy the weights of another run's, where there is one to start from."""
+    if source is None:
+        return
+    theirs, _, facts = load_policy(source)
+    try:
+        policy.load_state_dict(theirs.state_dict())
+    except RuntimeError as error:
+        task = facts["task"]
+        raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
 
 
 def read_run(run_dir: Path) -> Run:
@@ -145,17 +175,14 @@ def read_run(run_dir: Path) -> Run:
     return Run(run_dir, read_config(run_dir), result, int(last["step"]), float(last["seconds"]))
 
 
-def check_dir(cfg: Config, run_dir: Path) -> None:
-    """Refuse a directory that holds another run."""
-    if checkpoints(run_dir) and read_config(run_dir) != cfg:
-        raise UserError(f"'{run_dir}' holds a run with another Config: choose another --run-dir, or resume that one")
-
-
-def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> Run:
+def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> State:
     """Be one rank of a run: train from its newest checkpoint where it has one, evaluate, write the report card."""
     torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
     ranks = join()
     state = prepare(cfg, run_dir, ranks, source)
+    if ranks.rank == 0:
+        for name in ("evaluation.json", "report.md", "game.gif"):  # of an earlier policy
+            (run_dir / name).unlink(missing_ok=True)
     reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
     if not quiet and ranks.rank == 0:
         goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
@@ -168,32 +195,25 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
             reporter.save(state)
     finally:
         reporter.close()
-    if ranks.rank == 0:
-        save_policy(run_dir / "policy.safetensors", state.policy, cfg, state.steps)
-    if ranks.agree(reporter.stop):
-        if ranks.rank == 0:
-            print(
-                f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {run_dir}", flush=True
-            )
-    else:
+    if not ranks.agree(reporter.stop):
         finish(cfg, run_dir, state, ranks, quiet)
-    return read_run(run_dir)
+    elif ranks.rank == 0 and not quiet:
+        where = shlex.quote(str(run_dir))
+        print(f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {where}", flush=True)
+    return state
 
 
 def prepare(cfg: Config, run_dir: Path, ranks: Ranks, source: Path | None) -> State:
-    """A new run's state and files, or the state of the run that is there."""
+    """A new run's state, or the state of the run that is there; the same on every rank."""
     if checkpoints(run_dir):
-        return restore(cfg, run_dir, ranks)
-    state = initial(cfg, ranks)
-    if source is not None:
-        policy, _, facts = load_policy(source)
-        try:
-            state.policy.load_state_dict(policy.state_dict())
-        except RuntimeError as error:
-            theirs = facts["task"]
-            raise UserError(
-                f"the policy in '{source}' is for the task '{theirs}' and does not fit '{cfg.task}'"
-            ) from error
+        state = restore(cfg, run_dir, ranks)
+    else:
+        state = initial(cfg, ranks)
+        load_source(state.policy, cfg, source)
+    mark = torch.tensor([float(state.flat.detach().double().sum()), state.steps, state.rate], dtype=torch.float64)
+    everyone = ranks.gather(mark[:, None])
+    if not bool((everyone == everyone[:, :1]).all()):
+        raise UserError(f"the ranks do not begin at the same point: all must see the same run directory '{run_dir}'")
     return state
 
 
@@ -202,7 +222,7 @@ def write_config(cfg: Config, run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"config": cfg.to_json(), "machine": machine(), "command": sys.argv}, indent=1)
-        write(run_dir / "config.json", text.encode())
+        replace_file(run_dir / "config.json", text.encode())
     except OSError as error:
         raise UserError(
             f"the run directory '{run_dir}' cannot be written ({error.strerror}): choose another --run-dir"
@@ -220,10 +240,10 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         return
     curve(run_dir, run_dir / "curve.png")
     if result is not None:
-        write(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
+        replace_file(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
         progress.show("filming a game", True)
         try:
-            pictures.append(video(run_dir, run_dir / "game.gif", seed=cfg.seed).name)
+            pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000).name)
         except UserError as error:  # some environments have no picture; the run is good all the same
             progress.show(f"no film: {error}", True)
     text = card(run_dir, cfg, state, result, pictures)
@@ -254,17 +274,19 @@ def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, **changes: Any) -
     cfg = read_config(run_dir)
     if not checkpoints(run_dir):
         raise UserError(f"'{run_dir}' has no checkpoint to resume from")
-    if changes:
-        cfg = replace(cfg, **changes)
-        write_config(cfg, run_dir)
-    return start(cfg, run_dir, quiet=quiet, ranks=ranks)
+    allowed = ("total_steps", "total_iterations", "max_seconds", "stop_at")
+    if not set(changes) <= set(allowed):
+        raise UserError(
+            f"{', '.join(set(changes) - set(allowed))} cannot change on resume: only {', '.join(allowed)} can"
+        )
+    return start(replace(cfg, **changes), run_dir, quiet=quiet, ranks=ranks, resuming=True)
 
 
 def evaluate_run(
     source: Path, episodes: int = 100, seed: int = 0, greedy: bool = False, sticky: float = 0.0, env: Env | None = None
 ) -> Evaluation:
     """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same."""
-    if episodes < 1 or not 0 <= sticky < 1 or seed < 0:
+    if episodes < 1 or not 0 <= sticky < 1 or not 0 <= seed < 2**63:
         raise UserError(f"episodes {episodes}, sticky {sticky}, seed {seed}: allowed are from 1, in [0, 1), from 0")
     torch.set_num_threads(1)
     policy, own, facts = load_policy(source)

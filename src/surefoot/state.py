@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +106,13 @@ def write(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.writing")
+    write(beside, data)
+    beside.replace(path)
+
+
 def sync(folder: Path) -> None:
     """See a folder's entries on the disk."""
     handle = os.open(folder, os.O_RDONLY)
@@ -154,7 +162,8 @@ def save(state: State, run_dir: Path, ranks: Ranks) -> None:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(p for p in (run_dir / "checkpoints").glob("[0-9]*") if p.is_dir())
+    found = (p for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name))
 
 
 def restore(cfg: Config, run_dir: Path, ranks: Ranks) -> State:
@@ -163,6 +172,7 @@ def restore(cfg: Config, run_dir: Path, ranks: Ranks) -> State:
     if not found:
         raise UserError(f"'{run_dir}' has no checkpoint to resume from")
     folder = found[-1]
+    older = f"; to go on from '{found[-2]}', remove it" if len(found) > 1 else ""
     try:
         facts: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
         if facts["format"] > FORMAT:
@@ -170,18 +180,20 @@ def restore(cfg: Config, run_dir: Path, ranks: Ranks) -> State:
         files = {name: (folder / name).read_bytes() for name in facts["sha256"]}
         for name, digest in facts["sha256"].items():
             if hashlib.sha256(files[name]).hexdigest() != digest:
-                raise UserError(f"'{folder / name}' is damaged: its SHA-256 is not the one in state.json")
+                raise UserError(f"'{folder / name}' is damaged: its SHA-256 is not the one in state.json{older}")
         state = initial(cfg, ranks)
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
         moments = load_tensors(files["optimizer.safetensors"])
         if moments:
             state.optimizer.state[state.flat] = dict(moments)
         lost = state.games.restore(load_arrays(files["envs.safetensors"]))
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"'{folder}' cannot be loaded: {error}") from error
-    if lost:
-        print(f"games {lost} did not replay to the saved observation: they begin new episodes, this run is not exact")
-    state.rate, state.steps, state.iteration = facts["rate"], facts["steps"], facts["iteration"]
-    state.seconds, state.episodes = facts["seconds"], facts["episodes"]
-    state.window.extend(Episode(*e) for e in facts["window"])
+        state.rate, state.steps, state.iteration = facts["rate"], facts["steps"], facts["iteration"]
+        state.seconds, state.episodes = facts["seconds"], facts["episodes"]
+        state.window.extend(Episode(*e) for e in facts["window"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"'{folder}' cannot be loaded: {error}{older}") from error
+    everyone = [n for part in ranks.collect_bytes(json.dumps(lost).encode()) for n in json.loads(part)]
+    if everyone:
+        what = f"games {everyone} did not replay to where they were and begin new episodes: this run is not exact"
+        print(what, file=sys.stderr, flush=True)
     return state

@@ -21,14 +21,22 @@ INK, PALE, BLUE, ORANGE = (40, 40, 40), (225, 225, 225), (31, 111, 139), (200, 9
 
 
 def video(
-    source: Path | str, out: Path | str, seed: int = 0, greedy: bool = False, every: int = 0, max_steps: int = 0
+    source: Path | str,
+    out: Path | str | None = None,
+    seed: int = 0,
+    greedy: bool = False,
+    every: int = 0,
+    max_steps: int = 0,
 ) -> Path:
     """Play one full game with the policy of a run (or policy file) and film it.
 
-    `out` ends in .mp4 or .gif; `every`: film each so many decisions (0: 1 for mp4, 4 for gif); `max_steps`: stop
-    early. Returns `out`. The file is whole or absent.
+    `out` ends in .mp4 or .gif (default: game.mp4 beside the policy); `every`: film each so many decisions (0: 1 for
+    mp4, 4 for gif); `max_steps`: stop early. Returns `out`. The file is whole or absent.
     """
-    out = Path(out)
+    source = Path(source)
+    out = Path(out or (source if source.is_dir() else source.parent) / "game.mp4")
+    if min(seed, every, max_steps) < 0 or seed >= 2**63:
+        raise UserError(f"seed {seed}, every {every}, max_steps {max_steps}: allowed are whole numbers from 0")
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"'{out}' must end in .mp4 or .gif")
     policy, env, _ = load_policy(source)

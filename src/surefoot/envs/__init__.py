@@ -83,7 +83,6 @@ class Games:
         self.games: Sequence[Game] = [env.make() for _ in indices]
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
-        self.action_names = first.action_names
         self.obs: Array = np.zeros((len(indices), *first.observation_space.shape), first.observation_space.dtype)
         self.episodes = [0] * len(indices)
         """how many episodes each game has begun"""
@@ -103,16 +102,12 @@ class Games:
         self.episodes[i] += 1
         self.score[i], self.length[i] = 0.0, 0
 
-    def reset_all(self) -> None:
-        """Begin a new episode in every game; what was unfinished counts as a finished trajectory."""
+    def reset_all(self, episode: int = 0) -> None:
+        """Begin episode number `episode` in every game, whatever was played before."""
+        self.episodes = [episode] * len(self)
+        self.finished = []
         for i in range(len(self)):
-            if self.length[i]:
-                self._finish(i)
             self.reset(i, self.obs[i])
-
-    def _finish(self, i: int) -> None:
-        self.finished.append(Episode(self.indices[i], self.score[i], self.length[i]))
-        self.length[i] = 0
 
     def step(self, actions: list[int], out: Array) -> Steps:
         """One decision in every game; the next observations go into `out` [N, ...]."""
@@ -126,7 +121,7 @@ class Games:
             steps.truncated.append(truncated)
             if terminated or truncated:
                 steps.final[i] = out[i].copy()
-                self._finish(i)
+                self.finished.append(Episode(self.indices[i], self.score[i], self.length[i]))
                 self.reset(i, out[i])
         self.obs = out
         return steps

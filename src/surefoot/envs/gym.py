@@ -35,11 +35,12 @@ class GymnasiumGame:
 
         from surefoot.errors import UserError
 
-        picture: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
         try:
-            self.env = gymnasium.make(spec.id, **picture)
-        except TypeError as error:
-            raise UserError(f"'{spec.id}' cannot be filmed: it does not take render_mode='rgb_array'") from error
+            self.env = gymnasium.make(spec.id)
+            if render and "rgb_array" in self.env.metadata["render_modes"]:
+                self.env = gymnasium.make(spec.id, render_mode="rgb_array")
+            elif render:
+                raise UserError(f"'{spec.id}' cannot be filmed: it has no render_mode 'rgb_array'")
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"environment '{spec.id}' needs a package that is missing: {error}") from error
         except (gymnasium.error.Error, ModuleNotFoundError) as error:
@@ -53,12 +54,12 @@ class GymnasiumGame:
             raise UserError(f"'{spec.id}' acts in {action}: only Discrete spaces that start at 0 can be learned yet")
         self.observation_space, self.action_space = observation, action
         self.action_names = tuple(str(a) for a in range(int(action.n)))
-        self.seed, self.actions = 0, list[int]()
+        self.seed, self.actions, self.score = 0, list[int](), 0.0
         self.obs = np.zeros(observation.shape, observation.dtype)
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode with Gymnasium's own seeded reset."""
-        self.seed, self.actions = seed, []
+        self.seed, self.actions, self.score = seed, [], 0.0
         self.obs[...] = out[...] = self.env.reset(seed=seed)[0]
 
     def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
@@ -66,6 +67,7 @@ class GymnasiumGame:
         self.actions.append(action)
         obs, reward, terminated, truncated, _ = self.env.step(action)
         self.obs[...] = out[...] = obs
+        self.score += float(reward)
         return float(reward), bool(terminated), bool(truncated)
 
     def render(self) -> Array:
@@ -85,14 +87,14 @@ class GymnasiumGame:
         import numpy as np
 
         seed, actions = np.array([self.seed], np.int64), np.array(self.actions, np.int64)
-        return {"seed": seed, "actions": actions, "obs": self.obs.copy()}
+        return {"seed": seed, "actions": actions, "obs": self.obs.copy(), "total": np.array([self.score])}
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
-        """Play the episode again; False where it did not come out at the same observation, bit for bit."""
+        """Play the episode again; False where observation or score did not come out the same, bit for bit."""
         self.reset(int(saved["seed"][0]), out)
         for action in saved["actions"].tolist():
             self.step(action, out)
-        return bool(self.obs.tobytes() == saved["obs"].tobytes())
+        return bool(self.obs.tobytes() == saved["obs"].tobytes() and self.score == saved["total"][0])
 
     def close(self) -> None:
         """Close the environment."""
