@@ -143,4 +143,9 @@ def test_the_adaptive_rate_follows_the_divergence() -> None:
     assert rate(1.5e-3, 0.05, 0.0) == pytest.approx(1e-3)  # above twice
     assert rate(1.9e-3, 0.001, 0.0) == 2e-3  # the cap
     assert rate(1e-3, 1.0, 0.0) == 8e-4  # the floor
+    falling = replace(rate, end_factor=0.01)  # half-way the target is 0.002, at the end and beyond 0.0002
+    assert falling(1.5e-3, 0.005, 0.5) == pytest.approx(1e-3)
+    assert falling(1e-3, 0.003, 0.5) == pytest.approx(1e-3)
+    assert falling(1e-3, 0.0005, 0.5) == pytest.approx(1.5e-3)
+    assert falling(1.5e-3, 0.0005, 1.0) == falling(1.5e-3, 0.0005, 1.7) == pytest.approx(1e-3)
     assert LinearRate(1e-3)(0.5, 0.0, 0.25) == pytest.approx(7.5e-4)

@@ -15,7 +15,7 @@ from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.networks import Network, SmallCNN
-from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer, straight_line
+from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class AdaptiveRate:
     target_kl: float = 0.02
     """times 1.5 below half of this divergence (in nats), divided by 1.5 above twice"""
     end_factor: float = 1.0
-    """factor on the target at the end of the run; in between it moves in a straight line"""
+    """factor on the target at the end of the run; in between it falls at a constant rate, end_factor^progress"""
     cap: float = 5e-3
     """never above this"""
     floor: float = 1e-5
     """never below this"""
 
     def __call__(self, rate: float, kl: float, progress: float) -> float:
-        target = self.target_kl * straight_line(self.end_factor, progress)
+        target = self.target_kl * self.end_factor ** min(1.0, progress)
         factor = 1.5 if kl < target / 2 else 1 / 1.5 if kl > target * 2 else 1.0
         return min(self.cap, max(self.floor, rate * factor))
 
@@ -181,6 +181,8 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     numbers = value if isinstance(value, tuple) else (value,)
     top = 1.0 if name in ("gamma", "lam", "decay", "sticky") else math.inf
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
+    if full == "AdaptiveRate.end_factor":
+        _check(value > 0, full, value, "above 0")
     if name in ("learning_rate", "target_kl", "scale", "filters", "kernel", "stride", "hidden", "frame_skip"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":

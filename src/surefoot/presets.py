@@ -70,7 +70,7 @@ PONG = Config(
     regularizer=Entropy(coefficient=0.01),
     epochs=3,
     minibatch=1024,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.01, end_factor=0.2, cap=5e-3),
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=5e-3),
     total_steps=1_000_000,
     bf16=True,
 )
