@@ -118,12 +118,12 @@ class Reporter:
     def line(self, row: Row, state: State) -> str:
         """Step, score, speed, time left, and where the time goes."""
         done = max(state.progress(self.cfg), state.seconds / self.cfg.max_seconds, 1e-9)
-        left = state.seconds * (1 / done - 1)
+        left = max(0.0, state.seconds * (1 / done - 1))
         busy = row["env_s"] + row["act_s"] + row["learn_s"]
         shares = " ".join(f"{name} {row[key] / busy:.0%}" for name, key in STAGES)
         score = f"{row['return_mean']:.1f}" if state.window else "-"
         return (
-            f"{done:4.0%} step {row['step']:,} · score {score} (mean of last {row['return_window']}) · "
+            f"{min(1, done):4.0%} step {row['step']:,} · score {score} (mean of last {row['return_window']}) · "
             f"{row['steps_per_second']:,.0f} steps/s · {clock(state.seconds)} gone, {clock(left)} left · {shares}"
         )
 
