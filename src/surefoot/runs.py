@@ -186,9 +186,8 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
     if not quiet and ranks.rank == 0:
         goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
-        print(
-            f"{cfg.task}: {cfg.games} games on {ranks.count} ranks, {goal}, seed {cfg.seed}, into {run_dir}", flush=True
-        )
+        who = f"{cfg.games} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
+        print(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}", flush=True)
     try:
         with polite_stop(reporter):
             train_loop(cfg, state, ranks, reporter)
