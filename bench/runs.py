@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 from pathlib import Path
 
@@ -94,7 +93,9 @@ def main() -> None:
         rows = [{k: row[k] for k in KEEP} for row in read(run)]
         thinned = rows[:: args.thin] + ([rows[-1]] if (len(rows) - 1) % args.thin else [])
         (args.out / f"{run.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thinned))
-        shutil.copy(run / "config.json", args.out / f"{run.name}.config.json")
+        config = json.loads((run / "config.json").read_text())
+        config.pop("command")  # it names places of the machine it ran on
+        (args.out / f"{run.name}.config.json").write_text(json.dumps(config, indent=1))
         facts.append(describe(run, run.name, args))
         (args.out / "summary.json").write_text(json.dumps(facts, indent=1))
     picture({run.name: read(run) for run in args.runs}, args.out / "curves.png", args.by)
