@@ -32,6 +32,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
+def call(command: str, run_dir: Path) -> str:
+    """`surefoot COMMAND RUN` as it can be typed here: with the program's place where it is not on the path."""
+    beside = Path(sys.executable).with_name("surefoot")
+    program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(os.path.relpath(beside))
+    return f"{program} {command} {shlex.quote(str(run_dir))}"
+
+
 class Progress:
     """One line, rewritten in place on a terminal, or printed every few seconds where there is none."""
 
@@ -193,9 +200,9 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         "",
         "Next:",
         "",
-        f"    surefoot resume {shlex.quote(str(run_dir))} {further}",
-        f"    surefoot evaluate {shlex.quote(str(run_dir))} --episodes 100",
-        f"    surefoot video {shlex.quote(str(run_dir))}",
+        f"    {call('resume', run_dir)} {further}",
+        f"    {call('evaluate', run_dir)} --episodes 100",
+        f"    {call('video', run_dir)}",
     ]
     text = "\n".join(lines) + "\n"
     replace_file(run_dir / "report.md", text.encode())

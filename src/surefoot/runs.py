@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from surefoot.loop import train as train_loop
 from surefoot.metrics import read
 from surefoot.policy import Policy
 from surefoot.ranks import Ranks, join
-from surefoot.report import Progress, Reporter, card, curve
+from surefoot.report import Progress, Reporter, call, card, curve
 from surefoot.state import State, build, checkpoints, initial, replace_file, restore
 
 
@@ -139,7 +138,7 @@ def start(
         code = 130
     if code:
         if checkpoints(run_dir):
-            print(f"what was saved goes on with: surefoot resume {shlex.quote(str(run_dir))}", file=sys.stderr)
+            print(f"what was saved goes on with: {call('resume', run_dir)}", file=sys.stderr)
         raise SystemExit(code)
     return read_run(run_dir)
 
@@ -197,8 +196,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     if not ranks.agree(reporter.stop):
         finish(cfg, run_dir, state, ranks, quiet)
     elif ranks.rank == 0 and not quiet:
-        where = shlex.quote(str(run_dir))
-        print(f"stopped and saved after {state.steps:,} decisions; go on with: surefoot resume {where}", flush=True)
+        print(f"stopped and saved after {state.steps:,} decisions; go on with: {call('resume', run_dir)}", flush=True)
     return state
 
 
