@@ -16,7 +16,7 @@ import numpy as np
 
 from surefoot.envs.atari import Pong
 from surefoot.presets import LESSON_GAME
-from surefoot.runs import machine
+from surefoot.runner import machine
 
 
 def bare(steps: int) -> None:

@@ -146,9 +146,9 @@ def test_help_imports_neither_torch_nor_numpy() -> None:
 
 
 @contextmanager
-def endless_run(cwd: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+def endless_run(cwd: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A real run on two ranks that has begun to learn, and its ranks' process ids."""
-    command = ["train", "cartpole", "--run-dir", "a", "--ranks", "2", "--total-steps", "100000000"]
+    command = ["train", "cartpole", "--run-dir", "a", "--ranks", "2", "--total-steps", "100000000", *more]
     pipe = subprocess.PIPE
     whole = [sys.executable, "-m", "surefoot", *command]
     with subprocess.Popen(whole, cwd=cwd, stdout=pipe, stderr=pipe, text=True) as process:
@@ -178,10 +178,42 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (0, "")
+        assert (process.returncode, err) == (130, "")
         assert "surefoot resume a" in out
         assert list((tmp_path / "a" / "checkpoints").glob("[0-9]*"))
         assert gone_within(5, ranks)
+
+
+def test_a_signal_to_every_process_at_once_saves_as_well(tmp_path: Path) -> None:
+    """As schedulers and service managers do: the ranks hear it directly and from their launcher."""
+    with endless_run(tmp_path) as (process, ranks):
+        for pid in (*ranks, process.pid):
+            os.kill(pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "")
+        assert "stopped and saved" in out
+        assert list((tmp_path / "a" / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_stopped_rank_is_found_out_and_no_process_is_left(tmp_path: Path) -> None:
+    with endless_run(tmp_path, "--timeout", "1") as (process, ranks):
+        os.kill(ranks[1], signal.SIGSTOP)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "no sign of life for 1 seconds" in err or "has hung for 1 seconds" in err
+        assert "Traceback" not in err
+        assert gone_within(5, ranks)
+
+
+def test_a_reader_who_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "surefoot", "train", "cartpole", *FAST, "--ranks", "1", "--run-dir", "a"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 0
+    assert (tmp_path / "a" / "report.md").exists()
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -28,6 +28,7 @@ def test_the_contract(env: Env) -> None:
         runs.append((first, out.copy(), [s.reward for s in steps]))
         games.close()
     assert all(np.array_equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    games.take_finished()
     saved, where = games.snapshot(), games.obs.copy()
     other = Games(env, 3, range(2))
     assert other.restore(saved) == []

@@ -16,6 +16,7 @@ from surefoot.errors import UserError
 from surefoot.launch import choose_ranks, launch, usable_cores
 from surefoot.metrics import read
 from surefoot.ranks import Ranks
+from surefoot.state import initial
 
 
 @pytest.mark.parametrize("kind", ["continuing", "lesson"])
@@ -24,7 +25,7 @@ def test_one_two_and_four_ranks_are_the_same_run(kind: str, tmp_path: Path) -> N
     script = str(Path(__file__).with_name("twin.py"))
     runs = {}
     for count in (1, 2, 4):
-        assert launch([sys.executable, script, kind, str(tmp_path)], count) == 0
+        assert launch([sys.executable, script, kind, str(tmp_path)], count, 8 // count, 300.0) == 0
         runs[count] = [load_file(tmp_path / f"{count}-{rank}.safetensors") for rank in range(count)]
     alone = runs[1][0]
     iterations = sorted({key.split("/")[0] for key in alone})
@@ -58,14 +59,14 @@ def test_a_run_of_two_ranks_goes_on_with_one(small: Config, tmp_path: Path) -> N
 
 
 def test_ranks_that_do_not_begin_alike_are_refused(small: Config, tmp_path: Path) -> None:
-    from surefoot.runs import prepare
+    from surefoot.runner import prepare
 
     class Strangers(Ranks):
         def gather(self, columns: torch.Tensor) -> torch.Tensor:
             return torch.cat((columns, columns + 1), 1)
 
     with pytest.raises(UserError, match="do not begin at the same point"):
-        prepare(small, tmp_path, Strangers(), None)
+        prepare(small, initial(small, Ranks()), tmp_path, Strangers())
 
 
 def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

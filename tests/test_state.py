@@ -12,16 +12,17 @@ import pytest
 import torch
 
 import surefoot
-from surefoot import runs
+from surefoot import runner
 from surefoot.config import AdaptiveRate, Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
+from surefoot.files import checkpoints, seal, unseal
 from surefoot.metrics import read
 from surefoot.networks import SmallCNN
 from surefoot.presets import PONG
 from surefoot.ranks import Ranks
 from surefoot.report import Reporter
-from surefoot.state import KEEP, checkpoints, initial, restore, save
+from surefoot.state import KEEP, initial, restore, save
 
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
 
@@ -66,7 +67,7 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     cfg = replace(request.getfixturevalue(which), rate=AdaptiveRate(1e-3))
     surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "Reporter", interrupt_at(2))
+        patch.setattr(runner, "Reporter", interrupt_at(2))
         surefoot.train(cfg, run_dir=tmp_path / "parts", ranks=1, quiet=True)
     assert len(rows(tmp_path / "parts")) == 2 < len(rows(tmp_path / "whole"))
     surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
@@ -105,19 +106,6 @@ def test_the_last_checkpoints_are_kept(small: Config, tmp_path: Path) -> None:
     assert [p.name for p in checkpoints(tmp_path / "a")] == [f"{128 * k:09d}" for k in range(7 - KEEP, 7)]
 
 
-def test_a_damaged_checkpoint_is_named(small: Config, tmp_path: Path) -> None:
-    surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
-    file = checkpoints(tmp_path / "a")[-1] / "policy.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(UserError, match=r"policy\.safetensors.*damaged"):
-        surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
-    file.unlink()
-    with pytest.raises(UserError, match="cannot be loaded"):
-        surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
-
-
 def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path: Path) -> None:
     for name in ("1000001536", "999999488", "000000128", ".writing"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
@@ -139,7 +127,7 @@ def test_an_old_evaluation_does_not_pass_for_a_new_policy(
 ) -> None:
     first = surefoot.train(small, eval_episodes=3, run_dir=tmp_path / "a", ranks=1, quiet=True)
     assert first.evaluation is not None
-    monkeypatch.setattr(runs, "Reporter", interrupt_at(8))
+    monkeypatch.setattr(runner, "Reporter", interrupt_at(8))
     second = surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
     assert second.evaluation is None
     assert second.steps == 8 * 128
@@ -155,7 +143,7 @@ def test_wrong_types_from_python_are_refused(wrong: dict[str, object], tmp_path:
 def test_a_newer_format_is_refused(small: Config, tmp_path: Path) -> None:
     surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
     file = checkpoints(tmp_path / "a")[-1] / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+    file.write_bytes(seal(unseal(file.read_bytes()) | {"format": 99}))
     with pytest.raises(UserError, match="format 99"):
         surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
 
@@ -171,18 +159,20 @@ def test_an_environment_that_does_not_replay_is_said(
     cfg = replace(small, env=Gymnasium("worlds:Carrying-v0"), horizon=(12,), minibatch=24)
     state = initial(cfg, Ranks())
     save(state, tmp_path, Ranks())
-    restore(cfg, tmp_path, Ranks())
+    assert restore(initial(cfg, Ranks()), tmp_path, Ranks()) == list(range(8))
+    runner.write_config(cfg, tmp_path)
+    runner.prepare(cfg, initial(cfg, Ranks()), tmp_path, Ranks())
     assert "did not replay" in capsys.readouterr().err
 
 
 def test_a_run_can_start_from_another_runs_policy(small: Config, tmp_path: Path) -> None:
     surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
-    from surefoot.runs import prepare
-
-    state = prepare(replace(small, seed=5), tmp_path / "b", Ranks(), tmp_path / "a")
+    state = initial(replace(small, seed=5), Ranks())
+    runner.load_source(state.policy, small, tmp_path / "a")
     assert all(torch.equal(x, weights(tmp_path / "a")[k]) for k, x in state.policy.state_dict().items())
+    other = initial(replace(small, env=Gymnasium("CartPole-v1")), Ranks())
     with pytest.raises(UserError, match="does not fit"):
-        prepare(replace(small, env=Gymnasium("CartPole-v1")), tmp_path / "c", Ranks(), tmp_path / "a")
+        runner.load_source(other.policy, small, tmp_path / "a")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a policy", b"\xff" * 64, b"\x80\x04\x95pickle"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,12 @@ class Notebook:
 
     def due(self) -> bool:
         return False
+
+    def playing(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def dropped(self, cause: BaseException | None) -> None:
+        raise AssertionError(cause)
 
     def save(self, state) -> None:  # type: ignore[no-untyped-def]
         raise AssertionError("never due")

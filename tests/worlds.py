@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -111,7 +111,85 @@ class Carrying(Identity):
         return super()._show() + Carrying.carried
 
 
-for world in (Identity, Catch, Carrying):
+class Faulty(Scripted):
+    """Breaks Gymnasium's contract, in the way it is told, in the 70th step of one of its kind."""
+
+    last: ClassVar[dict[str, Any]] = {}
+    steps = made = 0
+
+    def __init__(self, fault: str) -> None:
+        super().__init__((40,))
+        self.fault, self.number = fault, Faulty.made
+        Faulty.made += 1
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        self.seed, self.actions = seed, []
+        Faulty.last = {"seed": seed}
+        return super().reset(seed=seed)
+
+    def step(self, action: int):
+        obs, reward, *rest = super().step(action)
+        self.actions.append(int(action))
+        Faulty.steps += 1
+        if Faulty.steps == 8 * 16 * 2 + 77:
+            Faulty.last = {"seed": self.seed, "step": self.t, "actions": self.actions, "number": self.number}
+            if self.fault == "raises":
+                raise RuntimeError("the simulator exploded")
+            obs = {"nan": obs * np.nan, "shape": obs[:2], "type": np.array(["a", "b", "c"])}.get(self.fault, obs)
+            reward = {"infinite reward": float("inf"), "not a number": "many"}.get(self.fault, reward)
+        return obs, reward, *rest
+
+
+class Crashing(Scripted):
+    """Raises in every 17th step of its kind."""
+
+    steps = 0
+
+    def __init__(self) -> None:
+        super().__init__((1000,))
+
+    def step(self, action: int):
+        Crashing.steps += 1
+        if Crashing.steps % 17 == 0:
+            raise OSError("connection lost")
+        return super().step(action)
+
+
+class FragileCatch(Catch):
+    """Catch whose simulator dies once in 50 steps."""
+
+    luck = np.random.Generator(np.random.Philox(1))
+
+    def step(self, action: int):
+        if self.luck.random() < 0.02:
+            raise RuntimeError("segmentation fault, as it were")
+        return super().step(action)
+
+
+class Enormous(Catch):
+    """Catch for stakes whose square no single-precision number can hold."""
+
+    def step(self, action: int):
+        obs, reward, *rest = super().step(action)
+        return obs, reward + 1e30, *rest
+
+
+class Sleepy(Catch):
+    """Catch that takes a nap after so many steps of its kind."""
+
+    steps_until_nap = -1
+
+    @staticmethod
+    def nap() -> None: ...
+
+    def step(self, action: int):
+        Sleepy.steps_until_nap -= 1
+        if Sleepy.steps_until_nap == 0:
+            self.nap()
+        return super().step(action)
+
+
+for world in (Identity, Catch, Carrying, Crashing, FragileCatch, Enormous, Sleepy):
     gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20, disable_env_checker=True)
 for ending in ("terminated", "truncated", "both"):
@@ -122,3 +200,6 @@ for ending in ("terminated", "truncated", "both"):
             kwargs={"lengths": lengths, "ending": ending},
             disable_env_checker=True,
         )
+for fault in ("raises", "nan", "infinite reward", "shape", "type", "not a number"):
+    name = f"Faulty-{fault.replace(' ', '-')}-v0"
+    gymnasium.register(name, Faulty, kwargs={"fault": fault}, disable_env_checker=True)

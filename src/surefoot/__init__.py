@@ -37,17 +37,24 @@ def train(
     `fields` change the task's Config; `source`: start from this run's policy; `ranks`: processes, 0 for all cores.
     """
     from surefoot.presets import find
-    from surefoot.runs import new_dir, start
+    from surefoot.runs import start
 
-    cfg = find(task, **fields)
-    return start(cfg, Path(run_dir or new_dir(cfg.task)), Path(source) if source else None, quiet, ranks)
+    where = Path(run_dir) if run_dir else None
+    return _read(start(find(task, **fields), where, Path(source) if source else None, quiet, ranks)[0])
 
 
 def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, **end: Any) -> Run:
     """Go on with a run; `end` may move total_steps, total_iterations, max_seconds, stop_at."""
     from surefoot import runs
 
-    return runs.resume(Path(run), quiet, ranks, **end)
+    runs.resume(Path(run), quiet, ranks, **end)
+    return _read(Path(run))
+
+
+def _read(run_dir: Path) -> Run:
+    from surefoot.runner import read_run
+
+    return read_run(run_dir)
 
 
 def evaluate(
@@ -60,9 +67,9 @@ def evaluate(
     env: Env | None = None,
 ) -> Evaluation:
     """Play full games with fresh seeds with the policy of a run or policy file."""
-    from surefoot import runs
+    from surefoot import evaluation
 
-    return runs.evaluate_run(Path(run), episodes, seed, greedy, sticky, env)
+    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env)
 
 
 def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:

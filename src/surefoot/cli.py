@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from surefoot.config import Config
-from surefoot.errors import UserError
+from surefoot.errors import Fault, UserError
 from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the race's clock counts from here
@@ -39,9 +39,10 @@ class Train:
     """print nothing"""
 
     def __call__(self) -> None:
-        from surefoot.runs import new_dir, start
+        from surefoot.runs import start
 
-        start(self.config, self.run_dir or new_dir(self.config.task), self.source, self.quiet, self.ranks, STARTED)
+        if not start(self.config, self.run_dir, self.source, self.quiet, self.ranks, STARTED)[1]:
+            raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Resume:
         from surefoot.runs import resume
 
         names = ("total_steps", "total_iterations", "max_seconds", "stop_at")
-        resume(self.run, self.quiet, self.ranks, **{k: getattr(self, k) for k in names if getattr(self, k) is not None})
+        end = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
+        if not resume(self.run, self.quiet, self.ranks, **end):
+            raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Evaluate:
     """print one JSON object instead of a table"""
 
     def __call__(self) -> None:
-        from surefoot.runs import evaluate_run, print_evaluation
+        from surefoot.evaluation import evaluate_run, print_evaluation
 
         env = find(self.task).env if self.task else None
         print_evaluation(evaluate_run(self.run, self.episodes, self.seed, self.greedy, self.sticky, env), self.json)
@@ -230,7 +233,7 @@ def options(value: Any, prefix: str = "") -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 where the user made a mistake, or 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for a user's mistake, 1 for a fault, 130 after a signal."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(usage())
@@ -239,9 +242,11 @@ def main(args: Sequence[str] | None = None) -> int:
         parse(args)()
     except UserError as error:
         print(f"surefoot: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, Fault) else 2
     except KeyboardInterrupt:
         return 130
+    except SystemExit as end:  # a rank has failed, and said why
+        return int(end.code or 0)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

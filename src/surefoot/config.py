@@ -111,6 +111,12 @@ class Config:
     """stop training when the last 100 finished episodes score this on average"""
     save_every: float = 60.0
     """seconds between checkpoints"""
+    env_restarts: int = 0
+    """environments that raise are made anew, this many times in one go of the run; 0: the first one ends it"""
+    skip_updates: int = 0
+    """updates whose gradient is not finite are skipped, this many in the whole run; 0: the first one ends it"""
+    timeout: float = 300.0
+    """seconds without a sign of life after which a hanging environment or a stopped process ends the run"""
     eval_episodes: int = 100
     """episodes of the closing evaluation; 0: none"""
     seed: int = 1
@@ -127,10 +133,11 @@ class Config:
             _build(kind, _plain(getattr(self, name)), name)
         for name in ("games", "epochs"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("minibatch", "total_steps", "total_iterations", "eval_episodes", "seed", "value_coef"):
+        counts = ("minibatch", "total_steps", "total_iterations", "eval_episodes", "env_restarts", "skip_updates")
+        for name in (*counts, "seed", "value_coef"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
-        for name in ("max_grad_norm", "adam_eps", "max_seconds", "save_every"):
+        for name in ("max_grad_norm", "adam_eps", "max_seconds", "save_every", "timeout"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _check(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
         for name in ("value_coef", "adam_eps"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game
+from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
+from surefoot.files import replace_file
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 
@@ -134,9 +136,7 @@ def save_policy(path: Path, policy: Policy, cfg: Config, steps: int) -> None:
     plain = cfg.to_json()
     facts = {"format": 1, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
     tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
-    beside = path.with_name(f".{path.name}.writing")
-    save_file(tensors, beside, {"surefoot": json.dumps(facts)})
-    beside.replace(path)
+    replace_file(path, save_tensors(tensors, {"surefoot": json.dumps(facts)}))
 
 
 def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
@@ -157,8 +157,47 @@ def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dic
         raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
     game = cfg.env.make()
     policy = cfg.network.build(game.observation_space, game.action_space)
+    game.close()
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"'{file}' does not fit its own network: {error}") from error
     return policy.to(device).eval(), cfg.env, facts
+
+
+def evaluate_run(
+    source: Path, episodes: int = 100, seed: int = 0, greedy: bool = False, sticky: float = 0.0, env: Env | None = None
+) -> Evaluation:
+    """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same."""
+    if episodes < 1 or not 0 <= sticky < 1 or not 0 <= seed < 2**63:
+        raise UserError(f"episodes {episodes}, sticky {sticky}, seed {seed}: allowed are from 1, in [0, 1), from 0")
+    torch.set_num_threads(1)
+    policy, own, facts = load_policy(source)
+    if env is not None and type(env) is type(own):
+        mine, other = own.make(), env.make()
+        if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
+            raise UserError(
+                f"the policy in '{source}' is for the task '{facts['task']}': it sees or does other things here"
+            )
+    elif env is not None:
+        raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
+    env = env or own
+    if sticky:
+        if not isinstance(env, Pong):
+            raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
+        env = replace(env, sticky=sticky)
+    return evaluate(policy, env, range(episodes), seed, greedy)
+
+
+def print_evaluation(result: Evaluation, as_json: bool) -> None:
+    """Print an evaluation as one JSON object or as a table."""
+    facts = result.to_json()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(f"{facts['episodes']} full episodes, actions {'greedy' if result.greedy else 'sampled'}, seed {result.seed}")
+    print(f"  mean    {facts['mean']:.2f}   (bootstrap 95 % interval {facts['low']:.2f} to {facts['high']:.2f})")
+    print(
+        f"  median  {facts['median']:.2f}   (from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f})"
+    )
+    print(f"  length  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")

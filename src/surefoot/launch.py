@@ -10,13 +10,14 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from surefoot.errors import UserError
+from surefoot.pulse import VARIABLE, Pulse, Watchdog
 
-PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
+STOPPED = -1  # what `launch` returns of a run that a signal has stopped and that was saved
+PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed or hangs
 
 
 def usable_cores() -> int:
@@ -40,9 +41,8 @@ def choose_ranks(asked: int, games: int) -> int:
 
 
 def world() -> int:
-    """How many ranks this process was started as one of, by us or by torchrun; 0 where it is alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return size if size > 1 else 0
+    """How many ranks this process was started as one of, by us or by torchrun; 0 where it is on its own."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= set(os.environ) else 0
 
 
 def die_with_launcher() -> None:
@@ -56,11 +56,12 @@ def die_with_launcher() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def launch(command: list[str], count: int) -> int:
-    """Run `count` copies of a command as ranks; returns 0, or the first failed one's exit code, or 130 after a signal.
+def launch(command: list[str], count: int, games: int, timeout: float) -> int:
+    """Run `count` copies of a command; returns 0, STOPPED where they saved after a signal, or a failed one's code.
 
-    The first SIGINT or SIGTERM is passed on, so that the ranks stop at the end of their iteration; the second ends
-    them. What the failed rank wrote to its standard error is written to ours; the others only suffered from it.
+    The first SIGINT or SIGTERM is passed on, so that the ranks save and stop; the second ends them; so does silence
+    of `timeout` seconds (each rank has so many `games`). Our own sentences on the ranks' standard error are passed on
+    at once; of the rest only what the failed rank wrote, at the end: the others only suffered from it.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -69,62 +70,96 @@ def launch(command: list[str], count: int) -> int:
     shared |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     shared |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
     ranks: list[subprocess.Popen[bytes]] = []
-    with ExitStack() as files:
-        complaints = [files.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+    with tempfile.TemporaryDirectory() as folder:
+        memory = [Path(folder, str(rank)) for rank in range(count)]
+        dog = Watchdog([Pulse.lay(path, games) for path in memory], timeout)
+        complaints = [path.with_suffix(".err") for path in memory]
+        heard = Heard(complaints)
         try:
             with PassingOn(ranks) as signals:
                 for rank in range(count):
-                    own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    out = None if rank == 0 else subprocess.DEVNULL
-                    ranks.append(
-                        subprocess.Popen(
+                    own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: str(memory[rank])}
+                    with open(complaints[rank], "wb") as complaint:
+                        process = subprocess.Popen(
                             command,
                             env=own,
                             stdin=subprocess.PIPE,  # its closing tells the rank that we are gone
-                            stdout=out,
-                            stderr=complaints[rank],
+                            stdout=None if rank == 0 else subprocess.DEVNULL,
+                            stderr=complaint,
                             start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
                         )
-                    )
-                failed = watch(ranks)
+                    ranks.append(process)
+                signals.pass_saves()
+                failed = watch(ranks, dog, heard)
+        except KeyboardInterrupt:
+            end(ranks, 0.0)
+            raise
         finally:
-            end(ranks)
-        texts = [read_back(file) for file in complaints]
-    if failed is None:
-        print(texts[0], end="", file=sys.stderr)  # warnings, if any
-        return 0
-    if signals.seen:  # it came when no rank could stop politely: at the start, or after training
-        return 130
-    code = ranks[failed].returncode
-    cause = f"surefoot: rank {failed} was ended by {signal.Signals(-code).name}\n" if code < 0 else ""
-    print(cause + texts[failed], end="", file=sys.stderr)
-    return code if code > 0 else 1
+            end(ranks, PATIENCE)
+            heard.pass_on()
+        if failed is None:
+            print(heard.rest(0), end="", file=sys.stderr)  # warnings, if any
+            return STOPPED if signals.seen else 0
+        if signals.seen:  # it came when no rank could stop politely: at the start, or after training
+            return 128 + signal.SIGTERM
+        if isinstance(failed, str):
+            print(f"surefoot: {failed}", file=sys.stderr)
+            return 1
+        code = ranks[failed].returncode
+        cause = f"surefoot: rank {failed} was ended by {signal.Signals(-code).name}\n" if code < 0 else ""
+        print(cause + heard.rest(failed), end="", file=sys.stderr)
+        return code if code > 0 else 1
 
 
-def read_back(file: IO[bytes]) -> str:
-    """All that was written to a file."""
-    file.seek(0)
-    return file.read().decode(errors="replace")
+class Heard:
+    """What ranks write to their standard error: our own sentences are passed on at once, and each only once."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files, self.places = files, [0] * len(files)
+        self.said = set[bytes]()
+
+    def pass_on(self) -> None:
+        """Pass on the sentences that have come since the last time."""
+        for rank, path in enumerate(self.files):
+            if path.stat().st_size == self.places[rank]:
+                continue
+            with open(path, "rb") as file:
+                file.seek(self.places[rank])
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]
+            self.places[rank] += len(new)
+            for line in new.splitlines():
+                if line.startswith(b"surefoot: ") and line not in self.said:
+                    self.said.add(line)
+                    print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+
+    def rest(self, rank: int) -> str:
+        """All else that a rank has written."""
+        lines = self.files[rank].read_bytes().splitlines(keepends=True)
+        return b"".join(line for line in lines if not line.startswith(b"surefoot: ")).decode(errors="replace")
 
 
-def watch(ranks: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait until all have ended well (None) or one has failed (which)."""
+def watch(ranks: list[subprocess.Popen[bytes]], dog: Watchdog, heard: Heard) -> int | str | None:
+    """Wait until all have ended well (None), one has failed (which), or one is silent (a sentence about it)."""
     while True:
         codes = [p.poll() for p in ranks]
+        heard.pass_on()
         bad = [i for i, code in enumerate(codes) if code]
         if bad:  # a rank ended by a signal is the cause; one that lost its connection is not
             return min(bad, key=lambda i: codes[i] or 0)
         if all(code == 0 for code in codes):
             return None
+        if verdict := dog.verdict():
+            return verdict[1]
         time.sleep(0.05)
 
 
-def end(ranks: list[subprocess.Popen[bytes]]) -> None:
+def end(ranks: list[subprocess.Popen[bytes]], patience: float) -> None:
     """Make sure that no rank is left."""
     for p in ranks:
         if p.poll() is None:
             p.terminate()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     for p in ranks:
         try:
             p.wait(max(0.0, deadline - time.monotonic()))
@@ -149,9 +184,22 @@ class PassingOn:
             for p in self.ranks:
                 p.terminate()
 
+        wanted: dict[int, Any] = {signal.SIGINT: handle, signal.SIGTERM: handle}
+        if hasattr(signal, "SIGUSR1"):
+            wanted[signal.SIGUSR1] = signal.SIG_IGN  # which the ranks inherit, until they can save
         main = threading.current_thread() is threading.main_thread()
-        self.old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        self.old = {s: signal.signal(s, handler) for s, handler in wanted.items()} if main else {}
         return self
+
+    def pass_saves(self) -> None:
+        """From now on SIGUSR1 is passed on as well."""
+
+        def save(*_: object) -> None:
+            for p in self.ranks:
+                p.send_signal(signal.SIGUSR1)
+
+        if self.old and hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, save)
 
     def __exit__(self, *_: object) -> None:
         for s, previous in self.old.items():

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from surefoot.errors import UserError
+from surefoot.errors import Fault
 from surefoot.noise import Purpose, stream
-from surefoot.objectives import ClippedSurrogate, clip_fraction, effective_sample_size, value_loss
+from surefoot.objectives import ClippedSurrogate, clip_fraction, value_loss
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -67,20 +67,21 @@ def minibatches(
             yield Batch(*(x.index_select(0, index) for x in vars(flat).values()))
 
 
-NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples")
+NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")
 
 
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
     """One step up the mean gain; returns the minibatch's figures, in the order of NAMES.
 
-    The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Raises UserError where it is not finite: then
-    nothing has been changed.
+    The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Where its gradient is not finite nothing is
+    changed: the update is skipped `cfg.skip_updates` times a run, then Fault is raised.
     """
     objective = cfg.objective.at(state.iteration)
     bonus = cfg.regularizer.at(state.iteration, state.progress(cfg))
     epsilon = objective.epsilon if isinstance(objective, ClippedSurrogate) else 0.2
     gradient = state.gradient
     gradient.zero_()
+    state.games.pulse.rest()
     stats = gradient.new_zeros(len(NAMES))
     for piece, share in batch.pieces():
         new, value, _ = state.policy.judge(piece.obs)
@@ -93,12 +94,18 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
         with torch.no_grad():
             clipped = clip_fraction(logp, piece.logp, epsilon)
             drift = (logp - piece.logp).expm1().abs().mean()
-            worth = effective_sample_size((logp - piece.logp).exp()) / len(logp)
-            stats += share * torch.stack((new.kl(old).mean(), clipped, new.entropy().mean(), error, drift, worth))
+            ratio = (logp - piece.logp).exp()
+            worth = ratio.mean(), (ratio**2).mean()
+            stats += share * torch.stack((new.kl(old).mean(), clipped, new.entropy().mean(), error, drift, *worth))
     ranks.average(gradient, stats)
     norm = gradient.norm().item()
+    stats[-2], stats[-1] = stats[-2] ** 2 / stats[-1], norm  # the effective sample size's share, of the whole minibatch
     if not norm < float("inf"):
-        raise UserError(f"the gradient is not finite after {state.steps} decisions: lower the learning rate")
+        state.skipped += 1
+        if state.skipped > cfg.skip_updates:
+            where = f"iteration {state.iteration + 1}, after {state.steps:,} decisions"
+            raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
+        return stats
     if norm > cfg.max_grad_norm:
         gradient.mul_(cfg.max_grad_norm / norm)
     state.rate = cfg.rate(state.rate, float(stats[0]), state.progress(cfg))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from surefoot.envs import Episode
+from surefoot.errors import Fault, Interrupted
 from surefoot.learn import minibatches, update
 from surefoot.noise import Purpose, stream
 from surefoot.rollout import Rollout, collect
@@ -40,6 +42,14 @@ class Watcher(Protocol):
         """Whether it is time to save."""
         ...
 
+    def playing(self) -> AbstractContextManager[None]:
+        """While games are played a signal may raise Interrupted."""
+        ...
+
+    def dropped(self, cause: BaseException | None) -> None:
+        """A rollout was dropped, because of `cause` or for another rank's sake: training ends."""
+        ...
+
 
 def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
     """Play, judge, learn, repeat. Everything a rung of the ladder changes is visible in these lines."""
@@ -47,14 +57,19 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
     while not ranks.agree(watcher.done(state)):
         horizon = state.horizon(cfg)
         noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random((horizon, cfg.games), "float32")[:, mine]
-        rollout = collect(
-            state.policy,
-            state.games,
-            torch.from_numpy(noise).to(cfg.device),
-            state.iteration if cfg.from_reset else None,
-        )
-        if cfg.from_reset:  # all ranks' games stop where the first of them ended
-            rollout = rollout.cut(ranks.least(len(rollout.reward)), state.games.indices)
+        start = state.iteration if cfg.from_reset else None
+        rollout = None
+        try:
+            with watcher.playing():
+                rollout = collect(state.policy, state.games, torch.from_numpy(noise).to(cfg.device), start)
+        except (Interrupted, Fault) as cause:
+            watcher.dropped(cause)
+        length = ranks.least(0 if rollout is None else len(rollout.reward))
+        if rollout is None or length == 0:  # on one rank or another; state.place still is where this rollout began
+            watcher.dropped(None)
+            break
+        if length < len(rollout.reward):  # from_reset: all ranks' games stop where the first of them ended
+            rollout = rollout.cut(length, state.games.indices)
         began = perf_counter()
         weight, target = cfg.credit(rollout)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
@@ -69,11 +84,10 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
 
 def count(state: State, rollout: Rollout, ranks: Ranks) -> None:
     """Count what all ranks have played; rank 0 keeps the window of finished episodes."""
+    state.place = state.games.snapshot()
     state.steps += rollout.reward.numel() * ranks.count
     state.iteration += 1
-    finished = [
-        Episode(*e) for part in ranks.collect_bytes(json.dumps(rollout.episodes).encode()) for e in json.loads(part)
-    ]
-    state.episodes += len(finished)
-    state.window.extend(finished)
-    rollout.episodes = finished
+    parts = ranks.collect_bytes(json.dumps(rollout.episodes).encode())
+    rollout.episodes = sorted((Episode(*e) for part in parts for e in json.loads(part)), key=lambda e: (e.at, e.game))
+    state.episodes += len(rollout.episodes)
+    state.window.extend(rollout.episodes)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from surefoot.files import replace_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Row = dict[str, Any]
 
@@ -18,29 +26,59 @@ class Metrics:
 
         path = run_dir / "metrics.jsonl"
         kept = [row for row in read(run_dir) if row["step"] <= step]
-        beside = path.with_suffix(".writing")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        beside.replace(path)
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self.waiting = b""
+        """rows that could not be written yet"""
         purge = step + 1 if step else None
-        self.board = SummaryWriter(str(run_dir / "tb"), purge_step=purge)
+        self.board: SummaryWriter | None = SummaryWriter(str(run_dir / "tb"), purge_step=purge)
 
     def add(self, row: Row) -> None:
-        """Append one iteration; NaN and infinity become null."""
+        """Append one iteration; NaN and infinity become null.
+
+        Where the disk is full the rows wait for room, TensorBoard is given up, and training goes on.
+        """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self.file.write(json.dumps(clean) + "\n")
-        for name, value in clean.items():
-            if value is not None and name != "step":
-                self.board.add_scalar(name, value, row["step"])
+        self.waiting += json.dumps(clean).encode() + b"\n"
+        self.write("its rows are kept and written when there is room")
+        if self.board is None:
+            return
+        try:
+            for name, value in clean.items():
+                if value is not None and name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+        except Exception as error:  # whatever it has, it is not worth a run
+            print(f"surefoot: TensorBoard's files are given up: {error}", file=sys.stderr, flush=True)
+            self.board = None
+
+    def write(self, otherwise: str) -> None:
+        """Write what waits; what cannot be written is said once."""
+        behind = self.waiting.count(b"\n") > 1
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[os.write(self.file, self.waiting) :]
+        except OSError as error:
+            if not behind:
+                print(f"surefoot: metrics.jsonl: {error.strerror}; {otherwise}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Flush and close."""
-        self.file.close()
-        self.board.close()
+        self.write("its last rows are lost")
+        os.close(self.file)
+        if self.board is not None:
+            with suppress(Exception):
+                self.board.close()
 
 
 def read(run_dir: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl; a last line that was cut off while being written is left out."""
+    """The rows of a run's metrics.jsonl; a last line that was cut off is left out, a damaged one named as well."""
     path = run_dir / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(path.read_text(errors="replace").split("\n")[:-1] if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            row["step"] + 0
+            rows.append(row)
+        except (ValueError, TypeError, KeyError):
+            print(f"surefoot: line {number} of '{path}' is damaged and left out", file=sys.stderr, flush=True)
+    return rows

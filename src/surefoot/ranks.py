@@ -32,6 +32,12 @@ class Ranks:
         gradient.copy_(buffer[: len(gradient)])
         stats.copy_(buffer[len(gradient) :])
 
+    def mean(self, numbers: Tensor) -> Tensor:
+        """The ranks' mean of some numbers."""
+        if self.count > 1:
+            dist.all_reduce(numbers)
+        return numbers / self.count
+
     def gather(self, columns: Tensor) -> Tensor:
         """[T, own games] of every rank, side by side: [T, games]."""
         if self.count == 1:
@@ -53,12 +59,8 @@ class Ranks:
         return int(tensor)
 
     def agree(self, decision: bool) -> bool:
-        """Rank 0's decision."""
-        if self.count == 1:
-            return decision
-        tensor = torch.tensor(int(decision))
-        dist.broadcast(tensor, 0)
-        return bool(tensor)
+        """Whether any rank has decided so."""
+        return self.least(not decision) == 0
 
     def collect_bytes(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, on rank 0 (elsewhere an empty list)."""

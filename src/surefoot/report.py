@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from surefoot.errors import Fault, Interrupted
 from surefoot.evaluation import save_policy
+from surefoot.files import replace_file
 from surefoot.learn import NAMES
 from surefoot.metrics import Metrics, Row, read
-from surefoot.state import replace_file, save
+from surefoot.runs import call
+from surefoot.state import save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +38,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-def call(command: str, run_dir: Path) -> str:
-    """`surefoot COMMAND RUN` as it can be typed here: with the program's place where it is not on the path."""
-    beside = Path(sys.executable).with_name("surefoot")
-    program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(os.path.relpath(beside))
-    return f"{program} {command} {shlex.quote(str(run_dir))}"
+FLAT = 20  # iterations without anything learned before it is said
 
 
 class Progress:
@@ -52,13 +54,19 @@ class Progress:
         if self.quiet or (not force and now - self.last < (0.2 if self.terminal else self.every)):
             return
         self.last = now
-        try:
+        with self.listening():
             if self.terminal:
                 width = shutil.get_terminal_size().columns
                 print(f"\r\x1b[2K{text[: width - 1]}", end="\n" if force else "", flush=True)
             else:
                 print(text, flush=True)
-        except BrokenPipeError:  # the reader has gone; the run goes on
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Whatever is printed, a reader who has gone does not end the run."""
+        try:
+            yield
+        except BrokenPipeError:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -68,8 +76,12 @@ class Reporter:
 
     def __init__(self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool) -> None:
         self.cfg, self.run_dir, self.ranks = cfg, run_dir, ranks
-        self.stop = False
-        """set by a signal: finish the iteration, save, end"""
+        self.stop = self.save_now = self.in_play = False
+        """set by signals, and while games are played"""
+        self.fault: Fault | None = None
+        """what this rank cannot go on with"""
+        self.flat = 0
+        """iterations in which nothing could be learned"""
         self.before, self.started = state.seconds, started
         self.saved = self.shown = perf_counter()
         self.progress = Progress(quiet)
@@ -80,26 +92,63 @@ class Reporter:
         full = len(state.window) == state.window.maxlen and state.mean_score() >= self.cfg.stop_at
         return self.stop or full or state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
 
-    def due(self) -> bool:
-        """Whether the last checkpoint is old enough."""
-        return perf_counter() - self.saved >= self.cfg.save_every
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """While games are played a signal breaks the rollout off: an environment may be slow, or hang."""
+        self.in_play = True
+        try:
+            if self.stop:  # it came just before
+                raise Interrupted
+            yield
+        finally:
+            self.in_play = False
 
-    def save(self, state: State) -> None:
-        """Save a checkpoint, and the policy by itself."""
-        save(state, self.run_dir, self.ranks)
+    def say(self, text: str) -> None:
+        """Say something, on rank 0."""
         if self.ranks.rank == 0:
-            save_policy(self.run_dir / "policy.safetensors", state.policy, self.cfg, state.steps)
-        self.saved = perf_counter()
+            self.progress.show(text, True)
+
+    def halt(self) -> None:
+        """A signal has come: the iteration is finished, or, where games are played, broken off."""
+        self.stop = True
+        if self.in_play:
+            raise Interrupted
+
+    def dropped(self, cause: BaseException | None) -> None:
+        """A rollout was broken off, on this rank by `cause`."""
+        self.stop = True
+        if isinstance(cause, Fault):
+            self.fault = cause
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough, or a signal has asked for one."""
+        return self.save_now or perf_counter() - self.saved >= self.cfg.save_every
+
+    def save(self, state: State, last: bool = False) -> None:
+        """Save a checkpoint, and the policy by itself; where that fails training goes on, but the `last` one raises."""
+        try:
+            save(state, self.run_dir, self.ranks)
+            if self.ranks.rank == 0:
+                save_policy(self.run_dir / "policy.safetensors", state.policy, self.cfg, state.steps)
+        except OSError as error:
+            what = f"the run cannot be saved after {state.steps:,} decisions ({error.strerror or error})"
+            if last:
+                raise Fault(what) from error
+            print(f"surefoot: {what}; it goes on and tries again", file=sys.stderr, flush=True)
+        self.saved, self.save_now = perf_counter(), False
 
     def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
         """Write the iteration's row and show it."""
         now = perf_counter()
         state.seconds = self.before + now - self.started
+        error = target - rollout.value
+        moments = torch.stack([f(x.double()) for x in (target, error) for f in (torch.mean, _mean_square)])
+        mean, square, error_mean, error_square = self.ranks.mean(moments).tolist()
         if self.metrics is None:
             return
         spent, self.shown = now - self.shown, now
         lengths = [e.length for e in state.window]
-        error = (target - rollout.value).var() / target.var()
+        spread = square - mean**2
         scores = [e.score for e in rollout.episodes]
         row: Row = {
             "step": state.steps,
@@ -115,11 +164,14 @@ class Reporter:
             "act_s": round(rollout.act_s, 4),
             "learn_s": round(learn_s, 4),
             "learning_rate": state.rate,
-            "explained_variance": 1 - float(error),
+            "explained_variance": 1 - (error_square - error_mean**2) / spread if spread > 0 else float("nan"),
             "ratio_drift_first": float(stats[0, NAMES.index("ratio_drift")]),
         }
         row |= {name: float(stats[:, i].mean()) for i, name in enumerate(NAMES)}
         self.metrics.add(row)
+        self.flat = self.flat + 1 if not row["grad_norm"] or row["entropy"] < 1e-4 else 0
+        if self.flat == FLAT:
+            print(f"surefoot: {why_flat(row)}", file=sys.stderr, flush=True)
         self.progress.show(self.line(row, state))
 
     def line(self, row: Row, state: State) -> str:
@@ -140,6 +192,23 @@ class Reporter:
             if self.progress.terminal and not self.progress.quiet:
                 print()
             self.metrics.close()
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return (x * x).mean()
+
+
+def why_flat(row: Row) -> str:
+    """What to do about a policy that learns nothing any more."""
+    if row["grad_norm"]:
+        return (
+            f"the policy has played the same actions for {FLAT} iterations (entropy {row['entropy']:.0e}): "
+            "it cannot find anything better; give it a larger --regularizer.coefficient or a lower learning rate"
+        )
+    return (
+        f"nothing was learned for {FLAT} iterations: all games agree, no action was better than another; "
+        "play more --games or a longer --horizon, so that some of them are paid differently"
+    )
 
 
 STAGES = (("emulate", "env_s"), ("act", "act_s"), ("learn", "learn_s"))
@@ -179,7 +248,7 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         further = f"--max-seconds {2 * cfg.max_seconds:g}"
     elif state.mean_score() >= cfg.stop_at:
         further = "--stop-at inf"
-    elif cfg.total_steps:
+    elif cfg.total_steps and state.steps >= cfg.total_steps:
         further = f"--total-steps {2 * cfg.total_steps}"
     else:
         further = f"--total-iterations {2 * cfg.total_iterations}"

@@ -90,6 +90,14 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
         values.append(value)
         before = perf_counter()
         steps = games.step(action.tolist(), obs[t + 1])
+        while lost := steps.lost:  # their decision never was: what they played ends before it, and they decide anew
+            for i in lost:
+                if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
+                    truncated[t - 1, i], finals[t - 1, i] = True, obs[t, i].copy()
+            obs[t, lost] = obs[t + 1, lost]
+            dist, values[t], _ = policy(torch.from_numpy(obs[t]).to(device))
+            params[t], actions[t] = dist.params, dist.sample(noise[t])
+            steps.take(lost, games.step(actions[t].tolist(), obs[t + 1], lost))
         env_s += perf_counter() - before
         reward[t], terminated[t], truncated[t] = steps.reward, steps.terminated, steps.truncated
         finals |= {(t, i): final for i, final in steps.final.items() if steps.truncated[i] and not steps.terminated[i]}

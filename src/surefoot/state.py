@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import math
 import shutil
 import sys
 from collections import deque
@@ -24,12 +23,16 @@ from torch import nn
 from surefoot.config import Config
 from surefoot.envs import Episode, Games
 from surefoot.errors import UserError
+from surefoot.files import checkpoints, digest, read_plain, seal, unseal, write_folder
 from surefoot.noise import Purpose, integer
 from surefoot.policy import Policy, flatten, has_matrix_units
+from surefoot.pulse import Pulse
 from surefoot.ranks import Ranks
 
 FORMAT = 1
 KEEP = 3
+FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
+COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped")
 
 
 @dataclass
@@ -51,6 +54,12 @@ class State:
     """time spent training"""
     episodes: int = 0
     """episodes finished"""
+    skipped: int = 0
+    """updates whose gradient was not finite"""
+    ranks: int = 0
+    """that wrote the checkpoint this state came from; 0 where it is new"""
+    place: dict[str, Any] = field(default_factory=dict)
+    """where the games were when the present iteration began"""
     window: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
     """the last 100 finished episodes"""
 
@@ -80,51 +89,30 @@ def build(cfg: Config, observation: spaces.Box, action: spaces.Discrete) -> Poli
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
         policy = cfg.network.build(observation, action)
-    policy.bf16 = cfg.bf16 and has_matrix_units()
     try:
+        policy.bf16 = cfg.bf16 and torch.device(cfg.device).type == "cpu" and has_matrix_units()
         return policy.to(cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def initial(cfg: Config, ranks: Ranks) -> State:
+def initial(cfg: Config, ranks: Ranks, pulse: Pulse | None = None) -> State:
     """A run before its first decision."""
     columns = ranks.columns(cfg.games)
-    games = Games(cfg.env, cfg.seed, range(columns.start, columns.stop))
+    games = Games(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, pulse)
     policy = build(cfg, games.observation_space, games.action_space)
     flat = flatten(policy)
     optimizer = torch.optim.Adam([flat], lr=cfg.rate.learning_rate, eps=cfg.adam_eps, fused=True)
     games.reset_all()
-    return State(policy, flat, optimizer, games, cfg.rate.learning_rate)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file and see it on the disk."""
-    with open(path, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.writing")
-    write(beside, data)
-    beside.replace(path)
-
-
-def sync(folder: Path) -> None:
-    """See a folder's entries on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return State(policy, flat, optimizer, games, cfg.rate.learning_rate, place=games.snapshot())
 
 
 def save(state: State, run_dir: Path, ranks: Ranks) -> None:
-    """Write checkpoints/STEPS, whole or not at all, then drop the oldest beyond KEEP. Every rank calls it."""
-    envs = ranks.collect_bytes(save_arrays(state.games.snapshot()))
+    """Write checkpoints/STEPS, whole or not at all, then drop older ones: KEEP stay, and the best. Every rank calls it.
+
+    Raises OSError, on rank 0 alone, where it cannot be written; what was there before is then as it was.
+    """
+    envs = ranks.collect_bytes(save_arrays(state.place))
     if ranks.rank:
         return
     moments = state.optimizer.state.get(state.flat, {})
@@ -133,67 +121,84 @@ def save(state: State, run_dir: Path, ranks: Ranks) -> None:
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
-    facts = {
+    counters = {name: getattr(state, name) for name in COUNTERS}
+    facts = counters | {
         "format": FORMAT,
-        "rate": state.rate,
-        "steps": state.steps,
-        "iteration": state.iteration,
-        "seconds": state.seconds,
-        "episodes": state.episodes,
+        "score": state.mean_score() if len(state.window) == state.window.maxlen else None,
         "window": list(state.window),
         "ranks": ranks.count,
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "files": {name: [len(data), digest(data)] for name, data in files.items()},
     }
-    files["state.json"] = json.dumps(facts).encode()
-    folder = run_dir / "checkpoints"
-    target, beside = folder / f"{state.steps:09d}", folder / ".writing"
-    if target.exists():
-        return
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for name, data in files.items():
-        write(beside / name, data)
-    sync(beside)
-    beside.rename(target)
-    sync(folder)
-    for old in checkpoints(run_dir)[:-KEEP]:
-        shutil.rmtree(old)
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = (p for p in (run_dir / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir())
-    return sorted(found, key=lambda p: int(p.name))
-
-
-def restore(cfg: Config, run_dir: Path, ranks: Ranks) -> State:
-    """The newest checkpoint's state; raises UserError where there is none or a file of it is damaged."""
+    write_folder(run_dir / "checkpoints" / f"{state.steps:09d}", {"state.json": seal(facts), **files})
     found = checkpoints(run_dir)
-    if not found:
-        raise UserError(f"'{run_dir}' has no checkpoint to resume from")
-    folder = found[-1]
-    older = f"; to go on from '{found[-2]}', remove it" if len(found) > 1 else ""
+    best = max(found, key=lambda checkpoint: (_score(checkpoint), checkpoint))
+    for old in found[:-KEEP]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def _score(checkpoint: Path) -> float:
+    """Mean score of the last 100 episodes before a checkpoint; the least there is where it has none."""
     try:
-        facts: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
-        if facts["format"] > FORMAT:
-            raise UserError(f"'{folder}' has format {facts['format']}; this surefoot knows {FORMAT}: update it")
-        files = {name: (folder / name).read_bytes() for name in facts["sha256"]}
-        for name, digest in facts["sha256"].items():
-            if hashlib.sha256(files[name]).hexdigest() != digest:
-                raise UserError(f"'{folder / name}' is damaged: its SHA-256 is not the one in state.json{older}")
-        state = initial(cfg, ranks)
+        facts = unseal(read_plain(checkpoint / "state.json"))
+        return -math.inf if facts["score"] is None else float(facts["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf
+
+
+def look(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A checkpoint's facts and files; raises UserError for a newer format, ValueError where anything is damaged."""
+    name = "state.json"
+    try:
+        if checkpoint.is_symlink() or checkpoint.parent.is_symlink():
+            raise ValueError("it lies behind a link")
+        facts = unseal(read_plain(checkpoint / name))
+        if facts["format"] != FORMAT:
+            raise UserError(f"'{checkpoint}' has format {facts['format']}; this surefoot knows {FORMAT}: update it")
+        files = {}
+        for name in FILES:
+            size, expected = facts["files"][name]
+            files[name] = read_plain(checkpoint / name, size)
+            if digest(files[name]) != expected:
+                raise ValueError("its SHA-256 is not the one in state.json")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"'{checkpoint / name}' is damaged: {error}") from error
+    return facts, files
+
+
+def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
+    """Make a first state that of the newest whole checkpoint; damaged ones are named and set aside.
+
+    Returns, on rank 0, the games that did not replay to where they were and begin new episodes. Raises UserError
+    where no checkpoint is whole. Every rank calls it.
+    """
+    damage, aside = "", []
+    for checkpoint in reversed(checkpoints(run_dir)):
+        try:
+            facts, files = look(checkpoint)
+            whole = 1
+        except ValueError as error:
+            damage, whole = str(error), 0
+        if ranks.least(whole):
+            break
+        aside.append(checkpoint)
+    else:
+        raise UserError(f"no checkpoint in '{run_dir}' is whole: {damage}")
+    for bad in aside if ranks.rank == 0 else []:
+        shutil.rmtree(f"{bad}.damaged", ignore_errors=True)
+        bad.rename(f"{bad}.damaged")
+        print(f"surefoot: {damage}; its checkpoint is set aside, '{checkpoint}' is used", file=sys.stderr, flush=True)
+    try:
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
         moments = load_tensors(files["optimizer.safetensors"])
         if moments:
             state.optimizer.state[state.flat] = dict(moments)
         lost = state.games.restore(load_arrays(files["envs.safetensors"]))
-        state.rate, state.steps, state.iteration = facts["rate"], facts["steps"], facts["iteration"]
-        state.seconds, state.episodes = facts["seconds"], facts["episodes"]
+        for name in COUNTERS:
+            setattr(state, name, facts[name])
+        state.ranks = facts["ranks"]
         state.window.extend(Episode(*e) for e in facts["window"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"'{folder}' cannot be loaded: {error}{older}") from error
-    everyone = [n for part in ranks.collect_bytes(json.dumps(lost).encode()) for n in json.loads(part)]
-    if everyone:
-        what = f"games {everyone} did not replay to where they were and begin new episodes: this run is not exact"
-        print(what, file=sys.stderr, flush=True)
-    return state
+    except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"'{checkpoint}' is of another program or environment: {error}") from error
+    state.place = state.games.snapshot()
+    return [n for part in ranks.collect_bytes(json.dumps(lost).encode()) for n in json.loads(part)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,9 @@ def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> f
         def save(self, *_: object) -> None: ...
         def due(self) -> bool:
             return False
+
+        def playing(self) -> nullcontext[None]:
+            return nullcontext()
 
     train(cfg, state, Ranks(), Silent())
     rollout = collect(state.policy, state.games, torch.rand(20, 8, generator=torch.Generator().manual_seed(0)))

@@ -7,7 +7,10 @@ fake transition ever enters the data.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,6 +20,9 @@ from surefoot.envs.gym import Gymnasium
 if TYPE_CHECKING:
     from gymnasium import spaces
     from numpy.typing import NDArray
+
+    from surefoot.errors import Fault
+    from surefoot.pulse import Pulse
 
     Array = NDArray[Any]
 
@@ -55,11 +61,12 @@ Env = Pong | Gymnasium
 
 
 class Episode(NamedTuple):
-    """A finished episode: which game, its raw score, its decisions."""
+    """A finished episode: which game, its raw score, its decisions, and at which decision of the rollout it ended."""
 
     game: int
     score: float
     length: int
+    at: int = 0
 
 
 @dataclass
@@ -71,16 +78,34 @@ class Steps:
     truncated: list[bool]
     final: dict[int, Array]
     """the last observation of each game that ended here; its row already holds the new episode's first"""
+    lost: list[int]
+    """games that raised and were made anew: this decision never was, their rows hold a new episode's first"""
+
+    def take(self, games: list[int], other: Steps) -> None:
+        """Take over what another decision brought to some games, and which of them it lost."""
+        for i in games:
+            self.reward[i], self.terminated[i], self.truncated[i] = (
+                other.reward[i],
+                other.terminated[i],
+                other.truncated[i],
+            )
+        self.final |= other.final
+        self.lost = other.lost
 
 
 class Games:
-    """The games `indices` of a run, stepped one after another in this process."""
+    """The games `indices` of a run, stepped one after another in this process.
 
-    def __init__(self, env: Env, seed: int, indices: range) -> None:
+    `restarts`: how often, in all, a game that raises may be made again; `pulse` shows a watchdog where we are.
+    """
+
+    def __init__(self, env: Env, seed: int, indices: range, restarts: int = 0, pulse: Pulse | None = None) -> None:
         import numpy as np
 
-        self.indices, self.seed = indices, seed
-        self.games: Sequence[Game] = [env.make() for _ in indices]
+        from surefoot.pulse import Pulse
+
+        self.env, self.indices, self.seed, self.restarts = env, indices, seed, restarts
+        self.games: list[Game] = [env.make() for _ in indices]
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.obs: Array = np.zeros((len(indices), *first.observation_space.shape), first.observation_space.dtype)
@@ -89,6 +114,9 @@ class Games:
         self.score = [0.0] * len(indices)
         self.length = [0] * len(indices)
         self.finished: list[Episode] = []
+        self.played = 0
+        """decisions since `take_finished`"""
+        self.pulse = pulse or Pulse.of(len(indices))
 
     def __len__(self) -> int:
         return len(self.games)
@@ -98,9 +126,13 @@ class Games:
         from surefoot.noise import Purpose, integer
 
         seed = integer(self.seed, Purpose.RESETS, self.indices[i], self.episodes[i])
-        self.games[i].reset(seed, out)
+        self.pulse.begin(i, seed)
         self.episodes[i] += 1
         self.score[i], self.length[i] = 0.0, 0
+        try:
+            self.games[i].reset(seed, out)
+        except Exception as error:
+            raise self.fault(i, error) from error
 
     def reset_all(self, episode: int = 0) -> None:
         """Begin episode number `episode` in every game, whatever was played before."""
@@ -108,27 +140,69 @@ class Games:
         self.finished = []
         for i in range(len(self)):
             self.reset(i, self.obs[i])
+        self.check(self.obs, {})
+        self.pulse.rest()
 
-    def step(self, actions: list[int], out: Array) -> Steps:
-        """One decision in every game; the next observations go into `out` [N, ...]."""
-        steps = Steps([], [], [], {})
-        for i, game in enumerate(self.games):
-            reward, terminated, truncated = game.step(actions[i], out[i])
+    def step(self, actions: list[int], out: Array, only: Sequence[int] | None = None) -> Steps:
+        """One decision in every game, or in those of `only`; the next observations go into `out` [N, ...].
+
+        Raises Fault where a game raises and no restart is left, or where a number is not finite.
+        """
+        n = len(self)
+        steps = Steps([0.0] * n, [False] * n, [False] * n, {}, [])
+        self.played += only is None
+        self.pulse.decide(actions, self.length, only is not None)
+        for i in range(n) if only is None else only:
+            self.pulse.at(i)
+            try:
+                reward, terminated, truncated = self.games[i].step(actions[i], out[i])
+            except Exception as error:
+                if not self.restarts:
+                    raise self.fault(i, error) from error
+                self.restart(i, out[i], error)
+                steps.lost.append(i)
+                continue
+            if not -math.inf < reward < math.inf:
+                raise self.fault(i, ValueError(f"its reward is {reward}"))
             self.score[i] += reward
             self.length[i] += 1
-            steps.reward.append(reward)
-            steps.terminated.append(terminated)
-            steps.truncated.append(truncated)
+            steps.reward[i], steps.terminated[i], steps.truncated[i] = reward, terminated, truncated
             if terminated or truncated:
                 steps.final[i] = out[i].copy()
-                self.finished.append(Episode(self.indices[i], self.score[i], self.length[i]))
+                self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.played))
                 self.reset(i, out[i])
+        self.check(out, steps.final)
+        self.pulse.rest()
         self.obs = out
         return steps
 
+    def check(self, obs: Array, final: dict[int, Array]) -> None:
+        """Refuse observations that are not finite."""
+        import numpy as np
+
+        if obs.dtype.kind != "f" or (np.isfinite(obs).all() and all(np.isfinite(x).all() for x in final.values())):
+            return
+        bad = [i for i in range(len(self)) if not np.isfinite(obs[i]).all() or not np.isfinite(final.get(i, 0.0)).all()]
+        raise self.fault(bad[0], ValueError("its observation is not finite"))
+
+    def fault(self, i: int, error: Exception) -> Fault:
+        """What there is to say of game i, which failed."""
+        from surefoot.errors import Fault
+
+        return Fault(f"{self.pulse.where(i, self.indices[i])} failed: {type(error).__name__}: {error}")
+
+    def restart(self, i: int, out: Array, error: Exception) -> None:
+        """Make game i again and begin a new episode; what went wrong is said."""
+        self.restarts -= 1
+        print(f"surefoot: {self.fault(i, error)}; it begins anew, {self.restarts} restarts are left", file=sys.stderr)
+        with suppress(Exception):  # it is broken already
+            self.games[i].close()
+        self.games[i] = self.env.make()
+        self.reset(i, out)
+
     def take_finished(self) -> list[Episode]:
         """The episodes finished since the last call."""
-        finished, self.finished = self.finished, []
+        finished, self.finished, self.played = self.finished, [], 0
         return finished
 
     def snapshot(self) -> dict[str, Array]:
@@ -149,7 +223,10 @@ class Games:
             fields = {k.split("/", 1)[1]: v for k, v in saved.items() if k.startswith(f"{n}/")}
             self.episodes[i], self.length[i] = (int(x) for x in fields.pop("counters"))
             self.score[i] = float(fields.pop("score")[0])
-            if not self.games[i].restore(fields, self.obs[i]):
+            back = False
+            with suppress(Exception):  # what raises on the way cannot be gone back to
+                back = self.games[i].restore(fields, self.obs[i])
+            if not back:
                 self.reset(i, self.obs[i])
                 lost.append(n)
         return lost

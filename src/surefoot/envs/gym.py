@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+
+MAX_REPLAY = 100_000  # decisions: a longer episode is not restored, a new one begins
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class GymnasiumGame:
 
         try:
             self.env = gymnasium.make(spec.id)
-            if render and "rgb_array" in self.env.metadata["render_modes"]:
+            if render and "rgb_array" in (self.env.metadata.get("render_modes") or ()):
+                self.env.close()
                 self.env = gymnasium.make(spec.id, render_mode="rgb_array")
             elif render:
                 raise UserError(f"'{spec.id}' cannot be filmed: it has no render_mode 'rgb_array'")
@@ -54,21 +58,32 @@ class GymnasiumGame:
             raise UserError(f"'{spec.id}' acts in {action}: only Discrete spaces that start at 0 can be learned yet")
         self.observation_space, self.action_space = observation, action
         self.action_names = tuple(str(a) for a in range(int(action.n)))
-        self.seed, self.actions, self.score = 0, list[int](), 0.0
+        self.seed, self.actions, self.steps, self.score = 0, array("q"), 0, 0.0
         self.obs = np.zeros(observation.shape, observation.dtype)
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode with Gymnasium's own seeded reset."""
-        self.seed, self.actions, self.score = seed, [], 0.0
-        self.obs[...] = out[...] = self.env.reset(seed=seed)[0]
+        self.seed, self.actions, self.steps, self.score = seed, array("q"), 0, 0.0
+        self._see(self.env.reset(seed=seed)[0], out)
 
     def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
         """One step of the environment."""
-        self.actions.append(action)
+        self.steps += 1
+        if self.steps <= MAX_REPLAY:
+            self.actions.append(action)
         obs, reward, terminated, truncated, _ = self.env.step(action)
-        self.obs[...] = out[...] = obs
+        self._see(obs, out)
         self.score += float(reward)
         return float(reward), bool(terminated), bool(truncated)
+
+    def _see(self, obs: Any, out: Array) -> None:
+        """Take an observation over; raises where its shape or type is not the announced one."""
+        import numpy as np
+
+        if np.shape(obs) != self.obs.shape:
+            raise ValueError(f"its observation has shape {np.shape(obs)}, announced was {self.obs.shape}")
+        np.copyto(self.obs, obs, casting="same_kind")
+        out[...] = self.obs
 
     def render(self) -> Array:
         """The present picture, uint8 [height, width, 3]."""
@@ -86,12 +101,15 @@ class GymnasiumGame:
         """The episode's seed, the actions since, and where they led."""
         import numpy as np
 
-        seed, actions = np.array([self.seed], np.int64), np.array(self.actions, np.int64)
-        return {"seed": seed, "actions": actions, "obs": self.obs.copy(), "total": np.array([self.score])}
+        place, actions = np.array([self.seed, self.steps], np.int64), np.array(self.actions, np.int64)
+        return {"place": place, "actions": actions, "obs": self.obs.copy(), "total": np.array([self.score])}
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
-        """Play the episode again; False where observation or score did not come out the same, bit for bit."""
-        self.reset(int(saved["seed"][0]), out)
+        """Play the episode again; False where it is too long, or where observation or score come out otherwise."""
+        seed, steps = (int(x) for x in saved["place"])
+        if steps > MAX_REPLAY:
+            return False
+        self.reset(seed, out)
         for action in saved["actions"].tolist():
             self.step(action, out)
         return bool(self.obs.tobytes() == saved["obs"].tobytes() and self.score == saved["total"][0])

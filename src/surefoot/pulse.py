@@ -1,0 +1,99 @@
+"""Signs of life: where a rank is in its games, in memory that a watchdog outside of it can read."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+VARIABLE = "SUREFOOT_PULSE"  # names the file that a rank and its launcher share
+START = 60.0  # seconds more that a rank has before its first sign
+RING = 8  # last actions kept of each game
+OUTSIDE, OVER = -1, -2  # not in a game; training is over
+
+
+class Pulse:
+    """Int64 cells: the game being played, decisions, beats; then of every game its seed, length and last actions."""
+
+    def __init__(self, cells: memoryview, games: int) -> None:
+        self.cells, self.games = cells, games
+        self.lengths, self.ring = 3 + games, 3 + 2 * games
+
+    @staticmethod
+    def of(games: int, path: str | os.PathLike[str] | None = None) -> Pulse:
+        """A new one in this process's memory, or the one in the file `path`, which `lay` has made."""
+        size = 3 + (2 + RING) * games
+        if path is None:
+            return Pulse(memoryview(array("q", [OUTSIDE] + [0] * (size - 1))), games)
+        with open(path, "r+b") as file:
+            return Pulse(memoryview(mmap.mmap(file.fileno(), 8 * size)).cast("q"), games)
+
+    @staticmethod
+    def lay(path: Path, games: int) -> Pulse:
+        """Make the file for a rank with so many games."""
+        path.write_bytes(bytes(Pulse.of(games).cells))
+        return Pulse.of(games, path)
+
+    def begin(self, i: int, seed: int) -> None:
+        """Game i is about to begin an episode."""
+        cells = self.cells
+        cells[0], cells[3 + i], cells[self.lengths + i] = i, seed, 0
+        cells[2] += 1
+
+    def decide(self, actions: Sequence[int], lengths: list[int], again: bool = False) -> None:
+        """All games are about to play their next decision, or some of them the same one again."""
+        cells, n = self.cells, self.games
+        cells[1] += not again
+        cells[2] += 1
+        place = self.ring + cells[1] % RING * n
+        cells[self.lengths : self.lengths + n] = array("q", lengths)
+        cells[place : place + n] = array("q", actions)
+
+    def at(self, i: int) -> None:
+        """Game i is about to be played."""
+        self.cells[0] = i
+
+    def rest(self) -> None:
+        """No game is being played."""
+        self.cells[0] = OUTSIDE
+        self.cells[2] += 1
+
+    def end(self) -> None:
+        """Training is over: silence is no alarm any more."""
+        self.cells[0] = OVER
+
+    def where(self, i: int, name: int) -> str:
+        """Game i, called `name`, so that what it does can be done again."""
+        cells, n = self.cells, self.games
+        length = cells[self.lengths + i]
+        past = range(max(cells[1] - min(length, RING - 1), 0), cells[1] + 1)
+        actions = " ".join(str(cells[self.ring + t % RING * n + i]) for t in past)
+        return f"environment {name} (episode's seed {cells[3 + i]}, decision {length + 1}, last actions {actions})"
+
+
+class Watchdog:
+    """Who has given no sign of life for `timeout` seconds."""
+
+    def __init__(self, pulses: list[Pulse], timeout: float) -> None:
+        self.pulses, self.timeout = pulses, timeout
+        self.seen = [0] * len(pulses)
+        self.since = [time.monotonic()] * len(pulses)
+
+    def verdict(self) -> tuple[int, str] | None:
+        """The rank that all wait for, and a sentence about it; None while all is well."""
+        now = time.monotonic()
+        for rank, pulse in enumerate(self.pulses):
+            if pulse.cells[2] != self.seen[rank] or pulse.cells[0] == OVER:
+                self.seen[rank], self.since[rank] = pulse.cells[2], now
+        patience = [self.timeout + (0 if seen else START) for seen in self.seen]
+        late = [rank for rank, since in enumerate(self.since) if now - since > patience[rank]]
+        if not late:
+            return None
+        rank = max(late, key=lambda r: self.pulses[r].cells[0])  # in a game rather than waiting for one that is
+        pulse, since = self.pulses[rank], f"for {self.timeout:g} seconds"
+        if pulse.cells[0] >= 0:
+            return rank, f"{pulse.where(pulse.cells[0], rank * pulse.games + pulse.cells[0])} has hung {since}"
+        return rank, f"rank {rank} has given no sign of life {since}"

@@ -1,0 +1,275 @@
+"""One rank of a run from beginning to end: training, the closing evaluation, the report card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import torch
+
+from surefoot.config import Config
+from surefoot.envs import Env
+from surefoot.errors import Fault, UserError
+from surefoot.evaluation import Evaluation, evaluate, load_policy
+from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
+from surefoot.launch import PATIENCE, die_with_launcher
+from surefoot.loop import train as train_loop
+from surefoot.metrics import read
+from surefoot.policy import Policy
+from surefoot.pulse import OVER, VARIABLE, Pulse, Watchdog
+from surefoot.ranks import Ranks, join
+from surefoot.report import Progress, Reporter, card, curve
+from surefoot.runs import Run, call, read_config
+from surefoot.state import State, initial, restore
+
+
+def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> bool:
+    """Be one rank of a run: train from its newest checkpoint where it has one, evaluate, write the report card.
+
+    Returns whether the run has come to its end; False where a signal has stopped it.
+    """
+    ranks = join()
+    shared = os.environ.get(VARIABLE)
+    pulse = Pulse.of(cfg.games // ranks.count, shared)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
+        state = initial(cfg, ranks, pulse)
+        stack.callback(state.games.close)
+        load_source(state.policy, cfg, source)
+        if ranks.rank == 0:
+            stack.enter_context(alone_in(run_dir))
+        prepare(cfg, state, run_dir, ranks)
+        reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
+        stack.callback(reporter.close)
+        stack.callback(pulse.end)
+        if ranks.agree(reporter.done(state)) and (run_dir / "report.md").exists():
+            return True  # nothing is left to do
+        if ranks.rank == 0:
+            write_config(cfg, run_dir)
+            for name in ("evaluation.json", "report.md", "game.gif"):  # of an earlier policy
+                (run_dir / name).unlink(missing_ok=True)
+        goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
+        who = f"{cfg.games} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
+        reporter.say(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}")
+        with polite_stop(reporter, again=shared is not None):
+            if shared is None:
+                watch_over(pulse, cfg.timeout, reporter)
+            train_loop(cfg, state, ranks, reporter)
+            pulse.end()
+            reporter.save(state, last=True)
+        failed = ranks.agree(reporter.fault is not None)
+        if reporter.fault:
+            raise reporter.fault
+        stopped = ranks.agree(failed or reporter.stop)
+        if not stopped:
+            finish(cfg, run_dir, state, ranks, quiet)
+        elif not failed:
+            done = f"stopped and saved after {state.steps:,} decisions"
+            reporter.say(f"{done}; go on with: {call('resume', run_dir)}")
+    return not stopped
+
+
+def load_source(policy: Policy, cfg: Config, source: Path | None) -> None:
+    """Give a policy the weights of another run's, where there is one to start from."""
+    if source is None:
+        return
+    theirs, _, facts = load_policy(source)
+    try:
+        policy.load_state_dict(theirs.state_dict())
+    except RuntimeError as error:
+        task = facts["task"]
+        raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
+
+
+def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
+    """Go on from the run that is there, if one is; make sure that all ranks begin at the same point."""
+    found = checkpoints(run_dir)
+    agree_on(int(found[-1].name) if found else -1, run_dir, ranks)
+    if found:
+        before, now = (history(run_dir) or [{}])[-1], machine()
+        changed = [what for what in ("versions", "cpu") if before.get(what) != now[what]]
+        if changed and ranks.rank == 0:
+            note(f"the run goes on with other {' and '.join(changed)}: the same up to rounding")
+        lost = restore(state, run_dir, ranks)
+        if lost and not cfg.from_reset:
+            note(f"games {lost} did not replay to where they were and begin new episodes: this run is not exact")
+        if state.ranks not in (0, ranks.count) and ranks.rank == 0:
+            note(f"the run had {state.ranks} ranks and now has {ranks.count}: the same up to the order of sums")
+    agree_on(float(state.flat.detach().cpu().double().sum()), run_dir, ranks)
+
+
+def agree_on(number: float, run_dir: Path, ranks: Ranks) -> None:
+    """Raise UserError where the ranks have different numbers."""
+    everyone = ranks.gather(torch.tensor([[number]], dtype=torch.float64))
+    if not bool((everyone == everyone[:, :1]).all()):
+        raise UserError(f"the ranks do not begin at the same point: all must see the same run directory '{run_dir}'")
+
+
+def note(sentence: str) -> None:
+    """Say something on standard error; a launcher passes it on."""
+    print(f"surefoot: {sentence}", file=sys.stderr, flush=True)
+
+
+def write_config(cfg: Config, run_dir: Path) -> None:
+    """Write config.json: the Config, and how this run was begun and gone on with."""
+    before = history(run_dir) if checkpoints(run_dir) else []
+    facts = {"config": cfg.to_json(), "history": [*before, {"command": sys.argv, **machine()}]}
+    replace_file(run_dir / "config.json", seal(facts))
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """How a run was begun and gone on with: commands, versions, machines; empty where it is not known."""
+    try:
+        return [dict(entry) for entry in unseal(read_plain(run_dir / "config.json"))["history"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def machine() -> dict[str, Any]:
+    """What a run's bits depend on besides its Config."""
+    names = ("surefoot", "torch", "numpy", "gymnasium", "ale-py")
+    return {
+        "git": revision(),
+        "versions": {name: version(name) for name in names},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def revision() -> str | None:
+    """The commit of the source tree this package runs from, `+` where it was changed since; None outside of one."""
+    where = Path(__file__).parent
+    try:
+        call = ["git", "describe", "--always", "--dirty=+", "--abbrev=40"]
+        return subprocess.run(call, cwd=where, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@contextmanager
+def polite_stop(reporter: Reporter, again: bool) -> Iterator[None]:
+    """The first SIGINT or SIGTERM stops and saves, the second ends the program at once; SIGUSR1 saves and goes on.
+
+    `again`: more of them may be meant politely: whoever signals a whole process group reaches a rank directly and
+    through its launcher, which has other means to end it.
+    """
+
+    def stop(*_: object) -> None:
+        if not reporter.stop:
+            reporter.halt()
+        elif not again:
+            raise KeyboardInterrupt
+
+    def save(*_: object) -> None:
+        reporter.save_now = True
+
+    wanted = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGUSR1"):
+        wanted[signal.SIGUSR1] = save
+    try:
+        old = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    except ValueError:  # not the main thread: its owner handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)
+
+
+def watch_over(pulse: Pulse, timeout: float, reporter: Reporter) -> None:
+    """Watch this process from a thread, where no launcher does: a hanging environment is broken off, or all ends."""
+    main = threading.get_ident()
+
+    def watch() -> None:
+        dog = Watchdog([pulse], timeout)
+        while (verdict := dog.verdict()) is None:
+            sleep(min(1.0, timeout / 4))
+        if pulse.cells[0] != OVER:
+            reporter.fault = Fault(verdict[1])
+            signal.pthread_kill(main, signal.SIGTERM)
+            sleep(PATIENCE)
+        if pulse.cells[0] != OVER:
+            print(f"surefoot: {verdict[1]}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def read_run(run_dir: Path) -> Run:
+    """What a run's files say of it."""
+    rows = read(run_dir)
+    last = rows[-1] if rows else {"step": 0, "seconds": 0.0}
+    file = run_dir / "evaluation.json"
+    result = None
+    if file.exists():
+        facts = json.loads(file.read_text())
+        result = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
+    return Run(run_dir, read_config(run_dir), result, int(last["step"]), float(last["seconds"]))
+
+
+def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) -> None:
+    """Evaluate on all ranks; then rank 0 draws, films, and writes the report card."""
+    from surefoot.videos import video
+
+    progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
+    if cfg.eval_episodes:
+        result = evaluate_shared(state.policy, cfg.env, cfg.eval_episodes, cfg.seed, False, ranks, progress)
+    if ranks.rank:
+        return
+    curve(run_dir, run_dir / "curve.png")
+    if result is not None:
+        replace_file(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
+        progress.show("filming a game", True)
+        try:
+            pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000).name)
+        except Exception as error:  # whatever an environment has against it, the run is good all the same
+            progress.show(f"no film: {error}", True)
+    text = card(run_dir, cfg, state, result, pictures)
+    if not progress.quiet:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        with progress.listening():
+            Console().print(Markdown(text.replace("![", "- picture: [")))
+
+
+def evaluate_shared(
+    policy: Policy, env: Env, episodes: int, seed: int, greedy: bool, ranks: Ranks, progress: Progress
+) -> Evaluation:
+    """Evaluate with every rank playing its share of the episodes; the result is whole on rank 0."""
+    mine = range(ranks.rank, episodes, ranks.count)
+
+    def show(done: int) -> None:
+        progress.show(f"evaluating: {done * ranks.count} of {episodes} games", done == len(mine))
+
+    part = evaluate(policy, env, mine, seed, greedy, progress=show)
+    parts = [json.loads(data) for data in ranks.collect_bytes(json.dumps([part.scores, part.lengths]).encode())]
+    scores, lengths = ([parts[e % ranks.count][k][e // ranks.count] for e in range(episodes) if parts] for k in (0, 1))
+    return replace(part, scores=scores, lengths=lengths)
+
+
+if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
+    die_with_launcher()
+    config, where, origin, silent, began = json.loads(sys.argv[1])
+    try:
+        run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
+    except UserError as mistake:
+        print(f"surefoot: {mistake}", file=sys.stderr)
+        sys.exit(1 if isinstance(mistake, Fault) else 2)

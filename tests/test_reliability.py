@@ -1,0 +1,467 @@
+"""A run that cannot be lost: damaged files, full disks, faulty environments, signals while games are played."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import surefoot
+import worlds
+from surefoot import files, metrics, runner
+from surefoot.config import Config
+from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumGame
+from surefoot.errors import Fault, UserError
+from surefoot.files import checkpoints
+from surefoot.metrics import read
+from surefoot.ranks import Ranks
+from surefoot.state import initial, look, save
+
+TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(run_dir)]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    mine, theirs = (surefoot.load_policy(run)[0].state_dict() for run in (a, b))
+    assert rows(a) == rows(b)
+    assert all(torch.equal(x, theirs[k]) for k, x in mine.items())
+
+
+def go(cfg: Config, where: Path, **changes: Any) -> None:
+    surefoot.train(replace(cfg, **changes), run_dir=where, ranks=1, quiet=True)
+
+
+# Damaged files: named, and the checkpoint before is used.
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def link(file: Path) -> None:
+    elsewhere = file.parent.parent / f"elsewhere-{file.name}"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+
+
+@pytest.fixture
+def saved_twice(small: Config, tmp_path: Path) -> Path:
+    go(small, tmp_path / "a", save_every=1e-6, total_steps=128 * 4)
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink, link])
+@pytest.mark.parametrize("name", ["policy", "optimizer", "envs", "state"])
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    damage: Callable[[Path], None],
+    name: str,
+    small: Config,
+    saved_twice: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    newest = checkpoints(saved_twice)[-1]
+    file = newest / (f"{name}.json" if name == "state" else f"{name}.safetensors")
+    damage(file)
+    surefoot.resume(saved_twice, ranks=1, quiet=True)
+    assert f"'{file}' is damaged" in capsys.readouterr().err
+    assert newest.with_name(newest.name + ".damaged").exists()
+    go(small, tmp_path / "whole", save_every=1e-6, total_steps=128 * 4)
+    assert_same_run(tmp_path / "whole", saved_twice)
+
+
+def test_a_run_without_a_whole_checkpoint_is_said_and_left_as_it_was(saved_twice: Path) -> None:
+    for checkpoint in checkpoints(saved_twice):
+        flip(checkpoint / "policy.safetensors")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no checkpoint .* is whole: .*policy\.safetensors' is damaged"):
+            surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=10_000)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("it-went-off",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps(Bomb()), (2**62).to_bytes(8, "little") + b"{}", b"\xff" * 100, (50 << 30).to_bytes(8, "little")],
+    ids=["pickle", "huge header", "noise", "50 GB header"],
+)
+def test_nothing_that_is_loaded_is_carried_out(
+    content: bytes, saved_twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where somebody made digest and size fit."""
+    monkeypatch.chdir(tmp_path)
+    (saved_twice / "policy.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="not a surefoot policy"):
+        surefoot.load_policy(saved_twice)
+    for name in ("policy.safetensors", "optimizer.safetensors", "envs.safetensors"):
+        newest = checkpoints(saved_twice)[-1]
+        before = (newest / "state.json").read_bytes(), (newest / name).read_bytes()
+        facts = files.unseal(before[0])
+        facts["files"][name] = [len(content), files.digest(content)]
+        (newest / name).write_bytes(content)
+        (newest / "state.json").write_bytes(files.seal(facts))
+        with pytest.raises(UserError, match="of another program or environment"):
+            surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=10_000)
+        (newest / "state.json").write_bytes(before[0])
+        (newest / name).write_bytes(before[1])
+    assert not (tmp_path / "it-went-off").exists()
+
+
+def test_a_checkpoint_behind_a_link_is_refused(saved_twice: Path, tmp_path: Path) -> None:
+    (saved_twice / "checkpoints").rename(tmp_path / "elsewhere")
+    (saved_twice / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="behind a link"):
+        surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=10_000)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths to everything inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("finished") / "a"
+    surefoot.train("cartpole", total_steps=512, eval_episodes=0, run_dir=where, ranks=1, quiet=True)
+    return where
+
+
+@pytest.mark.parametrize("name", ["config.json", "state.json"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_json_file_is_refused_in_a_sentence(name: str, finished: Path, data: st.DataObject) -> None:
+    """Resealed or not, never another exception and never a run that is silently another one."""
+    file = (finished if name == "config.json" else checkpoints(finished)[-1]) / name
+    before = file.read_bytes()
+    facts = files.unseal(before)
+    *way, last = data.draw(st.sampled_from(sorted(places(facts), key=str)))
+    part = facts
+    for key in way:
+        part = part[key]
+    old, part[last] = part[last], data.draw(JSON)
+    changed = json.dumps(part[last]) != json.dumps(old)
+    try:
+        file.write_bytes(json.dumps(facts | {"digest": json.loads(before)["digest"]}).encode())
+        if changed:  # as by accident
+            with pytest.raises(UserError):
+                surefoot.resume(finished, ranks=1, quiet=True)
+        file.write_bytes(files.seal(facts))  # as by somebody who means it: loads, or says why not
+        with suppress(UserError):
+            cfg = runner.read_config(finished)
+            runner.prepare(cfg, initial(cfg, Ranks()), finished, Ranks())
+    finally:
+        file.write_bytes(before)
+        for aside in finished.glob("checkpoints/*.damaged"):
+            aside.rename(aside.with_suffix(""))
+
+
+# Disks: every write, fsync and rename may fail; what was there stays, and no rest is left.
+
+
+@contextmanager
+def failing(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The `at`-th of the calls that need the disk says that it is full, and all later ones."""
+    calls = [0]
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if calls[0] >= at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", wrap(files.write))
+        patch.setattr(os, "fsync", wrap(os.fsync))
+        patch.setattr(Path, "rename", wrap(Path.rename))
+        patch.setattr(Path, "replace", wrap(Path.replace))
+        yield calls
+
+
+def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_before(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = initial(small, Ranks())
+    save(state, tmp_path, Ranks())
+    before = look(checkpoints(tmp_path)[0])
+    state.steps = 64
+    moments = 0
+    for at in range(1, 100):
+        with failing(at, monkeypatch) as calls:
+            try:
+                save(state, tmp_path, Ranks())
+            except OSError:
+                moments += 1
+            else:
+                assert calls[0] < at
+                break
+        assert look(checkpoints(tmp_path)[0]) == before
+        whole = checkpoints(tmp_path)[1:]  # renamed already, and then the folder's own fsync failed
+        assert all(look(checkpoint)[0]["steps"] == 64 for checkpoint in whole)
+        assert {p.name for p in (tmp_path / "checkpoints").iterdir()} <= {"000000000", "000000064"}
+        for checkpoint in whole:
+            checkpoint.rename(tmp_path / "gone")
+            files.shutil.rmtree(tmp_path / "gone")
+    assert moments == 4 * 2 + 3  # each file's write and fsync, the folder's fsync, its rename, its parent's fsync
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_the_last_one_must(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, full = files.write, [True]
+
+    def write(path: Path, data: bytes) -> None:
+        if full[0] and "checkpoints" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, data)
+
+    monkeypatch.setattr(files, "write", write)
+    with pytest.raises(Fault, match=r"cannot be saved after 768 decisions \(No space left on device\)"):
+        go(small, tmp_path / "a", save_every=1e-6)
+    assert capsys.readouterr().err.count("it goes on and tries again") == 6
+    assert len(rows(tmp_path / "a")) == 6
+    full[0] = False
+    go(small, tmp_path / "a", save_every=1e-6)
+    go(small, tmp_path / "b")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_rows_wait_for_room_and_a_broken_tensorboard_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = metrics.Metrics(tmp_path, 0)
+    real = os.write
+
+    def a_little(handle: int, data: bytes) -> int:  # a full disk takes a part, then nothing
+        if len(data) > 5:
+            return real(handle, data[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert log.board is not None
+    monkeypatch.setattr(log.board, "add_scalar", broken)
+    log.add({"step": 1, "x": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.os, "write", a_little)
+        for step in (2, 3, 4):
+            log.add({"step": step, "x": float("nan")})
+    log.add({"step": 5, "x": 2.0})
+    log.close()
+    assert read(tmp_path) == [{"step": s, "x": {1: 1.0, 5: 2.0}.get(s)} for s in range(1, 6)]
+    err = capsys.readouterr().err
+    assert err.count("No space left") == 2
+    assert "TensorBoard" in err
+
+
+def test_a_run_directory_belongs_to_one_run(small: Config, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with FileLock(tmp_path / "a" / ".lock"), pytest.raises(UserError, match="another process is writing"):
+        go(small, tmp_path / "a")
+    go(small, tmp_path / "a")
+
+
+# Environments that break: named with seed and actions; nothing of what was broken is learned.
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("raises", "RuntimeError: the simulator exploded"),
+        ("nan", "its observation is not finite"),
+        ("infinite reward", "its reward is inf"),
+        ("shape", r"its observation has shape \(2,\), announced was \(3,\)"),
+        ("type", "TypeError"),
+        ("not a number", "could not convert|TypeError|ValueError"),
+    ],
+)
+def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
+    name: str, says: str, small: Config, tmp_path: Path
+) -> None:
+    worlds.Faulty.made = worlds.Faulty.steps = 0
+    cfg = replace(small, env=Gymnasium(f"worlds:Faulty-{name.replace(' ', '-')}-v0"))
+    with pytest.raises(Fault, match=says) as caught:
+        go(cfg, tmp_path / "a")
+    text = str(caught.value)
+    assert "surefoot resume" in text
+    where = worlds.Faulty.last
+    assert f"(episode's seed {where['seed']}, decision {where['step']}, last actions " in text
+    actions = text.split("last actions ")[1].split(")")[0].split()
+    assert actions == [str(a) for a in where["actions"][-8:]]
+    assert f"environment {where['number']} " in text
+    steps = int(checkpoints(tmp_path / "a")[-1].name)  # the start of the iteration in which it happened
+    assert steps == rows(tmp_path / "a")[-1]["step"] > 0
+    game = GymnasiumGame(cfg.env, False)  # and it can be replayed
+    out = game.obs.copy()
+    game.reset(where["seed"], out)
+    assert worlds.Faulty.last["seed"] == where["seed"]
+
+
+def test_a_broken_transition_never_enters_the_data() -> None:
+    """Rows of a game that raised: what was played before is cut short, what follows is a new episode, all exact."""
+    from surefoot.envs import Games
+    from surefoot.networks import MLP
+    from surefoot.rollout import collect
+
+    games = Games(Gymnasium("worlds:Crashing-v0"), 5, range(3), restarts=100)
+    torch.manual_seed(0)
+    policy = MLP((8,)).build(games.observation_space, games.action_space)
+    games.reset_all()
+    r = collect(policy, games, torch.rand(60, 3))
+    assert games.restarts < 100
+    crashed = r.truncated.nonzero().tolist()
+    assert crashed
+    for t, n in crashed:
+        assert r.obs[t + 1, n, 1] == 0  # a new episode
+        with torch.no_grad():
+            shown = torch.tensor([[r.obs[t, n, 0], r.obs[t, n, 1] + 1, r.action[t, n]]])
+            assert torch.allclose(r.next_value[t, n], policy(shown.float())[1], atol=1e-5)
+    step_after = r.obs[..., 1] + 1
+    assert torch.equal(r.reward, step_after + 10 * r.action)  # every row is one real transition
+    inside = ~r.ended[:-1]
+    assert torch.equal(r.obs[1:][inside][:, 2], r.action[:-1][inside].float())
+    with torch.no_grad():  # and the old policy's numbers belong to these rows
+        dist, value, _ = policy(r.obs.flatten(0, 1))
+    assert torch.allclose(dist.log_prob(r.action.flatten()), r.logp.flatten(), atol=1e-5)
+    assert torch.allclose(value, r.value.flatten(), atol=1e-5)
+
+
+def test_it_learns_with_an_environment_that_crashes_at_random(small: Config, tmp_path: Path) -> None:
+    cfg = replace(small, env=Gymnasium("worlds:FragileCatch-v0"), total_steps=128 * 150, env_restarts=10_000)
+    go(cfg, tmp_path / "a", rate=replace(small.rate, learning_rate=3e-3))
+    assert rows(tmp_path / "a")[-1]["return_mean"] > 0.8
+
+
+def test_an_episode_too_long_to_replay_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surefoot.envs import Games, gym
+
+    assert MAX_REPLAY >= 100_000
+    monkeypatch.setattr(gym, "MAX_REPLAY", 5)
+    games = Games(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
+    games.reset_all()
+    for _ in range(5):
+        games.step([0], games.obs.copy())
+    other = Games(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
+    assert other.restore(games.snapshot()) == []
+    games.step([0], games.obs.copy())
+    assert len(games.games[0].actions) == 5  # type: ignore[attr-defined]
+    assert other.restore(games.snapshot()) == [0]
+
+
+def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Config, tmp_path: Path) -> None:
+    """Rewards of 1e30 overflow the squared error in single precision; the weights stay what they were."""
+    cfg = replace(small, env=Gymnasium("worlds:Enormous-v0"))
+    with pytest.raises(Fault, match="the gradient is not finite in iteration 1, after 0 decisions"):
+        go(cfg, tmp_path / "a")
+    go(cfg, tmp_path / "b", skip_updates=1000)
+    first = initial(cfg, Ranks()).policy.state_dict()
+    assert all(torch.equal(x, first[k]) for k, x in surefoot.load_policy(tmp_path / "b")[0].state_dict().items())
+    facts, _ = look(checkpoints(tmp_path / "b")[-1])
+    assert facts["skipped"] == 6 * 2 * 4
+
+
+# Signals while games are played, and environments that hang.
+
+
+@pytest.mark.parametrize("wait", ["slow", "hanging"])
+def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
+    wait: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the environment sleeps; the iteration's start is saved, and the bits are the same."""
+    cfg = replace(small, env=Gymnasium("worlds:Sleepy-v0"))
+    go(cfg, tmp_path / "whole")
+    main = threading.get_ident()
+
+    def sleep() -> None:  # called by the environment in the middle of the third rollout
+        threading.Thread(target=lambda: signal.pthread_kill(main, signal.SIGTERM)).start()
+        signal.pause() if wait == "slow" else threading.Event().wait(600)
+
+    monkeypatch.setattr(worlds.Sleepy, "nap", staticmethod(sleep))
+    monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", 128 * 2 + 70)
+    go(cfg, tmp_path / "parts")
+    assert len(rows(tmp_path / "parts")) == 2
+    assert checkpoints(tmp_path / "parts")[-1].name == f"{256:09d}"
+    monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", -1)
+    go(cfg, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_hanging_environment_ends_the_run_with_its_name(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worlds.Sleepy, "nap", staticmethod(lambda: threading.Event().wait(600)))
+    monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", 128 + 3)
+    cfg = replace(small, env=Gymnasium("worlds:Sleepy-v0"), timeout=0.5)
+    with pytest.raises(Fault, match=r"environment 2 \(episode's seed \d+, decision \d+, .* has hung for 0.5 seconds"):
+        go(cfg, tmp_path / "a")
+    assert checkpoints(tmp_path / "a")[-1].name == f"{128:09d}"
+
+
+def test_sigusr1_saves_and_goes_on(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asking(runner.Reporter):
+        def iteration(self, state: Any, *rest: Any) -> None:
+            super().iteration(state, *rest)
+            if state.iteration == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(runner, "Reporter", Asking)
+    go(small, tmp_path / "a")
+    assert [int(p.name) for p in checkpoints(tmp_path / "a")] == [256, 768]
+    go(small, tmp_path / "b")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_policy_that_learns_nothing_is_reported(
+    small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Corridor pays the same whatever is done: over the games all rewards agree, and nothing is pushed."""
+    from surefoot.credit import FutureReturn, OverGames
+
+    cfg = replace(small, env=Gymnasium("worlds:Corridor-v0"), credit=FutureReturn(0.9), normalize=OverGames())
+    go(cfg, tmp_path / "a", value_coef=0.0, total_steps=128 * 25)
+    err = capsys.readouterr().err
+    assert err.count("nothing was learned for 20 iterations: all games agree") == 1
