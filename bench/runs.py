@@ -1,6 +1,6 @@
 """What several finished runs say together: curves with their seeds, final scores, a table and a picture.
 
-    python bench/runs.py RUN ... --episodes 100 --sticky 0.25 --out bench/records/DATE_what
+    python bench/runs.py RUN ... --episodes 100 --greedy --sticky 0.25 --out bench/records/DATE_what
 
 Writes OUT/summary.json (figures and every episode's score), OUT/curves.png, and for each run OUT/NAME.jsonl (its
 metrics, thinned) and OUT/NAME.config.json.
@@ -32,7 +32,8 @@ KEEP = (
 
 def first_at(rows: list[Row], score: float) -> int | None:
     """Decisions until the last 100 training episodes averaged `score`."""
-    return next((r["step"] for r in rows if (r["return_mean"] or -99) >= score and r["return_window"] == 100), None)
+    seen = (row for row in rows if row["return_mean"] is not None and row["return_window"] == 100)
+    return next((row["step"] for row in seen if row["return_mean"] >= score), None)
 
 
 def describe(run: Path, name: str, args: argparse.Namespace) -> Row:
@@ -51,7 +52,7 @@ def describe(run: Path, name: str, args: argparse.Namespace) -> Row:
     facts["mean_of_last_12_iterations"] = statistics.mean(last)
     if args.episodes:
         for key, greedy, sticky in (("sampled", False, 0.0), ("greedy", True, 0.0), ("sticky", False, args.sticky)):
-            if key == "sampled" or args.all:
+            if key == "sampled" or (key == "greedy" and args.greedy) or sticky:
                 result = surefoot.evaluate(run, episodes=args.episodes, seed=args.seed, greedy=greedy, sticky=sticky)
                 facts[key] = result.to_json()
                 print(name, key, round(result.mean, 2), result.interval, flush=True)
@@ -82,8 +83,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1_000_003)
-    parser.add_argument("--sticky", type=float, default=0.25)
-    parser.add_argument("--all", action="store_true", help="also greedy and sticky")
+    parser.add_argument("--sticky", type=float, default=0.0, help="also with sticky actions")
+    parser.add_argument("--greedy", action="store_true", help="also greedy")
     parser.add_argument("--by", choices=("step", "iteration"), default="step")
     parser.add_argument("--thin", type=int, default=5, help="keep each so many rows of the metrics")
     args = parser.parse_args()
@@ -94,7 +95,8 @@ def main() -> None:
         thinned = rows[:: args.thin] + ([rows[-1]] if (len(rows) - 1) % args.thin else [])
         (args.out / f"{run.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thinned))
         config = json.loads((run / "config.json").read_text())
-        config.pop("command")  # it names places of the machine it ran on
+        for entry in config["history"]:
+            entry.pop("command")  # it names places of the machine it ran on
         (args.out / f"{run.name}.config.json").write_text(json.dumps(config, indent=1))
         facts.append(describe(run, run.name, args))
         (args.out / "summary.json").write_text(json.dumps(facts, indent=1))

@@ -216,7 +216,7 @@ def test_a_reader_who_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "report.md").exists()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_is_killed_ends_the_run_with_one_message(victim: int, tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
         os.kill(ranks[victim], signal.SIGKILL)
@@ -236,3 +236,42 @@ def test_the_ranks_die_with_their_launcher(tmp_path: Path) -> None:
 def test_usage_errors_never_show_a_traceback() -> None:
     with pytest.raises(UserError):
         parse(["train", "pong", "--games", "1.5"])
+
+
+def test_without_ffmpeg_a_film_is_refused_in_a_sentence_and_a_gif_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import surefoot as package
+
+    package.train("cartpole", total_steps=512, eval_episodes=0, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no-ffmpeg"))
+    assert main(["video", str(tmp_path / "a"), "--out", str(tmp_path / "x.mp4"), "--max-steps", "4"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert main(["video", str(tmp_path / "a"), "--out", str(tmp_path / "x.gif"), "--max-steps", "4"]) == 0
+
+
+def test_a_signal_during_the_closing_evaluation_says_how_to_go_on(tmp_path: Path) -> None:
+    """What was trained is saved; `resume` evaluates it."""
+    command = ["train", "cartpole", "--total-steps", "1024", "--eval-episodes", "1000000", "--run-dir", "a"]
+    whole = [sys.executable, "-m", "surefoot", *command, "--ranks", "1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(whole, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "evaluating" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "surefoot resume a" in err
+    assert "Traceback" not in err
+
+
+def test_the_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    with endless_run(tmp_path) as (process, ranks):
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert gone_within(5, ranks)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -242,10 +243,56 @@ def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_befor
         assert all(look(checkpoint)[0]["steps"] == 64 for checkpoint in whole)
         assert {p.name for p in (tmp_path / "checkpoints").iterdir()} <= {"000000000", "000000064"}
         for checkpoint in whole:
-            checkpoint.rename(tmp_path / "gone")
-            files.shutil.rmtree(tmp_path / "gone")
+            shutil.rmtree(checkpoint)
     assert moments == 4 * 2 + 3  # each file's write and fsync, the folder's fsync, its rename, its parent's fsync
     assert len(checkpoints(tmp_path)) == 2
+
+
+def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(small: Config, tmp_path: Path) -> None:
+    """A forked copy of this process saves, and is killed before and after each call that needs the disk."""
+    state = initial(small, Ranks())
+    save(state, tmp_path, Ranks())
+    before = look(checkpoints(tmp_path)[0])
+    state.steps = 64
+    seen = set()
+    for moment in range(100):
+        child = os.fork()
+        if child == 0:
+            killing_at(moment)
+            save(state, tmp_path, Ranks())
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found = checkpoints(tmp_path)
+        assert look(found[0]) == before
+        assert all(look(checkpoint)[0]["steps"] == 64 for checkpoint in found[1:])
+        seen.add(len(found))
+        for checkpoint in found[1:]:
+            shutil.rmtree(checkpoint)
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+    assert (moment, seen) == (2 * 11, {1, 2})
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000000"]  # and no rest is left in the end
+
+
+def killing_at(moment: int) -> None:
+    """Make this process kill itself before or after a call that needs the disk: moment 0 is before the first."""
+    calls = [0]
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for half in range(2):
+                if calls[0] == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                calls[0] += 1
+                if half == 0:
+                    result = real(*args, **kwargs)
+            return result
+
+        return call
+
+    files.open = wrap(open)  # type: ignore[attr-defined]
+    os.fsync, Path.rename = wrap(os.fsync), wrap(Path.rename)  # type: ignore[method-assign]
 
 
 def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_the_last_one_must(

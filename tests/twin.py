@@ -1,4 +1,4 @@
-"""One rank of a small run in float64 that writes down what it played and learned: `python twin.py KIND OUT`."""
+"""One rank of two small runs in float64 that writes down what it played and learned: `python twin.py OUT`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Notebook:
         raise AssertionError("never due")
 
 
-def main(cfg: Config, out: Path) -> None:
+def main(kind: str, cfg: Config, out: Path) -> None:
     torch.set_num_threads(1)
     ranks = join()
     state = initial(cfg, ranks)
@@ -89,9 +89,10 @@ def main(cfg: Config, out: Path) -> None:
     state.optimizer = torch.optim.Adam([state.flat], lr=1e-2, fused=True)
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
-    save_file(notebook.notes, out / f"{ranks.count}-{ranks.rank}.safetensors")
+    save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")
 
 
 if __name__ == "__main__":
     die_with_launcher()
-    main(KINDS[sys.argv[1]], Path(sys.argv[2]))
+    for kind, cfg in KINDS.items():
+        main(kind, cfg, Path(sys.argv[1]))

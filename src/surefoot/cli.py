@@ -8,7 +8,9 @@ import difflib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -235,6 +237,8 @@ def options(value: Any, prefix: str = "") -> list[str]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for a user's mistake, 1 for a fault, 130 after a signal."""
     args = sys.argv[1:] if args is None else args
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0

@@ -101,7 +101,7 @@ def launch(command: list[str], count: int, games: int, timeout: float) -> int:
             print(heard.rest(0), end="", file=sys.stderr)  # warnings, if any
             return STOPPED if signals.seen else 0
         if signals.seen:  # it came when no rank could stop politely: at the start, or after training
-            return 128 + signal.SIGTERM
+            return 130
         if isinstance(failed, str):
             print(f"surefoot: {failed}", file=sys.stderr)
             return 1

@@ -62,7 +62,7 @@ def video(
                 reward, terminated, truncated = game.step(action, obs)
                 score, step, over = score + reward, step + 1, terminated or truncated
         beside.replace(out)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where there is no ffmpeg
         raise UserError(f"'{out}' cannot be written: {error}") from error
     finally:
         beside.unlink(missing_ok=True)
