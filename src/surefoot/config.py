@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from surefoot.credit import GAE, Credit, Normalize, OverBatch
+from surefoot.credit import GAE, Credit, Normalize, OverBatch, RawReward, Reward
 from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
@@ -81,6 +81,8 @@ class Config:
     """decisions per game in one rollout; several numbers are stages, each for an equal share of the run"""
     from_reset: bool = False
     """start every rollout with new games and stop it where the first one ends (the lesson's trajectories)"""
+    reward: Reward = field(default_factory=RawReward)
+    """what is learned of the rewards; scores are always raw"""
     credit: Credit = field(default_factory=GAE)
     """what an action deserves"""
     normalize: Normalize = field(default_factory=OverBatch)
@@ -190,7 +192,18 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
     if full == "AdaptiveRate.end_factor":
         _check(value > 0, full, value, "above 0")
-    if name in ("learning_rate", "target_kl", "scale", "filters", "kernel", "stride", "hidden", "frame_skip"):
+    if name in (
+        "learning_rate",
+        "target_kl",
+        "scale",
+        "filters",
+        "kernel",
+        "stride",
+        "hidden",
+        "frame_skip",
+        "size",
+        "stack",
+    ):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":
         _check(value[0] <= value[1], full, value, "two numbers, the smaller first")

@@ -185,3 +185,24 @@ class OverBatch:
 
 Credit = EpisodeReturn | FutureReturn | GAE
 Normalize = Unnormalized | OverGames | OverBatch
+
+
+@dataclass(frozen=True)
+class RawReward:
+    """What the environment pays."""
+
+    def __call__(self, reward: Tensor) -> Tensor:
+        """[T, N] to [T, N]."""
+        return reward
+
+
+@dataclass(frozen=True)
+class SignReward:
+    """Only whether it pays, and which way: -1, 0 or 1. Scores stay raw. Source: Mnih et al. 2013."""
+
+    def __call__(self, reward: Tensor) -> Tensor:
+        """[T, N] to [T, N]."""
+        return reward.sign()
+
+
+Reward = RawReward | SignReward

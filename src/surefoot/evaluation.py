@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game
-from surefoot.envs.atari import Pong
+from surefoot.envs.atari import Atari, Pong
 from surefoot.errors import UserError
 from surefoot.files import replace_file
 from surefoot.noise import Purpose, integer, stream
@@ -128,7 +128,7 @@ class _Slot:
         reward, terminated, truncated = self.game.step(action, self.obs)
         self.score += reward
         self.length += 1
-        return terminated or truncated
+        return (terminated or truncated) and not self.game.goes_on
 
 
 def save_policy(path: Path, policy: Policy, cfg: Config, steps: int) -> None:
@@ -183,7 +183,7 @@ def evaluate_run(
         raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
     env = env or own
     if sticky:
-        if not isinstance(env, Pong):
+        if not isinstance(env, Pong | Atari):
             raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
         env = replace(env, sticky=sticky)
     return evaluate(policy, env, range(episodes), seed, greedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,7 +72,8 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         if length < len(rollout.reward):  # from_reset: all ranks' games stop where the first of them ended
             rollout = rollout.cut(length, state.games.indices)
         began = perf_counter()
-        weight, target = cfg.credit(rollout)  # what each action earned             [T, N]
+        paid = replace(rollout, reward=cfg.reward(rollout.reward))
+        weight, target = cfg.credit(paid)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
         batches = minibatches(state.policy, rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
         stats = torch.stack([update(state, batch, cfg, ranks) for batch in batches])

@@ -5,6 +5,7 @@ A Config holds one of these frozen descriptions; `build` turns it into a `policy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,33 +67,61 @@ class SmallCNN:
 
     def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
         """For images [channels, height, width] and any number of actions."""
-        from torch import nn
+        shape = tuple(zip(self.filters, self.kernel, self.stride, strict=True))
+        return _convolutional(
+            "SmallCNN", observation, action, shape, self.hidden, self.background, self.scale, relu=False
+        )
 
-        from surefoot.policy import Patches, PixelConv, Policy, orthogonal
 
-        _require(
-            len(observation.shape) == 3, f"SmallCNN sees images [channels, height, width], not {observation.shape}"
-        )
-        channels, *edges = observation.shape
-        for kernel, stride in zip(self.kernel, self.stride, strict=True):
-            edges = [(edge - kernel) // stride + 1 for edge in edges]
-        _require(min(edges) > 0, f"SmallCNN's windows {self.kernel} do not fit into images of {observation.shape}")
-        size = self.stride[0]
-        _require(
-            self.kernel[0] % size == 0, f"SmallCNN's first window {self.kernel[0]} is no multiple of its stride {size}"
-        )
-        first, second = self.filters
-        body = nn.Sequential(
-            PixelConv(channels * size**2, first, self.kernel[0] // size, self.background, self.scale),
-            nn.ELU(),
-            nn.Conv2d(first, second, self.kernel[1], self.stride[1]),
-            nn.ELU(),
-            nn.Flatten(),
-            nn.Linear(second * edges[0] * edges[1], self.hidden),
-            nn.ELU(),
-        )
-        actor, critic = nn.Linear(self.hidden, int(action.n)), nn.Linear(self.hidden, 1)
-        return orthogonal(Policy(Patches(size), body, actor, critic))
+@dataclass(frozen=True)
+class NatureCNN:
+    """The network of the Atari literature: 32 8x8/4, 64 4x4/2, 64 3x3/1, 512 units, ReLU; orthogonal initialisation.
+
+    Source: Mnih et al. 2015; with policy and value heads as in Schulman et al. 2017.
+    """
+
+    scale: float = 255.0
+    """pixels are divided by this"""
+
+    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+        """For images [channels, height, width] and any number of actions; 1,687,719 parameters for Pong's six."""
+        shape = (32, 8, 4), (64, 4, 2), (64, 3, 1)
+        return _convolutional("NatureCNN", observation, action, shape, 512, 0.0, self.scale, relu=True)
+
+
+def _convolutional(
+    name: str,
+    observation: spaces.Box,
+    action: spaces.Discrete,
+    shape: Sequence[tuple[int, int, int]],
+    hidden: int,
+    background: float,
+    scale: float,
+    relu: bool,
+) -> Policy:
+    """Convolutions (filters, kernel, stride), a hidden layer, policy and critic."""
+    from torch import nn
+
+    from surefoot.policy import Patches, PixelConv, Policy, orthogonal
+
+    _require(len(observation.shape) == 3, f"{name} sees images [channels, height, width], not {observation.shape}")
+    channels, *edges = observation.shape
+    (first, kernel, size), *others = shape
+    _require(kernel % size == 0, f"{name}'s first window {kernel} is no multiple of its stride {size}")
+    layers: list[nn.Module] = [PixelConv(channels * size**2, first, kernel // size, background, scale)]
+    for (before, *_), (filters, window, stride) in zip(shape, others, strict=False):
+        layers.append(nn.Conv2d(before, filters, window, stride))
+    for _, window, stride in shape:
+        edges = [(edge - window) // stride + 1 for edge in edges]
+    _require(min(edges) > 0, f"{name}'s windows do not fit into images of {observation.shape}")
+    layers += [nn.Flatten(), nn.Linear(shape[-1][0] * edges[0] * edges[1], hidden)]
+    body = nn.Sequential()
+    for layer in layers:
+        body.append(layer)
+        if not isinstance(layer, nn.Flatten):
+            body.append(nn.ReLU() if relu else nn.ELU())
+    actor, critic = nn.Linear(hidden, int(action.n)), nn.Linear(hidden, 1)
+    return orthogonal(Policy(Patches(size), body, actor, critic))
 
 
 @dataclass(frozen=True)
@@ -121,7 +150,7 @@ class MLP:
         )
 
 
-Network = LessonCNN | SmallCNN | MLP
+Network = LessonCNN | SmallCNN | NatureCNN | MLP
 
 
 def _require(condition: bool, message: str) -> None:

@@ -7,12 +7,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from surefoot.config import AdaptiveRate, Config, FixedRate
-from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
-from surefoot.envs.atari import Pong
+from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
+from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, SignReward, Unnormalized
+from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
-from surefoot.networks import MLP, LessonCNN, SmallCNN
+from surefoot.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
 
 LESSON_GAME = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), noop_max=0, opening=5, settle=True, palette=True)
@@ -90,6 +90,29 @@ CARTPOLE = Config(
     total_steps=100_000,
 )
 
+# Any other Atari game, with the settings of the literature (Schulman et al. 2017; Huang et al. 2022).
+ATARI = Config(
+    task="atari",
+    env=Atari(),
+    network=NatureCNN(),
+    games=8,
+    horizon=(128,),
+    reward=SignReward(),
+    credit=GAE(gamma=0.99, lam=0.95),
+    normalize=OverBatch(),
+    objective=ClippedSurrogate(epsilon=0.1),
+    regularizer=Entropy(0.01),
+    epochs=4,
+    minibatch=256,
+    rate=LinearRate(2.5e-4),
+    max_grad_norm=0.5,
+    adam_eps=1e-5,
+    total_steps=10_000_000,
+    bf16=True,
+)
+
+ATARI_ID = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")  # the first with sticky actions, as Gymnasium registers them
+
 PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE)}
 
 
@@ -99,6 +122,10 @@ def find(task: str | Config, **fields: Any) -> Config:
         cfg = task
     elif task in PRESETS:
         cfg = PRESETS[task]
+    elif atari := ATARI_ID.fullmatch(task):
+        name = (atari[1] or atari[2]).replace("3D", "_3d")
+        rom = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
+        cfg = replace(ATARI, env=Atari(rom, sticky=0.25 if atari[1] else 0.0), task=task)
     elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+", task):
         cfg = replace(CARTPOLE, env=Gymnasium(task), task=task)
     else:

@@ -60,7 +60,7 @@ def video(
                     odds = dist.probabilities()[0].tolist()
                     film.append_data(_frame(game.render(), game.action_names, odds, action, values, score, step))
                 reward, terminated, truncated = game.step(action, obs)
-                score, step, over = score + reward, step + 1, terminated or truncated
+                score, step, over = score + reward, step + 1, (terminated or truncated) and not game.goes_on
         beside.replace(out)
     except (OSError, RuntimeError) as error:  # the latter where there is no ffmpeg
         raise UserError(f"'{out}' cannot be written: {error}") from error

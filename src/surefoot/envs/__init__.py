@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from surefoot.envs.atari import Pong
+from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Game(Protocol):
     observation_space: spaces.Box
     action_space: spaces.Discrete
     action_names: tuple[str, ...]
+    goes_on: bool
+    """the last step ended something for learning (a life), but not the episode: no reset is due"""
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode and write its first observation into `out`."""
@@ -57,7 +59,7 @@ class Game(Protocol):
         """Let go of windows, processes, files."""
 
 
-Env = Pong | Gymnasium
+Env = Pong | Atari | Gymnasium
 
 
 class Episode(NamedTuple):
@@ -77,7 +79,7 @@ class Steps:
     terminated: list[bool]
     truncated: list[bool]
     final: dict[int, Array]
-    """the last observation of each game that ended here; its row already holds the new episode's first"""
+    """the last observation of each game that ended here; its row already holds what comes next"""
     lost: list[int]
     """games that raised and were made anew: this decision never was, their rows hold a new episode's first"""
 
@@ -169,6 +171,7 @@ class Games:
             steps.reward[i], steps.terminated[i], steps.truncated[i] = reward, terminated, truncated
             if terminated or truncated:
                 steps.final[i] = out[i].copy()
+            if (terminated or truncated) and not self.games[i].goes_on:
                 self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.played))
                 self.reset(i, out[i])
         self.check(out, steps.final)

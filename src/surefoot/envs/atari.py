@@ -1,20 +1,17 @@
-"""Atari Pong through the Arcade Learning Environment, seen as the lesson sees it: two stacked 80x80 frames.
-
-ALE's own randomness is unused (it cannot be restored exactly): no-ops, sticky actions and random frame skips come
-from `noise`, so that an episode depends only on its seed and actions.
-"""
+"""Atari 2600 games: Pong as the lesson sees it, two stacked 80x80 frames; and any game as the literature does."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from surefoot.envs.console import Console
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-MAX_FRAMES = 108_000  # half an hour of play: the episode limit of the Atari literature
 CROP = (slice(34, -16, 2), slice(None, None, 2))  # the field without score and frame, every second pixel: 80x80
 BACKGROUND = (144, 72, 17)
 
@@ -55,6 +52,35 @@ class Pong:
         return PongGame(self)
 
 
+@dataclass(frozen=True)
+class Atari:
+    """Any game of the Atari 2600 in the literature's way: gray, the brighter of two frames, area-resized, stacked.
+
+    Source: Machado et al. 2018; frame by frame that of gymnasium's AtariPreprocessing and FrameStackObservation.
+    """
+
+    game: str = "pong"
+    """ALE's name of the game, such as breakout or beam_rider"""
+    frame_skip: tuple[int, int] = (4, 4)
+    """frames per step, drawn uniformly from this range (ends included)"""
+    sticky: float = 0.0
+    """probability, each frame, that the console still sees the previous button"""
+    noop_max: int = 30
+    """an episode starts with 1 to this many frames without a button; 0: none"""
+    all_buttons: bool = False
+    """all 18 buttons instead of those the game uses"""
+    life_loss: bool = False
+    """a lost life is an ending for learning; scores are always of whole games"""
+    size: int = 84
+    """pixels of an edge"""
+    stack: int = 4
+    """frames the policy sees at once"""
+
+    def make(self, render: bool = False) -> AtariGame:
+        """A game of this kind; it can always be rendered."""
+        return AtariGame(self)
+
+
 def palette() -> Array:
     """Colours of ALE's palette indices, float64 [256, 3]."""
     import numpy as np
@@ -70,89 +96,44 @@ def lesson_table() -> Array:
     return table
 
 
-class PongGame:
+class PongGame(Console):
     """One emulator with the lesson's preprocessing; observations uint8 [2, 80, 80], older frame first."""
 
+    goes_on = False
+
     def __init__(self, spec: Pong) -> None:
-        import ale_py
         import numpy as np
         from gymnasium import spaces
 
-        from surefoot.errors import UserError
-
+        super().__init__("pong", spec.actions, spec)
         self.spec = spec
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        self.ale = ale_py.ALEInterface()
-        self.ale.setInt("random_seed", 0)
-        self.ale.setFloat("repeat_action_probability", 0.0)
-        self.ale.setInt("frame_skip", 1)  # measured: four calls of one frame cost what one call of four costs
-        self.ale.loadROM(str(ale_py.roms.get_rom_path("pong")))
-        known = {action.name: action for action in self.ale.getLegalActionSet()}
-        unknown = set(spec.actions) - set(known)
-        if unknown:
-            raise UserError(f"there is no button {' or '.join(sorted(unknown))}: choose from {', '.join(known)}")
-        self.buttons = [known[name] for name in spec.actions]
-        self.noop, self.fire = known["NOOP"], known["FIRE"]
         self.gray = bytes(np.rint(palette().mean(1)).astype(np.uint8))
         self.observation_space: spaces.Box = spaces.Box(0, 255, (2, 80, 80), np.uint8)
         self.action_space = spaces.Discrete(len(self.buttons))
-        self.action_names = spec.actions
         self.frames = np.zeros((2, 80, 80), np.uint8)
-        self.last = self.noop
-        self.seed = self.steps = 0
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode: no-ops, then the lesson's opening, both drawn from `seed`."""
         from surefoot.noise import Purpose, stream
 
-        self.ale.reset_game()
-        self.seed, self.steps, self.last = seed, 0, self.noop
-        self._draw()
-        if self.spec.noop_max:
-            for _ in range(stream(seed, Purpose.NOOPS).integers(1, self.spec.noop_max + 1)):
-                self.ale.act(self.noop)
+        self.begin(seed)
         self._look()
         self._look()
         if self.spec.opening:
-            self._advance(self.fire)
+            self.advance(self.fire)
             for action in stream(seed, Purpose.OPENINGS).integers(len(self.buttons), size=self.spec.opening):
                 self.step(int(action), out)
         out[...] = self.frames
 
     def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
         """One decision; terminated when somebody has 21 points, truncated after half an hour of play."""
-        reward = self._advance(self.buttons[action])
+        reward = self.advance(self.buttons[action])
         self._look()
         if self.spec.settle:
-            reward += self._advance(self.noop)
+            reward += self.advance(self.noop)
             self._look()
         out[...] = self.frames
-        return reward, self.ale.game_over(), self.ale.getEpisodeFrameNumber() >= MAX_FRAMES
-
-    def _draw(self) -> None:
-        """The next block of this episode's noise: steps 512 k to 512 (k + 1) need nothing that came before them."""
-        from surefoot.noise import Purpose, stream
-
-        block, (low, high) = self.steps // 512, self.spec.frame_skip
-        self.skips = stream(self.seed, Purpose.FRAME_SKIPS, block).integers(low, high + 1, 512).tolist()
-        sticks = stream(self.seed, Purpose.STICKY, block).random((512, high)) < self.spec.sticky
-        self.sticks = sticks.tolist() if self.spec.sticky else None
-
-    def _advance(self, button: Any) -> float:
-        """Hold a button for one step's frames; returns the points they brought."""
-        if self.steps % 512 == 0:
-            self._draw()
-        k = self.steps % 512
-        reward, act = 0, self.ale.act
-        if self.sticks is None:
-            for _ in range(self.skips[k]):
-                reward += act(button)
-        else:
-            for frame in range(self.skips[k]):
-                self.last = self.last if self.sticks[k][frame] else button
-                reward += act(self.last)
-        self.steps += 1
-        return float(reward)
+        return reward, *self.over
 
     def _look(self) -> None:
         """Push the present screen onto the two frames."""
@@ -165,33 +146,78 @@ class PongGame:
         else:  # bytes.translate is the fastest table look-up there is here: 5 microseconds
             self.frames[1] = np.frombuffer(screen.tobytes().translate(self.gray), np.uint8).reshape(80, 80)
 
-    def render(self) -> Array:
-        """The whole screen, uint8 [210, 160, 3]."""
-        screen: Array = self.ale.getScreenRGB()
-        return screen
-
     def snapshot(self) -> dict[str, Array]:
-        """The emulator's state, the frames (a restored screen is stale until the next frame), and the noise's place."""
-        import numpy as np
-
-        state: Any = self.ale.cloneState()
-        return {
-            "emulator": np.frombuffer(state.__getstate__(), np.uint8),
-            "frames": self.frames.copy(),
-            "place": np.array([self.seed, self.steps, self.last.value], np.int64),
-        }
+        """The console's, and the frames."""
+        return super().snapshot() | {"frames": self.frames.copy()}
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
         """Exact, always."""
-        import ale_py
-
-        state: Any = ale_py.ALEState.__new__(ale_py.ALEState)
-        state.__setstate__(saved["emulator"].tobytes())
-        self.ale.restoreState(state)
+        self.put_back(saved)
         self.frames[...] = out[...] = saved["frames"]
-        self.seed, self.steps = (int(x) for x in saved["place"][:2])
-        self.last = ale_py.Action(int(saved["place"][2]))
-        self._draw()
+        return True
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class AtariGame(Console):
+    """One emulator with the literature's preprocessing; observations uint8 [stack, size, size], oldest frame first."""
+
+    def __init__(self, spec: Atari) -> None:
+        import numpy as np
+        from gymnasium import spaces
+
+        super().__init__(spec.game, spec.all_buttons, spec)
+        self.spec = spec
+        shape = (spec.stack, spec.size, spec.size)
+        self.observation_space: spaces.Box = spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = spaces.Discrete(len(self.buttons))
+        self.frames = np.zeros(shape, np.uint8)
+        self.before, self.screen = (np.zeros(self.ale.getScreenDims(), np.uint8) for _ in range(2))
+        self.lives, self.goes_on = 0, False
+
+    def reset(self, seed: int, out: Array) -> None:
+        """Begin an episode; all frames show its first screen."""
+        self.begin(seed)
+        if self.ale.game_over():  # the no-ops have ended it
+            self.ale.reset_game()
+        self.lives = self.ale.lives()
+        self.before[...] = 0
+        self._look()
+        self.frames[...] = self.frames[-1]
+        out[...] = self.frames
+
+    def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
+        """One decision; terminated at the end of the game (or of a life), truncated after half an hour of play."""
+        reward = self.advance(self.buttons[action], self.before)
+        self._look()
+        out[...] = self.frames
+        over, late = self.over
+        lives, self.lives = self.lives, self.ale.lives()
+        self.goes_on = self.spec.life_loss and 0 < self.lives < lives and not over and not late
+        return reward, over or self.goes_on, late
+
+    def _look(self) -> None:
+        """Push the present screen, pooled with the one before, onto the frames."""
+        import cv2
+        import numpy as np
+
+        self.ale.getScreenGrayscale(self.screen)
+        self.frames[:-1] = self.frames[1:]
+        pooled = np.maximum(self.screen, self.before, out=self.before)
+        cv2.resize(pooled, (self.spec.size, self.spec.size), dst=self.frames[-1], interpolation=cv2.INTER_AREA)
+
+    def snapshot(self) -> dict[str, Array]:
+        """The console's, the frames, and the lives."""
+        import numpy as np
+
+        return super().snapshot() | {"frames": self.frames.copy(), "lives": np.array([self.lives], np.int64)}
+
+    def restore(self, saved: dict[str, Array], out: Array) -> bool:
+        """Exact, always."""
+        self.put_back(saved)
+        self.frames[...] = out[...] = saved["frames"]
+        self.lives = int(saved["lives"][0])
         return True
 
     def close(self) -> None:

@@ -29,6 +29,8 @@ class Gymnasium:
 class GymnasiumGame:
     """One Gymnasium environment; observations float32 or uint8 as its Box says."""
 
+    goes_on = False
+
     def __init__(self, spec: Gymnasium, render: bool) -> None:
         import difflib
 

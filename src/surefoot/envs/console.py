@@ -1,0 +1,141 @@
+"""One Atari 2600 emulator whose whole randomness is ours, and which can be put back where it was.
+
+ALE's own randomness is unused (it cannot be restored exactly): no-ops, sticky actions and random frame skips come
+from `noise`, so that an episode depends only on its seed and actions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+MAX_FRAMES = 108_000  # half an hour of play: the episode limit of the Atari literature
+
+
+class Randomness(Protocol):
+    """What a description of a game says about its randomness."""
+
+    @property
+    def frame_skip(self) -> tuple[int, int]:
+        """Frames per step, drawn uniformly from this range (ends included)."""
+        ...
+
+    @property
+    def sticky(self) -> float:
+        """Probability, each frame, that the console still sees the previous button."""
+        ...
+
+    @property
+    def noop_max(self) -> int:
+        """An episode starts with 1 to this many frames without a button; 0: none."""
+        ...
+
+
+class Console:
+    """An emulator that plays `rom` with some of its buttons."""
+
+    def __init__(self, rom: str, buttons: Sequence[str] | bool, spec: Randomness) -> None:
+        """`buttons`: ALE's names; or False for those the game uses, True for all 18. Raises UserError."""
+        import ale_py
+
+        from surefoot.errors import UserError
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self.ale, self.randomness = ale_py.ALEInterface(), spec
+        self.ale.setInt("random_seed", 0)
+        self.ale.setFloat("repeat_action_probability", 0.0)
+        self.ale.setInt("frame_skip", 1)  # measured: four calls of one frame cost what one call of four costs
+        known = ale_py.roms.get_all_rom_ids()
+        if rom not in known:
+            import difflib
+
+            near = " or ".join(difflib.get_close_matches(rom, known, 3, 0.4)) or ", ".join(sorted(known))
+            raise UserError(f"there is no Atari game '{rom}': did you mean {near}?")
+        self.ale.loadROM(str(ale_py.roms.get_rom_path(rom)))
+        names = {action.name: action for action in self.ale.getLegalActionSet()}
+        if isinstance(buttons, bool):
+            used = self.ale.getLegalActionSet() if buttons else self.ale.getMinimalActionSet()
+            buttons = [action.name for action in used]
+        unknown = set(buttons) - set(names)
+        if unknown:
+            raise UserError(f"there is no button {' or '.join(sorted(unknown))}: choose from {', '.join(names)}")
+        self.action_names = tuple(buttons)
+        self.buttons = [names[name] for name in buttons]
+        self.noop, self.fire = names["NOOP"], names["FIRE"]
+        self.last = self.noop
+        self.seed = self.steps = 0
+
+    def begin(self, seed: int) -> None:
+        """Begin an episode: reset, then the no-ops that `seed` draws."""
+        from surefoot.noise import Purpose, stream
+
+        self.ale.reset_game()
+        self.seed, self.steps, self.last = seed, 0, self.noop
+        self._draw()
+        if self.randomness.noop_max:
+            for _ in range(stream(seed, Purpose.NOOPS).integers(1, self.randomness.noop_max + 1)):
+                self.ale.act(self.noop)
+
+    def _draw(self) -> None:
+        """The next block of this episode's noise: steps 512 k to 512 (k + 1) need nothing that came before them."""
+        from surefoot.noise import Purpose, stream
+
+        block, (low, high) = self.steps // 512, self.randomness.frame_skip
+        self.skips = stream(self.seed, Purpose.FRAME_SKIPS, block).integers(low, high + 1, 512).tolist()
+        sticks = stream(self.seed, Purpose.STICKY, block).random((512, high)) < self.randomness.sticky
+        self.sticks = sticks.tolist() if self.randomness.sticky else None
+
+    def advance(self, button: Any, before: Array | None = None) -> float:
+        """Hold a button for one step's frames; returns the points they brought.
+
+        `before` [210, 160] receives the gray screen of the last frame but one, where there is one.
+        """
+        if self.steps % 512 == 0:
+            self._draw()
+        k = self.steps % 512
+        skip, reward, act = self.skips[k], 0, self.ale.act
+        for frame in range(skip):
+            if self.sticks is not None:
+                self.last = button = self.last if self.sticks[k][frame] else button
+            reward += act(button)
+            if before is not None and frame == skip - 2:
+                self.ale.getScreenGrayscale(before)
+        self.steps += 1
+        return float(reward)
+
+    @property
+    def over(self) -> tuple[bool, bool]:
+        """Whether the game has ended, and whether half an hour of play has."""
+        return self.ale.game_over(), self.ale.getEpisodeFrameNumber() >= MAX_FRAMES
+
+    def render(self) -> Array:
+        """The whole screen, uint8 [210, 160, 3]."""
+        screen: Array = self.ale.getScreenRGB()
+        return screen
+
+    def snapshot(self) -> dict[str, Array]:
+        """The emulator's state and the noise's place; a restored screen is stale until the next frame."""
+        import numpy as np
+
+        state: Any = self.ale.cloneState()
+        return {
+            "emulator": np.frombuffer(state.__getstate__(), np.uint8),
+            "place": np.array([self.seed, self.steps, self.last.value], np.int64),
+        }
+
+    def put_back(self, saved: dict[str, Array]) -> None:
+        """Exact, always."""
+        import ale_py
+
+        state: Any = ale_py.ALEState.__new__(ale_py.ALEState)
+        state.__setstate__(saved["emulator"].tobytes())
+        self.ale.restoreState(state)
+        self.seed, self.steps = (int(x) for x in saved["place"][:2])
+        self.last = ale_py.Action(int(saved["place"][2]))
+        self._draw()
