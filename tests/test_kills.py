@@ -120,3 +120,39 @@ def check(task: list[str], tmp_path: Path, ranks: int, runs: int, kills: int, se
         shutil.rmtree(where)
     assert stories, f"seed {seed}: every run ended before its kill"
     print(f"seed {seed}, killed: {'; '.join(stories)}")
+
+
+def usage(pids: list[int]) -> tuple[int, int, int]:
+    """Resident kilobytes, open files and threads of some processes."""
+    memory, handles, threads = 0, 0, 0
+    for pid in pids:
+        status = Path(f"/proc/{pid}/status").read_text()
+        memory += int(status.split("VmRSS:")[1].split()[0])
+        threads += int(status.split("Threads:")[1].split()[0])
+        handles += len(os.listdir(f"/proc/{pid}/fd"))
+    return memory, handles, threads
+
+
+@pytest.mark.slow
+def test_a_soak_of_twenty_minutes_keeps_memory_files_and_processes_flat(tmp_path: Path) -> None:
+    """A run that saves every half second: between the 5th and the 20th minute nothing grows."""
+    minutes = float(os.environ.get("SOAK_MINUTES", "20"))
+    command = [sys.executable, "-m", "surefoot", "train", "cartpole", "--run-dir", str(tmp_path / "a"), "--ranks", "2"]
+    command += ["--total-steps", "1000000000000", "--save-every", "0.5", "--quiet"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    began, seen = time.monotonic(), list[tuple[int, int, int]]()
+    while time.monotonic() - began < 60 * minutes:
+        time.sleep(5)
+        assert process.poll() is None
+        everyone = processes(process.pid)
+        assert len(everyone) == 3
+        seen.append(usage(everyone))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    early, late = seen[len(seen) // 4 : len(seen) // 4 + 6], seen[-6:]
+    print(f"kilobytes, files, threads after {minutes / 4:g} minutes {early}, after {minutes:g} {late}")
+    for kind in (1, 2):
+        assert max(s[kind] for s in late) <= max(s[kind] for s in seen[: len(seen) // 4])
+    memory = [sorted(s[0] for s in part)[3] for part in (early, late)]
+    assert memory[1] < 1.02 * memory[0] + 4096
+    assert len(checkpoints(tmp_path / "a")) <= 4
