@@ -165,7 +165,7 @@ def usage() -> str:
     lines += [
         "",
         f"TASK is a preset ({', '.join(PRESETS)})",
-        "or any Gymnasium id with vector observations and discrete actions.",
+        "or any Gymnasium id with discrete actions and vectors to see, or any Atari game: ALE/Breakout-v5.",
     ]
     return "\n".join(
         [
