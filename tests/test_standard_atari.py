@@ -135,12 +135,15 @@ def test_every_id_that_gymnasium_knows_is_the_game_it_says() -> None:
 def test_an_unknown_game_is_refused_with_its_nearest_names() -> None:
     with pytest.raises(UserError, match="did you mean breakout"):
         Atari("brakout").make()
+    with pytest.raises(UserError, match="cannot play it alone"):  # a game for two
+        Atari("combat").make()
 
 
 @pytest.mark.slow
 def test_all_games_that_ale_ships_load_and_play() -> None:
     out = np.zeros((4, 84, 84), np.uint8)
-    for rom in ale_py.roms.get_all_rom_ids():
+    for spec in [spec for name, spec in gymnasium.registry.items() if name.startswith("ALE/")]:
+        rom = spec.kwargs["game"]
         game = Atari(rom).make()
         game.reset(1, out)
         for t in range(20):

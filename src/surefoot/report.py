@@ -206,8 +206,8 @@ def why_flat(row: Row) -> str:
             "it cannot find anything better; give it a larger --regularizer.coefficient or a lower learning rate"
         )
     return (
-        f"nothing was learned for {FLAT} iterations: all games agree, no action was better than another; "
-        "play more --games or a longer --horizon, so that some of them are paid differently"
+        f"nothing was learned for {FLAT} iterations: all games agree, no action was better than another; where the "
+        "task is not solved, play more --games or a longer --horizon, so that some of them are paid differently"
     )
 
 

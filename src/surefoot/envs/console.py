@@ -57,7 +57,10 @@ class Console:
 
             near = " or ".join(difflib.get_close_matches(rom, known, 3, 0.4)) or ", ".join(sorted(known))
             raise UserError(f"there is no Atari game '{rom}': did you mean {near}?")
-        self.ale.loadROM(str(ale_py.roms.get_rom_path(rom)))
+        path = str(ale_py.roms.get_rom_path(rom))
+        if self.ale.isSupportedROM(path) is None:  # loading it would end the process
+            raise UserError(f"ALE has '{rom}' but cannot play it alone: choose another game")
+        self.ale.loadROM(path)
         names = {action.name: action for action in self.ale.getLegalActionSet()}
         if isinstance(buttons, bool):
             used = self.ale.getLegalActionSet() if buttons else self.ale.getMinimalActionSet()
@@ -67,7 +70,7 @@ class Console:
             raise UserError(f"there is no button {' or '.join(sorted(unknown))}: choose from {', '.join(names)}")
         self.action_names = tuple(buttons)
         self.buttons = [names[name] for name in buttons]
-        self.noop, self.fire = names["NOOP"], names["FIRE"]
+        self.noop, self.fire = ale_py.Action.NOOP, ale_py.Action.FIRE
         self.last = self.noop
         self.seed = self.steps = 0
 
