@@ -39,8 +39,8 @@ def surefoot(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_newcomers_way(tmp_path: Path) -> None:
-    """train, evaluate, video, resume in real processes, from a directory with a space in its name."""
+def test_the_newcomers_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """train in a real process, then evaluate, video, resume; from a directory with a space in its name."""
     home = tmp_path / "my runs ü"
     home.mkdir()
     trained = surefoot("train", "cartpole", *FAST, "--run-dir", "a", "--ranks", "1", cwd=home)
@@ -62,16 +62,17 @@ def test_the_newcomers_way(tmp_path: Path) -> None:
     assert list((home / "a" / "tb").glob("events*"))
     report = (home / "a" / "report.md").read_text()
     assert "95 % interval" in report
-    played = surefoot("evaluate", "a", "--episodes", "5", "--json", cwd=home)
-    facts = json.loads(played.stdout)
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "a", "--episodes", "5", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
     assert len(facts["scores"]) == 5
     assert facts["low"] <= facts["mean"] <= facts["high"]
     assert facts["mean"] == pytest.approx(sum(facts["scores"]) / 5)
-    film = surefoot("video", "a", "--out", "film.mp4", "--max-steps", "20", cwd=home)
-    assert film.returncode == 0, film.stderr
+    assert main(["video", "a", "--out", "film.mp4", "--max-steps", "20"]) == 0
     assert (home / "film.mp4").stat().st_size > 1000
-    again = surefoot("resume", "a", "--total-steps", "2048", "--quiet", "--ranks", "1", cwd=home)
-    assert (again.returncode, again.stdout) == (0, "")
+    capsys.readouterr()
+    assert main(["resume", "a", "--total-steps", "2048", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
     assert json.loads((home / "a" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2048
 
 
@@ -88,8 +89,8 @@ def test_the_newcomers_way(tmp_path: Path) -> None:
         (["train", "pong", "--objective.epsilon", "-0.1"], "epsilon is -0.1"),
         (["train", "pong", "--minibatch", "500"], "minibatch is 500"),
         (["train", "pong", "--ranks", "3"], "divisors of the 32 games"),
-        (["train", "pong", "--device", "warp"], "device 'warp'"),
-        (["train", "CartPoel-v1"], "did you mean CartPole-v1"),
+        (["train", "pong", "--ranks", "1", "--device", "warp"], "device 'warp'"),
+        (["train", "CartPoel-v1", "--ranks", "1"], "did you mean CartPole-v1"),
         (["evaluate", "nowhere"], "no file 'nowhere'"),
         (["evaluate"], "a run directory or policy file"),
         (["resume", "nowhere"], "not a run directory"),
@@ -184,6 +185,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert gone_within(5, ranks)
 
 
+@pytest.mark.slow
 def test_a_signal_to_every_process_at_once_saves_as_well(tmp_path: Path) -> None:
     """As schedulers and service managers do: the ranks hear it directly and from their launcher."""
     with endless_run(tmp_path) as (process, ranks):
@@ -216,7 +218,8 @@ def test_a_reader_who_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "report.md").exists()
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_killed_ends_the_run_with_one_message(victim: int, tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
         os.kill(ranks[victim], signal.SIGKILL)
@@ -267,6 +270,7 @@ def test_a_signal_during_the_closing_evaluation_says_how_to_go_on(tmp_path: Path
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
         process.send_signal(signal.SIGINT)
