@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
-from surefoot.envs.atari import BACKGROUND, CROP, Pong, lesson_table, palette
+from surefoot.envs.atari import BACKGROUND, CROP, Pong, PongGame, lesson_table, palette
 from surefoot.noise import Purpose, stream
 from surefoot.presets import LESSON_GAME
 
 
+@functools.cache
+def made(spec: Pong) -> PongGame:
+    """Loading a ROM takes long; an episode does not depend on what was played before."""
+    return spec.make()
+
+
 def played(spec: Pong, seed: int, actions: list[int]) -> tuple[np.ndarray, list[float]]:
-    game = spec.make()
+    game = made(spec)
     out = np.zeros((2, 80, 80), np.uint8)
     game.reset(seed, out)
     rewards = [game.step(a, out)[0] for a in actions]

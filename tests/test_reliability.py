@@ -25,10 +25,12 @@ import surefoot
 import worlds
 from surefoot import files, metrics, runner
 from surefoot.config import Config
+from surefoot.envs import Episode
 from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumGame
 from surefoot.errors import Fault, UserError
 from surefoot.files import checkpoints
 from surefoot.metrics import read
+from surefoot.networks import MLP
 from surefoot.ranks import Ranks
 from surefoot.state import initial, look, save
 
@@ -163,7 +165,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("finished") / "a"
-    surefoot.train("cartpole", total_steps=512, eval_episodes=0, run_dir=where, ranks=1, quiet=True)
+    tiny = {"games": 1, "horizon": (128,), "network": MLP((4,)), "total_steps": 512, "eval_episodes": 0}
+    surefoot.train("cartpole", run_dir=where, ranks=1, quiet=True, **tiny)
     return where
 
 
@@ -225,14 +228,14 @@ def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_befor
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = initial(small, Ranks())
-    save(state, tmp_path, Ranks())
+    save(state, small, tmp_path, Ranks())
     before = look(checkpoints(tmp_path)[0])
     state.steps = 64
     moments = 0
     for at in range(1, 100):
         with failing(at, monkeypatch) as calls:
             try:
-                save(state, tmp_path, Ranks())
+                save(state, small, tmp_path, Ranks())
             except OSError:
                 moments += 1
             else:
@@ -251,7 +254,7 @@ def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_befor
 def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(small: Config, tmp_path: Path) -> None:
     """A forked copy of this process saves, and is killed before and after each call that needs the disk."""
     state = initial(small, Ranks())
-    save(state, tmp_path, Ranks())
+    save(state, small, tmp_path, Ranks())
     before = look(checkpoints(tmp_path)[0])
     state.steps = 64
     seen = set()
@@ -259,7 +262,7 @@ def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(smal
         child = os.fork()
         if child == 0:
             killing_at(moment)
-            save(state, tmp_path, Ranks())
+            save(state, small, tmp_path, Ranks())
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         found = checkpoints(tmp_path)
@@ -388,10 +391,88 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     assert worlds.Faulty.last["seed"] == where["seed"]
 
 
+def test_a_last_observation_that_is_not_finite_is_its_own_episodes_fault(small: Config, tmp_path: Path) -> None:
+    """Diverged and terminated in the same step: the seed named is that of the episode that did."""
+    cfg = replace(small, env=Gymnasium("worlds:Diverging-v0"))
+    with pytest.raises(Fault, match="its observation is not finite") as caught:
+        go(cfg, tmp_path / "a")
+    assert f"(episode's seed {worlds.Diverging.last}, decision 3, last actions " in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["make", "reset"])
+def test_an_environment_that_fails_before_it_is_played_is_a_fault_and_can_be_made_anew(
+    where: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(small, env=Gymnasium("worlds:Unwilling-v0"))
+    monkeypatch.setattr(worlds.Unwilling, "refuses", {where: 1 if where == "make" else 20})
+    with pytest.raises(Fault, match="RuntimeError: not today"):
+        go(cfg, tmp_path / "a")
+    if where == "reset":
+        monkeypatch.setattr(worlds.Unwilling, "refuses", {where: 20})
+        go(cfg, tmp_path / "b", env_restarts=1)
+        assert len(rows(tmp_path / "b")) == 6
+
+
+def test_a_fault_in_the_closing_evaluation_costs_the_evaluation_alone(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = replace(small, env=Gymnasium("worlds:Unwilling-v0"), eval_episodes=50)
+    monkeypatch.setattr(worlds.Unwilling, "refuses", {"reset": 8 * 16 + 8 + 20})
+    go(cfg, tmp_path / "a")
+    assert "the environment failed in evaluation episode" in capsys.readouterr().err
+    assert (tmp_path / "a" / "report.md").exists()
+    monkeypatch.setattr(worlds.Unwilling, "refuses", {"reset": 5})
+    with pytest.raises(Fault, match="not today"):
+        surefoot.evaluate(tmp_path / "a")
+
+
+def test_a_run_whose_config_is_gone_goes_on_and_is_not_taken_for_another(saved_twice: Path, small: Config) -> None:
+    (saved_twice / "config.json").unlink()
+    with pytest.raises(UserError, match=r"another Config \(.*seed"):
+        go(small, saved_twice, seed=77)
+    surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=128 * 5)
+    assert [row["step"] for row in rows(saved_twice)] == [128 * k for k in range(1, 6)]
+
+
+def test_how_a_run_is_looked_after_may_change_when_it_goes_on(small: Config, tmp_path: Path) -> None:
+    cfg = replace(small, env=Gymnasium("worlds:Enormous-v0"))
+    with pytest.raises(Fault, match="not finite"):
+        go(cfg, tmp_path / "a")
+    go(cfg, tmp_path / "a", skip_updates=1000)  # begun again, no checkpoint was there
+    surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=128 * 7, skip_updates=2000, timeout=60.0)
+    assert len(rows(tmp_path / "a")) == 7
+
+
+def test_the_best_checkpoint_is_kept_and_can_be_evaluated(small: Config, tmp_path: Path) -> None:
+    state = initial(small, Ranks())
+    for steps, score in ((100, 1.0), (200, 5.0), (300, 4.0), (400, 3.0), (500, 2.0), (600, 1.0)):
+        state.steps = steps
+        state.window.extend([Episode(0, score, 6)] * 100)
+        save(state, small, tmp_path, Ranks())
+    assert [int(p.name) for p in checkpoints(tmp_path)] == [200, 400, 500, 600]
+    assert len(surefoot.evaluate(checkpoints(tmp_path)[0], episodes=3).scores) == 3
+
+
+def test_a_run_begun_again_before_its_first_checkpoint_has_no_doubles(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = metrics.Metrics(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.add({"step": step, "x": 1.0})
+    log.close()
+    again = metrics.Metrics(tmp_path, 0)
+    for step in (1, 2):
+        again.add({"step": step, "x": 2.0})
+    again.close()
+    board = EventAccumulator(str(tmp_path / "tb"), purge_orphaned_data=True)
+    board.Reload()
+    assert [(e.step, e.value) for e in board.Scalars("x")] == [(1, 2.0), (2, 2.0)]
+    assert [row["x"] for row in read(tmp_path)] == [2.0, 2.0]
+
+
 def test_a_broken_transition_never_enters_the_data() -> None:
     """Rows of a game that raised: what was played before is cut short, what follows is a new episode, all exact."""
     from surefoot.envs import Games
-    from surefoot.networks import MLP
     from surefoot.rollout import collect
 
     games = Games(Gymnasium("worlds:Crashing-v0"), 5, range(3), restarts=100)

@@ -158,7 +158,7 @@ def test_an_environment_that_does_not_replay_is_said(
 ) -> None:
     cfg = replace(small, env=Gymnasium("worlds:Carrying-v0"), horizon=(12,), minibatch=24)
     state = initial(cfg, Ranks())
-    save(state, tmp_path, Ranks())
+    save(state, cfg, tmp_path, Ranks())
     assert restore(initial(cfg, Ranks()), tmp_path, Ranks()) == list(range(8))
     runner.write_config(cfg, tmp_path)
     runner.prepare(cfg, initial(cfg, Ranks()), tmp_path, Ranks())

@@ -189,7 +189,46 @@ class Sleepy(Catch):
         return super().step(action)
 
 
-for world in (Identity, Catch, Carrying, Crashing, FragileCatch, Enormous, Sleepy):
+class Diverging(Scripted):
+    """In the third step of the 30th episode of its kind: not a number, and the end."""
+
+    last: int | None = None
+    begun = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        Diverging.begun += 1
+        self.mine, self.seed = Diverging.begun, seed
+        return super().reset(seed=seed)
+
+    def step(self, action: int):
+        obs, *rest = super().step(action)
+        if self.t == 3 and self.mine == 30:
+            Diverging.last = self.seed
+            obs = obs * np.nan
+        return obs, *rest
+
+
+class Unwilling(Catch):
+    """Catch that refuses once, when it has been made or reset so many times."""
+
+    refuses: ClassVar[dict[str, int]] = {}
+
+    def refuse(self, what: str) -> None:
+        left = self.refuses.get(what, 0)
+        self.refuses[what] = left - 1
+        if left == 1:
+            raise RuntimeError("not today")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuse("make")
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        self.refuse("reset")
+        return super().reset(seed=seed)
+
+
+for world in (Identity, Catch, Carrying, Crashing, FragileCatch, Enormous, Sleepy, Diverging, Unwilling):
     gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20, disable_env_checker=True)
 for ending in ("terminated", "truncated", "both"):

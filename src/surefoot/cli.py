@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from surefoot.config import Config
-from surefoot.errors import Fault, UserError
+from surefoot.errors import Fault, UserError, note
 from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the race's clock counts from here
@@ -61,17 +61,26 @@ class Resume:
     """stop training after this time"""
     stop_at: float | None = None
     """stop training at this mean score"""
+    save_every: float | None = None
+    """seconds between checkpoints"""
+    timeout: float | None = None
+    """seconds without a sign of life after which the run is ended"""
+    env_restarts: int | None = None
+    """environments that raise are made anew, this many times"""
+    skip_updates: int | None = None
+    """updates whose gradient is not finite are skipped, this many in the whole run"""
+    eval_episodes: int | None = None
+    """episodes of the closing evaluation; 0: none"""
     ranks: int = 0
     """processes that share the games; 0: the largest divisor of the games that is not above the usable cores"""
     quiet: bool = False
     """print nothing"""
 
     def __call__(self) -> None:
-        from surefoot.runs import resume
+        from surefoot.runs import MAY_CHANGE, resume
 
-        names = ("total_steps", "total_iterations", "max_seconds", "stop_at")
-        end = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
-        if not resume(self.run, self.quiet, self.ranks, **end):
+        changes = {k: getattr(self, k) for k in MAY_CHANGE if getattr(self, k) is not None}
+        if not resume(self.run, self.quiet, self.ranks, **changes):
             raise KeyboardInterrupt
 
 
@@ -239,13 +248,15 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # means something while a run can save
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
     try:
         parse(args)()
     except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
+        note(str(error))
         return 1 if isinstance(error, Fault) else 2
     except KeyboardInterrupt:
         return 130

@@ -149,6 +149,7 @@ class Config:
         for part in (self.env, self.network, self.credit, self.objective, self.regularizer, self.rate):
             for f in dataclasses.fields(part):
                 _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
+        _check(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
         if self.minibatch:
             _check(not self.from_reset, "minibatch", self.minibatch, "0 with from_reset: its rollouts vary in length")
             for horizon in self.horizon:

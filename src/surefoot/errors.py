@@ -1,4 +1,7 @@
-"""What can end a run before its time: a user's mistake, a fault on the way, a signal."""
+"""What can end a run before its time: a user's mistake, a fault on the way, a signal; and how it is said."""
+
+import sys
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -11,3 +14,9 @@ class Fault(UserError):
 
 class Interrupted(BaseException):
     """A signal came while games were played; no `except Exception` of an environment can swallow it."""
+
+
+def note(sentence: str) -> None:
+    """Say something on standard error, at once; where nobody can hear it, nothing else is lost."""
+    with suppress(OSError, ValueError):
+        print(f"surefoot: {sentence}", file=sys.stderr, flush=True)

@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
-from surefoot.envs import Env, Episode, Game
+from surefoot.envs import Env, Episode, Game, make
 from surefoot.envs.atari import Atari, Pong
-from surefoot.errors import UserError
-from surefoot.files import replace_file
+from surefoot.errors import Fault, UserError
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 
@@ -84,7 +83,7 @@ def evaluate(
     """
     start = perf_counter()
     waiting = iter(episodes)
-    slots = [_Slot(env.make(), seed) for _ in range(min(parallel, len(episodes)))]
+    slots = [_Slot(make(env), seed) for _ in range(min(parallel, len(episodes)))]
     playing = list(slots)
     for slot in playing:
         slot.begin(next(waiting))
@@ -122,25 +121,36 @@ class _Slot:
     def begin(self, episode: int) -> None:
         self.episode, self.score, self.length = episode, 0.0, 0
         self.noise = stream(self.seed, Purpose.EVALUATION, 1, episode)
-        self.game.reset(integer(self.seed, Purpose.EVALUATION, 0, episode), self.obs)
+        self.begun = integer(self.seed, Purpose.EVALUATION, 0, episode)
+        try:
+            self.game.reset(self.begun, self.obs)
+        except (Exception, SystemExit) as error:
+            raise self.fault(error) from error
+
+    def fault(self, error: BaseException) -> Fault:
+        where = f"evaluation episode {self.episode} (its seed {self.begun}), decision {self.length + 1}"
+        return Fault(f"the environment failed in {where}: {type(error).__name__}: {error}")
 
     def step(self, action: int) -> bool:
-        reward, terminated, truncated = self.game.step(action, self.obs)
+        try:
+            reward, terminated, truncated = self.game.step(action, self.obs)
+        except (Exception, SystemExit) as error:
+            raise self.fault(error) from error
         self.score += reward
         self.length += 1
         return (terminated or truncated) and not self.game.goes_on
 
 
-def save_policy(path: Path, policy: Policy, cfg: Config, steps: int) -> None:
-    """Write a policy that loads without its run: safetensors, with environment and network as JSON in its header."""
+def policy_bytes(policy: Policy, cfg: Config, steps: int) -> bytes:
+    """A policy that loads without its run: safetensors, with environment and network as JSON in its header."""
     plain = cfg.to_json()
     facts = {"format": 1, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
     tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
-    replace_file(path, save_tensors(tensors, {"surefoot": json.dumps(facts)}))
+    return save_tensors(tensors, {"surefoot": json.dumps(facts)})
 
 
 def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
-    """The policy of a run directory or a .safetensors file, its environment, and the facts in its header."""
+    """The policy of a run directory, a checkpoint or a .safetensors file, its environment, the facts in its header."""
     path = Path(path)
     file = path / "policy.safetensors" if path.is_dir() else path
     if not file.exists():

@@ -10,14 +10,17 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from surefoot.errors import UserError
+from surefoot.errors import UserError, note
 from surefoot.pulse import VARIABLE, Pulse, Watchdog
 
+POLITE = 130  # the exit code of a rank that a signal has stopped and that was saved
 STOPPED = -1  # what `launch` returns of a run that a signal has stopped and that was saved
-PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed or hangs
+HANGING = 10.0  # the same where one has hung: the others save
+PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
 
 
 def usable_cores() -> int:
@@ -42,7 +45,8 @@ def choose_ranks(asked: int, games: int) -> int:
 
 def world() -> int:
     """How many ranks this process was started as one of, by us or by torchrun; 0 where it is on its own."""
-    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= set(os.environ) else 0
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return int(os.environ["WORLD_SIZE"]) if set(names) <= set(os.environ) else 0
 
 
 def die_with_launcher() -> None:
@@ -75,6 +79,7 @@ def launch(command: list[str], count: int, games: int, timeout: float) -> int:
         dog = Watchdog([Pulse.lay(path, games) for path in memory], timeout)
         complaints = [path.with_suffix(".err") for path in memory]
         heard = Heard(complaints)
+        failed: int | str | None = None
         try:
             with PassingOn(ranks) as signals:
                 for rank in range(count):
@@ -89,25 +94,29 @@ def launch(command: list[str], count: int, games: int, timeout: float) -> int:
                             start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
                         )
                     ranks.append(process)
+                    if signals.seen:  # just now, when this one could not hear it
+                        process.terminate()
                 signals.pass_saves()
                 failed = watch(ranks, dog, heard)
         except KeyboardInterrupt:
             end(ranks, 0.0)
             raise
         finally:
-            end(ranks, PATIENCE)
+            end(ranks, HANGING if isinstance(failed, str) else PATIENCE)
             heard.pass_on()
         if failed is None:
-            print(heard.rest(0), end="", file=sys.stderr)  # warnings, if any
-            return STOPPED if signals.seen else 0
+            with suppress(OSError):
+                print(heard.rest(0), end="", file=sys.stderr, flush=True)  # warnings, if any
+            return STOPPED if any(p.returncode for p in ranks) else 0
         if signals.seen:  # it came when no rank could stop politely: at the start, or after training
             return 130
         if isinstance(failed, str):
-            print(f"surefoot: {failed}", file=sys.stderr)
+            note(failed)
             return 1
         code = ranks[failed].returncode
         cause = f"surefoot: rank {failed} was ended by {signal.Signals(-code).name}\n" if code < 0 else ""
-        print(cause + heard.rest(failed), end="", file=sys.stderr)
+        with suppress(OSError):
+            print(cause + heard.rest(failed), end="", file=sys.stderr, flush=True)
         return code if code > 0 else 1
 
 
@@ -131,7 +140,7 @@ class Heard:
             for line in new.splitlines():
                 if line.startswith(b"surefoot: ") and line not in self.said:
                     self.said.add(line)
-                    print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+                    note(line.decode(errors="replace").removeprefix("surefoot: "))
 
     def rest(self, rank: int) -> str:
         """All else that a rank has written."""
@@ -144,10 +153,10 @@ def watch(ranks: list[subprocess.Popen[bytes]], dog: Watchdog, heard: Heard) -> 
     while True:
         codes = [p.poll() for p in ranks]
         heard.pass_on()
-        bad = [i for i, code in enumerate(codes) if code]
+        bad = [i for i, code in enumerate(codes) if code not in (None, 0, POLITE)]
         if bad:  # a rank ended by a signal is the cause; one that lost its connection is not
             return min(bad, key=lambda i: codes[i] or 0)
-        if all(code == 0 for code in codes):
+        if None not in codes:
             return None
         if verdict := dog.verdict():
             return verdict[1]
@@ -170,6 +179,12 @@ def end(ranks: list[subprocess.Popen[bytes]], patience: float) -> None:
             p.stdin.close()
 
 
+def stops() -> list[int]:
+    """The signals that stop a run: Ctrl-C, SIGTERM, and a closed terminal, where that is not ignored (nohup)."""
+    closed = [signal.SIGHUP] if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *closed]
+
+
 class PassingOn:
     """While it is open, SIGINT and SIGTERM are passed on as SIGTERM once; the second time they interrupt."""
 
@@ -184,7 +199,7 @@ class PassingOn:
             for p in self.ranks:
                 p.terminate()
 
-        wanted: dict[int, Any] = {signal.SIGINT: handle, signal.SIGTERM: handle}
+        wanted: dict[int, Any] = dict.fromkeys(stops(), handle)
         if hasattr(signal, "SIGUSR1"):
             wanted[signal.SIGUSR1] = signal.SIG_IGN  # which the ranks inherit, until they can save
         main = threading.current_thread() is threading.main_thread()

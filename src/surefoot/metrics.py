@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surefoot.errors import note
 from surefoot.files import replace_file
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class Metrics:
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self.waiting = b""
         """rows that could not be written yet"""
-        purge = step + 1 if step else None
-        self.board: SummaryWriter | None = SummaryWriter(str(run_dir / "tb"), purge_step=purge)
+        self.board: SummaryWriter | None = SummaryWriter(str(run_dir / "tb"), purge_step=step + 1)
 
     def add(self, row: Row) -> None:
         """Append one iteration; NaN and infinity become null.
@@ -40,7 +39,7 @@ class Metrics:
         """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.waiting += json.dumps(clean).encode() + b"\n"
-        self.write("its rows are kept and written when there is room")
+        self.write("its rows are kept and written when there is room", self.waiting.count(b"\n") == 1)
         if self.board is None:
             return
         try:
@@ -48,18 +47,17 @@ class Metrics:
                 if value is not None and name != "step":
                     self.board.add_scalar(name, value, row["step"])
         except Exception as error:  # whatever it has, it is not worth a run
-            print(f"surefoot: TensorBoard's files are given up: {error}", file=sys.stderr, flush=True)
+            note(f"TensorBoard's files are given up: {error}")
             self.board = None
 
-    def write(self, otherwise: str) -> None:
-        """Write what waits; what cannot be written is said once."""
-        behind = self.waiting.count(b"\n") > 1
+    def write(self, otherwise: str, aloud: bool = True) -> None:
+        """Write what waits; where that fails, say what follows."""
         try:
             while self.waiting:
                 self.waiting = self.waiting[os.write(self.file, self.waiting) :]
         except OSError as error:
-            if not behind:
-                print(f"surefoot: metrics.jsonl: {error.strerror}; {otherwise}", file=sys.stderr, flush=True)
+            if aloud:
+                note(f"metrics.jsonl: {error.strerror}; {otherwise}")
 
     def close(self) -> None:
         """Flush and close."""
@@ -80,5 +78,5 @@ def read(run_dir: Path) -> list[Row]:
             row["step"] + 0
             rows.append(row)
         except (ValueError, TypeError, KeyError):
-            print(f"surefoot: line {number} of '{path}' is damaged and left out", file=sys.stderr, flush=True)
+            note(f"line {number} of '{path}' is damaged and left out")
     return rows

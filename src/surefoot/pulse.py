@@ -38,9 +38,9 @@ class Pulse:
         return Pulse.of(games, path)
 
     def begin(self, i: int, seed: int) -> None:
-        """Game i is about to begin an episode."""
+        """Game i is about to begin an episode, or to go on with one."""
         cells = self.cells
-        cells[0], cells[3 + i], cells[self.lengths + i] = i, seed, 0
+        cells[0], cells[3 + i], cells[self.lengths + i] = i, seed, -1
         cells[2] += 1
 
     def decide(self, actions: Sequence[int], lengths: list[int], again: bool = False) -> None:
@@ -69,16 +69,18 @@ class Pulse:
         """Game i, called `name`, so that what it does can be done again."""
         cells, n = self.cells, self.games
         length = cells[self.lengths + i]
-        past = range(max(cells[1] - min(length, RING - 1), 0), cells[1] + 1)
+        if length < 0:
+            return f"environment {name} (episode's seed {cells[3 + i]}, at its beginning)"
+        past = range(max(cells[1] - min(length, RING - 1), 1), cells[1] + 1)
         actions = " ".join(str(cells[self.ring + t % RING * n + i]) for t in past)
         return f"environment {name} (episode's seed {cells[3 + i]}, decision {length + 1}, last actions {actions})"
 
 
 class Watchdog:
-    """Who has given no sign of life for `timeout` seconds."""
+    """Who has given no sign of life for `timeout` seconds; the first of the pulses is rank `first`'s."""
 
-    def __init__(self, pulses: list[Pulse], timeout: float) -> None:
-        self.pulses, self.timeout = pulses, timeout
+    def __init__(self, pulses: list[Pulse], timeout: float, first: int = 0) -> None:
+        self.pulses, self.timeout, self.first = pulses, timeout, first
         self.seen = [0] * len(pulses)
         self.since = [time.monotonic()] * len(pulses)
 
@@ -95,5 +97,6 @@ class Watchdog:
         rank = max(late, key=lambda r: self.pulses[r].cells[0])  # in a game rather than waiting for one that is
         pulse, since = self.pulses[rank], f"for {self.timeout:g} seconds"
         if pulse.cells[0] >= 0:
-            return rank, f"{pulse.where(pulse.cells[0], rank * pulse.games + pulse.cells[0])} has hung {since}"
-        return rank, f"rank {rank} has given no sign of life {since}"
+            number = (self.first + rank) * pulse.games + pulse.cells[0]
+            return rank, f"{pulse.where(pulse.cells[0], number)} has hung {since}"
+        return rank, f"rank {self.first + rank} has given no sign of life {since}"

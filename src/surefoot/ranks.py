@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from surefoot.launch import world
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -74,9 +76,12 @@ class Ranks:
         return [bytes(p[:size].numpy()) for p, size in zip(parts or [], sizes, strict=False)]
 
 
-def join() -> Ranks:
-    """This process's place, from torchrun's variables; joins the others where there are any."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+def join(timeout: float = 300.0) -> Ranks:
+    """This process's place, from torchrun's variables; joins the others where there are any.
+
+    `timeout`: seconds after which a watchdog would have found out that one is silent; connections wait for longer.
+    """
+    count = max(1, world())
     if count > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=300))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=2 * timeout + 300))
     return Ranks(int(os.environ.get("RANK", "0")) if count > 1 else 0, count)

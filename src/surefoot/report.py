@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from surefoot.errors import Fault, Interrupted
-from surefoot.evaluation import save_policy
+from surefoot.errors import Fault, Interrupted, note
+from surefoot.evaluation import policy_bytes
 from surefoot.files import replace_file
 from surefoot.learn import NAMES
 from surefoot.metrics import Metrics, Row, read
@@ -63,10 +63,10 @@ class Progress:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Whatever is printed, a reader who has gone does not end the run."""
+        """Whatever is printed, a reader who has gone or a log on a full disk does not end the run."""
         try:
             yield
-        except BrokenPipeError:
+        except OSError:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -127,14 +127,14 @@ class Reporter:
     def save(self, state: State, last: bool = False) -> None:
         """Save a checkpoint, and the policy by itself; where that fails training goes on, but the `last` one raises."""
         try:
-            save(state, self.run_dir, self.ranks)
+            save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
-                save_policy(self.run_dir / "policy.safetensors", state.policy, self.cfg, state.steps)
+                replace_file(self.run_dir / "policy.safetensors", policy_bytes(state.policy, self.cfg, state.steps))
         except OSError as error:
             what = f"the run cannot be saved after {state.steps:,} decisions ({error.strerror or error})"
             if last:
                 raise Fault(what) from error
-            print(f"surefoot: {what}; it goes on and tries again", file=sys.stderr, flush=True)
+            note(f"{what}; it goes on and tries again")
         self.saved, self.save_now = perf_counter(), False
 
     def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
@@ -171,7 +171,7 @@ class Reporter:
         self.metrics.add(row)
         self.flat = self.flat + 1 if not row["grad_norm"] or row["entropy"] < 1e-4 else 0
         if self.flat == FLAT:
-            print(f"surefoot: {why_flat(row)}", file=sys.stderr, flush=True)
+            note(why_flat(row))
         self.progress.show(self.line(row, state))
 
     def line(self, row: Row, state: State) -> str:

@@ -21,13 +21,13 @@ import torch
 
 from surefoot.config import Config
 from surefoot.envs import Env
-from surefoot.errors import Fault, UserError
+from surefoot.errors import Fault, UserError, note
 from surefoot.evaluation import Evaluation, evaluate, load_policy
 from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.launch import PATIENCE, die_with_launcher
+from surefoot.launch import HANGING, POLITE, die_with_launcher, stops
 from surefoot.loop import train as train_loop
 from surefoot.metrics import read
-from surefoot.policy import Policy
+from surefoot.policy import Policy, has_matrix_units
 from surefoot.pulse import OVER, VARIABLE, Pulse, Watchdog
 from surefoot.ranks import Ranks, join
 from surefoot.report import Progress, Reporter, card, curve
@@ -40,7 +40,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
 
     Returns whether the run has come to its end; False where a signal has stopped it.
     """
-    ranks = join()
+    ranks = join(cfg.timeout)
     shared = os.environ.get(VARIABLE)
     pulse = Pulse.of(cfg.games // ranks.count, shared)
     with ExitStack() as stack:
@@ -51,6 +51,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         load_source(state.policy, cfg, source)
         if ranks.rank == 0:
             stack.enter_context(alone_in(run_dir))
+        ranks.agree(False)  # nobody looks into the directory before it is ours
         prepare(cfg, state, run_dir, ranks)
         reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
         stack.callback(reporter.close)
@@ -66,7 +67,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         reporter.say(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}")
         with polite_stop(reporter, again=shared is not None):
             if shared is None:
-                watch_over(pulse, cfg.timeout, reporter)
+                watch_over(pulse, cfg.timeout, reporter, ranks.rank)
             train_loop(cfg, state, ranks, reporter)
             pulse.end()
             reporter.save(state, last=True)
@@ -100,7 +101,7 @@ def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
     agree_on(int(found[-1].name) if found else -1, run_dir, ranks)
     if found:
         before, now = (history(run_dir) or [{}])[-1], machine()
-        changed = [what for what in ("versions", "cpu") if before.get(what) != now[what]]
+        changed = [what for what in ("versions", "cpu", "matrix_units") if before.get(what) != now[what]]
         if changed and ranks.rank == 0:
             note(f"the run goes on with other {' and '.join(changed)}: the same up to rounding")
         lost = restore(state, run_dir, ranks)
@@ -116,11 +117,6 @@ def agree_on(number: float, run_dir: Path, ranks: Ranks) -> None:
     everyone = ranks.gather(torch.tensor([[number]], dtype=torch.float64))
     if not bool((everyone == everyone[:, :1]).all()):
         raise UserError(f"the ranks do not begin at the same point: all must see the same run directory '{run_dir}'")
-
-
-def note(sentence: str) -> None:
-    """Say something on standard error; a launcher passes it on."""
-    print(f"surefoot: {sentence}", file=sys.stderr, flush=True)
 
 
 def write_config(cfg: Config, run_dir: Path) -> None:
@@ -147,6 +143,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "matrix_units": has_matrix_units(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
@@ -178,7 +175,7 @@ def polite_stop(reporter: Reporter, again: bool) -> Iterator[None]:
     def save(*_: object) -> None:
         reporter.save_now = True
 
-    wanted = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    wanted: dict[int, Any] = dict.fromkeys(stops(), stop)
     if hasattr(signal, "SIGUSR1"):
         wanted[signal.SIGUSR1] = save
     try:
@@ -193,20 +190,22 @@ def polite_stop(reporter: Reporter, again: bool) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def watch_over(pulse: Pulse, timeout: float, reporter: Reporter) -> None:
+def watch_over(pulse: Pulse, timeout: float, reporter: Reporter, rank: int) -> None:
     """Watch this process from a thread, where no launcher does: a hanging environment is broken off, or all ends."""
     main = threading.get_ident()
 
     def watch() -> None:
-        dog = Watchdog([pulse], timeout)
+        dog = Watchdog([pulse], timeout, rank)
         while (verdict := dog.verdict()) is None:
             sleep(min(1.0, timeout / 4))
+            if pulse.cells[0] == OVER:
+                return
         if pulse.cells[0] != OVER:
             reporter.fault = Fault(verdict[1])
             signal.pthread_kill(main, signal.SIGTERM)
-            sleep(PATIENCE)
+            sleep(HANGING)
         if pulse.cells[0] != OVER:
-            print(f"surefoot: {verdict[1]}", file=sys.stderr, flush=True)
+            note(verdict[1])
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -252,14 +251,23 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
 def evaluate_shared(
     policy: Policy, env: Env, episodes: int, seed: int, greedy: bool, ranks: Ranks, progress: Progress
-) -> Evaluation:
-    """Evaluate with every rank playing its share of the episodes; the result is whole on rank 0."""
+) -> Evaluation | None:
+    """Evaluate with every rank playing its share of the episodes; the result is whole on rank 0.
+
+    None where an environment has failed on any rank.
+    """
     mine = range(ranks.rank, episodes, ranks.count)
 
     def show(done: int) -> None:
         progress.show(f"evaluating: {done * ranks.count} of {episodes} games", done == len(mine))
 
-    part = evaluate(policy, env, mine, seed, greedy, progress=show)
+    part = None
+    try:
+        part = evaluate(policy, env, mine, seed, greedy, progress=show)
+    except Fault as fault:  # what was trained is saved
+        note(f"{fault}; this evaluation is given up")
+    if ranks.agree(part is None) or part is None:
+        return None
     parts = [json.loads(data) for data in ranks.collect_bytes(json.dumps([part.scores, part.lengths]).encode())]
     scores, lengths = ([parts[e % ranks.count][k][e // ranks.count] for e in range(episodes) if parts] for k in (0, 1))
     return replace(part, scores=scores, lengths=lengths)
@@ -267,9 +275,13 @@ def evaluate_shared(
 
 if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     die_with_launcher()
-    config, where, origin, silent, began = json.loads(sys.argv[1])
+    config, where, origin, silent, began, sys.argv = json.loads(sys.argv[1])
     try:
-        run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
+        if not run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began):
+            sys.exit(POLITE)
     except UserError as mistake:
-        print(f"surefoot: {mistake}", file=sys.stderr)
+        note(str(mistake))
         sys.exit(1 if isinstance(mistake, Fault) else 2)
+    except OSError as error:
+        note(f"the run in '{where}' cannot be written ({error})")
+        sys.exit(1)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -52,12 +52,30 @@ def new_dir(task: str) -> Path:
     return where
 
 
+CARE = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_episodes")  # how a run is looked after
+MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *CARE)
+
+
 def read_config(run_dir: Path) -> Config:
-    """The Config of a run directory."""
+    """The Config of a run directory; from its newest checkpoint, where config.json is gone."""
+    file, found = run_dir / "config.json", checkpoints(run_dir)
     try:
-        return Config.from_json(unseal(read_plain(run_dir / "config.json"))["config"])
+        file = file if file.exists() or not found else found[-1] / "state.json"
+        return Config.from_json(unseal(read_plain(file))["config"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"'{run_dir}' is not a run directory: its config.json cannot be used ({error})") from error
+        raise UserError(f"'{run_dir}' is not a run directory: its {file.name} cannot be used ({error})") from error
+
+
+def same_run(cfg: Config, run_dir: Path) -> None:
+    """Raise UserError where the run that is there is another one; its end and its looking after may differ."""
+    theirs = read_config(run_dir)
+    names = [f.name for f in fields(cfg) if f.name not in CARE]
+    differing = [name for name in names if getattr(cfg, name) != getattr(theirs, name)]
+    if differing:
+        what = ", ".join(differing)
+        raise UserError(
+            f"'{run_dir}' holds a run with another Config ({what}): choose another --run-dir, or resume that one"
+        )
 
 
 def call(command: str, run_dir: Path) -> str:
@@ -87,18 +105,20 @@ def start(
     started = started or perf_counter()
     found = checkpoints(run_dir) if run_dir else []
     count = choose_ranks(world() or ranks or (ranks_of(found[-1], cfg.games) if found else 0), cfg.games)
-    if run_dir and (run_dir / "config.json").exists() and not resuming and read_config(run_dir) != cfg:
-        raise UserError(f"'{run_dir}' holds a run with another Config: choose another --run-dir, or resume that one")
+    if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
+        same_run(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
     try:
         if count == 1 or world():
             from surefoot.runner import run
 
             return run_dir, run(cfg, run_dir, source, quiet, started)
-        order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started])
+        order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])
         code = launch([sys.executable, "-m", "surefoot.runner", order], count, cfg.games // count, cfg.timeout)
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        raise Fault(f"the run in '{run_dir}' cannot be written ({error})") from error
     except Fault as fault:
         saved = f"; what was saved goes on with: {call('resume', run_dir)}" if checkpoints(run_dir) else ""
         raise Fault(f"{fault}{saved}") from fault
@@ -109,7 +129,8 @@ def start(
                 run_dir.parent.rmdir()
     if code > 0:
         if code != 2 and checkpoints(run_dir) and int(os.environ.get("RANK", "0")) == 0:
-            print(f"what was saved goes on with: {call('resume', run_dir)}", file=sys.stderr)
+            with suppress(OSError):
+                print(f"what was saved goes on with: {call('resume', run_dir)}", file=sys.stderr)
         raise SystemExit(code)
     return run_dir, code == 0
 
@@ -126,14 +147,13 @@ def ranks_of(checkpoint: Path, games: int) -> int:
 def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, **changes: Any) -> bool:
     """Go on with a run; returns whether it has come to its end.
 
-    `changes` may move that: total_steps, total_iterations, max_seconds, stop_at.
+    `changes` may move that (total_steps, total_iterations, max_seconds, stop_at) and how the run is looked after
+    (save_every, timeout, env_restarts, skip_updates, eval_episodes).
     """
     cfg = read_config(run_dir)
     if not checkpoints(run_dir):
         raise UserError(f"'{run_dir}' has no checkpoint to resume from")
-    allowed = ("total_steps", "total_iterations", "max_seconds", "stop_at")
-    if not set(changes) <= set(allowed):
-        raise UserError(
-            f"{', '.join(set(changes) - set(allowed))} cannot change on resume: only {', '.join(allowed)} can"
-        )
+    wrong = set(changes) - set(MAY_CHANGE)
+    if wrong:
+        raise UserError(f"{', '.join(wrong)} cannot change on resume: only {', '.join(MAY_CHANGE)} can")
     return start(replace(cfg, **changes), run_dir, quiet=quiet, ranks=ranks, resuming=True)[1]

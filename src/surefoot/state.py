@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch import nn
 
 from surefoot.config import Config
 from surefoot.envs import Episode, Games
-from surefoot.errors import UserError
+from surefoot.errors import UserError, note
+from surefoot.evaluation import policy_bytes
 from surefoot.files import checkpoints, digest, read_plain, seal, unseal, write_folder
 from surefoot.noise import Purpose, integer
 from surefoot.policy import Policy, flatten, has_matrix_units
@@ -107,7 +107,7 @@ def initial(cfg: Config, ranks: Ranks, pulse: Pulse | None = None) -> State:
     return State(policy, flat, optimizer, games, cfg.rate.learning_rate, place=games.snapshot())
 
 
-def save(state: State, run_dir: Path, ranks: Ranks) -> None:
+def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
     """Write checkpoints/STEPS, whole or not at all, then drop older ones: KEEP stay, and the best. Every rank calls it.
 
     Raises OSError, on rank 0 alone, where it cannot be written; what was there before is then as it was.
@@ -117,13 +117,14 @@ def save(state: State, run_dir: Path, ranks: Ranks) -> None:
         return
     moments = state.optimizer.state.get(state.flat, {})
     files = {
-        "policy.safetensors": save_tensors({k: v.contiguous() for k, v in state.policy.state_dict().items()}),
+        "policy.safetensors": policy_bytes(state.policy, cfg, state.steps),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
     counters = {name: getattr(state, name) for name in COUNTERS}
     facts = counters | {
         "format": FORMAT,
+        "config": cfg.to_json(),
         "score": state.mean_score() if len(state.window) == state.window.maxlen else None,
         "window": list(state.window),
         "ranks": ranks.count,
@@ -134,7 +135,7 @@ def save(state: State, run_dir: Path, ranks: Ranks) -> None:
     best = max(found, key=lambda checkpoint: (_score(checkpoint), checkpoint))
     for old in found[:-KEEP]:
         if old != best:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.writing")))
 
 
 def _score(checkpoint: Path) -> float:
@@ -187,7 +188,7 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
     for bad in aside if ranks.rank == 0 else []:
         shutil.rmtree(f"{bad}.damaged", ignore_errors=True)
         bad.rename(f"{bad}.damaged")
-        print(f"surefoot: {damage}; its checkpoint is set aside, '{checkpoint}' is used", file=sys.stderr, flush=True)
+        note(f"{damage}; its checkpoint is set aside, '{checkpoint}' is used")
     try:
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
         moments = load_tensors(files["optimizer.safetensors"])

@@ -7,8 +7,6 @@ fake transition ever enters the data.
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +57,7 @@ class Game(Protocol):
         """Let go of windows, processes, files."""
 
 
+MAX_REWARD = 3e38  # what single precision holds
 Env = Pong | Atari | Gymnasium
 
 
@@ -95,6 +94,18 @@ class Steps:
         self.lost = other.lost
 
 
+def make(env: Env, render: bool = False) -> Game:
+    """A game; raises Fault where its own program fails, UserError where it cannot be had."""
+    from surefoot.errors import Fault, UserError
+
+    try:
+        return env.make(render)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise Fault(f"the environment {env} cannot be made: {type(error).__name__}: {error}") from error
+
+
 class Games:
     """The games `indices` of a run, stepped one after another in this process.
 
@@ -107,7 +118,7 @@ class Games:
         from surefoot.pulse import Pulse
 
         self.env, self.indices, self.seed, self.restarts = env, indices, seed, restarts
-        self.games: list[Game] = [env.make() for _ in indices]
+        self.games = [make(env) for _ in indices]
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.obs: Array = np.zeros((len(indices), *first.observation_space.shape), first.observation_space.dtype)
@@ -133,8 +144,8 @@ class Games:
         self.score[i], self.length[i] = 0.0, 0
         try:
             self.games[i].reset(seed, out)
-        except Exception as error:
-            raise self.fault(i, error) from error
+        except (Exception, SystemExit) as error:
+            self.restart(i, out, error)
 
     def reset_all(self, episode: int = 0) -> None:
         """Begin episode number `episode` in every game, whatever was played before."""
@@ -142,7 +153,7 @@ class Games:
         self.finished = []
         for i in range(len(self)):
             self.reset(i, self.obs[i])
-        self.check(self.obs, {})
+        self.check_all(self.obs)
         self.pulse.rest()
 
     def step(self, actions: list[int], out: Array, only: Sequence[int] | None = None) -> Steps:
@@ -158,49 +169,58 @@ class Games:
             self.pulse.at(i)
             try:
                 reward, terminated, truncated = self.games[i].step(actions[i], out[i])
-            except Exception as error:
-                if not self.restarts:
-                    raise self.fault(i, error) from error
+            except (Exception, SystemExit) as error:
                 self.restart(i, out[i], error)
                 steps.lost.append(i)
                 continue
-            if not -math.inf < reward < math.inf:
+            if not -MAX_REWARD < reward < MAX_REWARD:
                 raise self.fault(i, ValueError(f"its reward is {reward}"))
             self.score[i] += reward
             self.length[i] += 1
             steps.reward[i], steps.terminated[i], steps.truncated[i] = reward, terminated, truncated
             if terminated or truncated:
                 steps.final[i] = out[i].copy()
+                self.check(i, out[i])
             if (terminated or truncated) and not self.games[i].goes_on:
                 self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.played))
                 self.reset(i, out[i])
-        self.check(out, steps.final)
+        self.check_all(out)
         self.pulse.rest()
         self.obs = out
         return steps
 
-    def check(self, obs: Array, final: dict[int, Array]) -> None:
-        """Refuse observations that are not finite."""
+    def check(self, i: int, obs: Array) -> None:
+        """Refuse an observation of game i that is not finite."""
         import numpy as np
 
-        if obs.dtype.kind != "f" or (np.isfinite(obs).all() and all(np.isfinite(x).all() for x in final.values())):
-            return
-        bad = [i for i in range(len(self)) if not np.isfinite(obs[i]).all() or not np.isfinite(final.get(i, 0.0)).all()]
-        raise self.fault(bad[0], ValueError("its observation is not finite"))
+        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
+            raise self.fault(i, ValueError("its observation is not finite"))
 
-    def fault(self, i: int, error: Exception) -> Fault:
+    def check_all(self, obs: Array) -> None:
+        """The same for all games; at once, for speed."""
+        import numpy as np
+
+        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
+            for i, row in enumerate(obs):
+                self.check(i, row)
+
+    def fault(self, i: int, error: BaseException) -> Fault:
         """What there is to say of game i, which failed."""
         from surefoot.errors import Fault
 
         return Fault(f"{self.pulse.where(i, self.indices[i])} failed: {type(error).__name__}: {error}")
 
-    def restart(self, i: int, out: Array, error: Exception) -> None:
-        """Make game i again and begin a new episode; what went wrong is said."""
+    def restart(self, i: int, out: Array, error: BaseException) -> None:
+        """Make game i again and begin a new episode, where that is allowed; what went wrong is said."""
+        if not self.restarts:
+            raise self.fault(i, error) from error
         self.restarts -= 1
-        print(f"surefoot: {self.fault(i, error)}; it begins anew, {self.restarts} restarts are left", file=sys.stderr)
+        from surefoot.errors import note
+
+        note(f"{self.fault(i, error)}; it begins anew, {self.restarts} restarts are left")
         with suppress(Exception):  # it is broken already
             self.games[i].close()
-        self.games[i] = self.env.make()
+        self.games[i] = make(self.env)
         self.reset(i, out)
 
     def take_finished(self) -> list[Episode]:
@@ -221,7 +241,10 @@ class Games:
 
     def restore(self, saved: dict[str, Array]) -> list[int]:
         """Go back to a snapshot; returns the games that could not be restored and began a new episode instead."""
+        from surefoot.noise import Purpose, integer
+
         lost = []
+        self.pulse.end()  # playing a long episode again is no alarm
         for i, n in enumerate(self.indices):
             fields = {k.split("/", 1)[1]: v for k, v in saved.items() if k.startswith(f"{n}/")}
             self.episodes[i], self.length[i] = (int(x) for x in fields.pop("counters"))
@@ -232,6 +255,10 @@ class Games:
             if not back:
                 self.reset(i, self.obs[i])
                 lost.append(n)
+            else:
+                self.pulse.begin(i, integer(self.seed, Purpose.RESETS, n, self.episodes[i] - 1))
+                self.pulse.end()
+        self.pulse.rest()
         return lost
 
     def close(self) -> None:
