@@ -20,7 +20,7 @@ pong: $(STAMP)
 	$(BIN)/surefoot train pong
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check && $(BIN)/ruff format --check

@@ -122,7 +122,8 @@ def test_a_policy_for_another_task_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert main(["evaluate", str(tmp_path / "a"), "--task", "pong"]) == 2
     assert "for the task 'cartpole'" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "a"), "--sticky", "0.25"]) == 2
-    assert main(["train", "pong", "--from", str(tmp_path / "a"), "--ranks", "1", "--run-dir", str(tmp_path / "b")]) == 2
+    small = ["--ranks", "1", "--games", "1", "--minibatch", "128"]
+    assert main(["train", "pong", "--from", str(tmp_path / "a"), *small, "--run-dir", str(tmp_path / "b")]) == 2
     assert "does not fit 'pong'" in capsys.readouterr().err
 
 
@@ -230,6 +231,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_one_message(victim: int, tmp_pa
         assert gone_within(5, ranks)
 
 
+@pytest.mark.slow
 def test_the_ranks_die_with_their_launcher(tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
         process.kill()

@@ -19,7 +19,7 @@ from surefoot.pulse import VARIABLE, Pulse, Watchdog
 
 POLITE = 130  # the exit code of a rank that a signal has stopped and that was saved
 STOPPED = -1  # what `launch` returns of a run that a signal has stopped and that was saved
-HANGING = 10.0  # the same where one has hung: the others save
+HANGING = 5.0  # the same where one has hung: the others save
 PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
 
 
