@@ -255,6 +255,7 @@ def test_without_ffmpeg_a_film_is_refused_in_a_sentence_and_a_gif_is_made(
     assert main(["video", str(tmp_path / "a"), "--out", str(tmp_path / "x.gif"), "--max-steps", "4"]) == 0
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_closing_evaluation_says_how_to_go_on(tmp_path: Path) -> None:
     """What was trained is saved; `resume` evaluates it."""
     command = ["train", "cartpole", "--total-steps", "1024", "--eval-episodes", "1000000", "--run-dir", "a"]

@@ -71,7 +71,7 @@ PONG = Config(
     epochs=3,
     minibatch=1024,
     rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=5e-3),
-    total_steps=1_500_000,
+    total_steps=1_499_136,  # 366 rollouts
     bf16=True,
 )
 
