@@ -14,7 +14,7 @@ import worlds  # noqa: F401 (registers the environments)
 from surefoot.config import Config, FixedRate
 from surefoot.credit import GAE, FutureReturn, OverGames
 from surefoot.envs.gym import Gymnasium
-from surefoot.launch import die_with_launcher
+from surefoot.launch import die_with_launcher, leave
 from surefoot.loop import train
 from surefoot.networks import MLP
 from surefoot.objectives import ClippedSurrogate
@@ -96,3 +96,4 @@ if __name__ == "__main__":
     die_with_launcher()
     for kind, cfg in KINDS.items():
         main(kind, cfg, Path(sys.argv[1]))
+    leave(0)

@@ -24,7 +24,7 @@ from surefoot.envs import Env
 from surefoot.errors import Fault, UserError, note
 from surefoot.evaluation import Evaluation, evaluate, load_policy
 from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.launch import HANGING, POLITE, die_with_launcher, stops
+from surefoot.launch import HANGING, POLITE, die_with_launcher, leave, stops
 from surefoot.loop import train as train_loop
 from surefoot.metrics import read
 from surefoot.policy import Policy, has_matrix_units
@@ -277,11 +277,11 @@ if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     die_with_launcher()
     config, where, origin, silent, began, sys.argv = json.loads(sys.argv[1])
     try:
-        if not run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began):
-            sys.exit(POLITE)
+        finished = run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
+        leave(0 if finished else POLITE)
     except UserError as mistake:
         note(str(mistake))
-        sys.exit(1 if isinstance(mistake, Fault) else 2)
+        leave(1 if isinstance(mistake, Fault) else 2)
     except OSError as error:
         note(f"the run in '{where}' cannot be written ({error})")
-        sys.exit(1)
+        leave(1)
