@@ -12,7 +12,7 @@ import surefoot
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, Network, SmallCNN
-from surefoot.policy import Palette, Policy, flatten
+from surefoot.policy import Palette, Patches, Policy, flatten
 
 FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -75,6 +75,26 @@ def test_bfloat16_is_close_and_leaves_the_heads_exact() -> None:
     assert (exact.params - rough.params).abs().max() < 0.01
 
 
+def test_whoever_plays_with_rounded_weights_plays_the_same_policy() -> None:
+    policy = built(SmallCNN(), FRAMES, 3)
+    assert policy.player() is policy
+    policy.bf16 = True
+    player = policy.player()
+    with torch.no_grad():
+        learned, played = policy(images(16)), player(images(16))
+    assert torch.equal(learned[0].params, played[0].params)
+    assert torch.equal(learned[1], played[1])
+    assert policy.body[0].weight.dtype == torch.float32
+    assert not any(p.requires_grad for p in player.parameters())
+
+
+def test_patches_are_the_same_moved_by_words_and_by_pixels() -> None:
+    obs = images(3)
+    for size in (4, 8):
+        assert torch.equal(Patches(size)(obs).float(), Patches(size)(obs.float()))
+    assert Patches(3)(obs).shape == (3, 26, 26, 18)
+
+
 def test_the_palette_gives_exact_colours() -> None:
     layer = Palette(lesson_table())
     out = layer(images(2))
@@ -87,6 +107,7 @@ def test_the_flat_parameter_is_the_policy() -> None:
     before = [p.detach().clone() for p in policy.parameters()]
     flat = flatten(policy)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    assert torch.equal(flat[: 4 * 8].view(8, 4), policy.body[0].weight)  # matrices first
     policy(torch.ones(3, 4))[1].sum().backward()
     assert flat.grad is not None
     assert flat.grad.norm() > 0

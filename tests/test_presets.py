@@ -18,6 +18,7 @@ from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.optimizers import Adam, Muon
 from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS
 
 
@@ -170,7 +171,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("value_coef", {"value_coef": -0.5}),
     ("max_grad_norm", {"max_grad_norm": 0.0}),
     ("max_grad_norm", {"max_grad_norm": NAN}),
-    ("adam_eps", {"adam_eps": 0.0}),
+    ("ema_decay", {"ema_decay": 1.0}),
+    ("Adam.eps", {"optimizer": Adam(eps=0.0)}),
+    ("Muon.momentum", {"optimizer": Muon(momentum=1.0)}),
     ("max_seconds", {"max_seconds": NAN}),
     ("save_every", {"save_every": 0.0}),
     ("stop_at", {"stop_at": NAN}),

@@ -74,6 +74,27 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_the_newest(
+    small: Config, tmp_path: Path
+) -> None:
+    state = initial(small, Ranks())
+    means = []
+    for k in range(1, 7):
+        state.iteration = k
+        state.flat.data.fill_(k)
+        state.average(0.75)
+        means.append(float(state.mean[0]))
+    # the mean of all while they are few: 1, 3/2, 6/3, 10/4; then 3/4 2.5 + 1/4 5, 3/4 3.125 + 1/4 6
+    assert means == pytest.approx([1, 1.5, 2, 2.5, 3.125, 3.84375], abs=1e-6)
+    save(state, small, tmp_path, Ranks())
+    kept = surefoot.load_policy(checkpoints(tmp_path)[0])[0]
+    assert all((p - 3.84375).abs().max() < 1e-6 for p in kept.parameters())
+    other = initial(small, Ranks())
+    restore(other, tmp_path, Ranks())
+    assert all((p == 6).all() for p in other.policy.parameters())
+    assert torch.equal(other.mean, state.mean)
+
+
 def test_the_same_seed_is_the_same_run_and_another_is_not(small: Config, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         surefoot.train(small, seed=seed, run_dir=tmp_path / name, ranks=1, quiet=True)

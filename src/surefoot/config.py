@@ -16,11 +16,12 @@ from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.networks import Network, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
+from surefoot.optimizers import Adam, Optimizer
 
 
 @dataclass(frozen=True)
 class FixedRate:
-    """Adam's learning rate, the same all the time."""
+    """The learning rate, the same all the time."""
 
     learning_rate: float = 1e-4
     """step size"""
@@ -31,7 +32,7 @@ class FixedRate:
 
 @dataclass(frozen=True)
 class LinearRate:
-    """Adam's learning rate, falling in a straight line to 0 at the end of the run."""
+    """The learning rate, falling in a straight line to 0 at the end of the run."""
 
     learning_rate: float = 2.5e-4
     """step size at the start"""
@@ -42,7 +43,7 @@ class LinearRate:
 
 @dataclass(frozen=True)
 class AdaptiveRate:
-    """Adam's learning rate, moved after each minibatch by how far the policy has moved: KL(old || new).
+    """The learning rate, moved after each minibatch by how far the policy has moved: KL(old || new).
 
     Source: Schulman et al. 2017, section 4 (there for the penalty); Rudin et al. 2022 (for the rate).
     """
@@ -98,11 +99,13 @@ class Config:
     minibatch: int = 0
     """decisions per update; 0: the whole rollout"""
     rate: Rate = field(default_factory=AdaptiveRate)
-    """Adam's learning rate"""
+    """The learning rate"""
     max_grad_norm: float = 1.0
     """longer gradients are shortened to this"""
-    adam_eps: float = 1e-8
-    """Adam's epsilon"""
+    optimizer: Optimizer = field(default_factory=Adam)
+    """how a gradient becomes a step"""
+    ema_decay: float = 0.0
+    """the policy that is kept is a moving average over the iterations, this much of it old; 0: the newest"""
     total_steps: int = 1_000_000
     """decisions of the whole run, all games together; 0: no bound"""
     total_iterations: int = 0
@@ -139,14 +142,14 @@ class Config:
         for name in (*counts, "seed", "value_coef"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
-        for name in ("max_grad_norm", "adam_eps", "max_seconds", "save_every", "timeout"):
+        for name in ("max_grad_norm", "max_seconds", "save_every", "timeout"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _check(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
-        for name in ("value_coef", "adam_eps"):
-            _check(getattr(self, name) < math.inf, name, getattr(self, name), "finite")
+        _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
+        _check(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
         _check(len(self.horizon) > 0 and min(self.horizon) >= 1, "horizon", self.horizon, "one or more numbers from 1")
         _check(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
-        for part in (self.env, self.network, self.credit, self.objective, self.regularizer, self.rate):
+        for part in (self.env, self.network, self.credit, self.objective, self.regularizer, self.rate, self.optimizer):
             for f in dataclasses.fields(part):
                 _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
         _check(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
@@ -193,8 +196,11 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
     if full == "AdaptiveRate.end_factor":
         _check(value > 0, full, value, "above 0")
+    if name == "momentum":
+        _check(value < 1, full, value, "from 0 to below 1")
     if name in (
         "learning_rate",
+        "eps",
         "target_kl",
         "scale",
         "filters",

@@ -82,6 +82,7 @@ def evaluate(
     the last bits of a network's output depend on the batch, and with them, rarely, an action).
     """
     start = perf_counter()
+    policy = policy.player()
     waiting = iter(episodes)
     slots = [_Slot(make(env), seed) for _ in range(min(parallel, len(episodes)))]
     playing = list(slots)

@@ -77,18 +77,19 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
         batches = minibatches(state.policy, rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
         stats = torch.stack([update(state, batch, cfg, ranks) for batch in batches])
-        count(state, rollout, ranks)
+        count(state, rollout, cfg, ranks)
         watcher.iteration(state, rollout, target, stats, perf_counter() - began)
         if ranks.agree(watcher.due()):
             watcher.save(state)
     return state
 
 
-def count(state: State, rollout: Rollout, ranks: Ranks) -> None:
-    """Count what all ranks have played; rank 0 keeps the window of finished episodes."""
+def count(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
+    """Count what all ranks have played, average the parameters; rank 0 keeps the window of finished episodes."""
     state.place = state.games.snapshot()
     state.steps += rollout.reward.numel() * ranks.count
     state.iteration += 1
+    state.average(cfg.ema_decay)
     parts = ranks.collect_bytes(json.dumps(rollout.episodes).encode())
     rollout.episodes = sorted((Episode(*e) for part in parts for e in json.loads(part)), key=lambda e: (e.at, e.game))
     state.episodes += len(rollout.episodes)

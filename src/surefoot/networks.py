@@ -47,7 +47,7 @@ class LessonCNN:
 
 @dataclass(frozen=True)
 class SmallCNN:
-    """Two convolutions and a hidden layer, policy and critic on top; orthogonal initialisation.
+    """Two convolutions and a hidden layer, ReLU, policy and critic on top; orthogonal initialisation.
 
     The shape is that of the first deep Q-network (Mnih et al. 2013); its knobs say how fine it looks.
     """
@@ -68,9 +68,7 @@ class SmallCNN:
     def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
         """For images [channels, height, width] and any number of actions."""
         shape = tuple(zip(self.filters, self.kernel, self.stride, strict=True))
-        return _convolutional(
-            "SmallCNN", observation, action, shape, self.hidden, self.background, self.scale, relu=False
-        )
+        return _convolutional("SmallCNN", observation, action, shape, self.hidden, self.background, self.scale)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class NatureCNN:
     def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
         """For images [channels, height, width] and any number of actions; 1,687,719 parameters for Pong's six."""
         shape = (32, 8, 4), (64, 4, 2), (64, 3, 1)
-        return _convolutional("NatureCNN", observation, action, shape, 512, 0.0, self.scale, relu=True)
+        return _convolutional("NatureCNN", observation, action, shape, 512, 0.0, self.scale)
 
 
 def _convolutional(
@@ -97,7 +95,6 @@ def _convolutional(
     hidden: int,
     background: float,
     scale: float,
-    relu: bool,
 ) -> Policy:
     """Convolutions (filters, kernel, stride), a hidden layer, policy and critic."""
     from torch import nn
@@ -119,7 +116,7 @@ def _convolutional(
     for layer in layers:
         body.append(layer)
         if not isinstance(layer, nn.Flatten):
-            body.append(nn.ReLU() if relu else nn.ELU())
+            body.append(nn.ReLU(inplace=True))
     actor, critic = nn.Linear(hidden, int(action.n)), nn.Linear(hidden, 1)
     return orthogonal(Policy(Patches(size), body, actor, critic))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -42,7 +43,11 @@ class Patches(nn.Module):
         """Same dtype out as in; pixels that fill no whole square are dropped."""
         n, channels, height, width = obs.shape
         k, rows, columns = self.size, height // self.size, width // self.size
-        squares = obs[:, :, : rows * k, : columns * k].reshape(n, channels, rows, k, columns, k)
+        whole = obs[:, :, : rows * k, : columns * k]
+        if obs.dtype == torch.uint8 and k % 4 == width % 4 == 0:  # four pixels of a line stay together: moved as one
+            words = whole.view(torch.int32).view(n, channels, rows, k, columns, k // 4)
+            return words.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, -1).view(torch.uint8)
+        squares = whole.reshape(n, channels, rows, k, columns, k)
         return squares.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, -1)
 
     def extra_repr(self) -> str:
@@ -59,14 +64,20 @@ class PixelConv(nn.Conv2d):
     def __init__(self, channels: int, filters: int, kernel: int, background: float, scale: float) -> None:
         super().__init__(channels, filters, kernel)
         self.background, self.scale = background, scale
+        self.folded: tuple[Tensor, Tensor] | None = None
+
+    def fold(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight and bias for pixels as they are."""
+        assert self.bias is not None
+        weight = (self.weight / self.scale).to(dtype)
+        bias = self.bias - self.background * weight.sum((1, 2, 3), dtype=self.bias.dtype)  # of the rounded weights
+        return weight, bias.to(dtype)
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, rows, columns, C] of any dtype to [B, filters, rows', columns']."""
-        assert self.bias is not None
         fast = torch.is_autocast_enabled("cpu")
-        weight = (self.weight / self.scale).to(torch.bfloat16 if fast else self.weight.dtype)
-        bias = self.bias - self.background * weight.sum((1, 2, 3), dtype=self.bias.dtype)  # of the rounded weights
-        return F.conv2d(patches.to(weight.dtype).permute(0, 3, 1, 2), weight, bias.to(weight.dtype))
+        weight, bias = self.folded or self.fold(torch.bfloat16 if fast else self.weight.dtype)
+        return F.conv2d(patches.to(weight.dtype).permute(0, 3, 1, 2), weight, bias)
 
 
 class Vector(nn.Module):
@@ -102,6 +113,18 @@ class Policy(nn.Module):
     def distribution(self, params: Tensor) -> Distribution:
         """The distribution with these parameters, as a rollout stores them."""
         return Bernoulli(params) if self.bernoulli else Categorical(params)
+
+    def player(self) -> Policy:
+        """The same policy to play with: where the body computes in bfloat16, a copy that was rounded once for all."""
+        if not self.bf16:
+            return self
+        copied = copy.deepcopy(self).requires_grad_(False)
+        copied.bf16 = False
+        for layer in copied.body:
+            if isinstance(layer, PixelConv):
+                layer.folded = layer.fold(torch.bfloat16)
+        copied.body.to(torch.bfloat16)
+        return copied
 
     def forward(self, obs: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`obs` [B, ...] to (distribution over B actions, value [B], memory); a policy without a critic has V = 0."""
@@ -140,12 +163,22 @@ def has_matrix_units() -> bool:
     return bool(known.get("amx_bf16", False))
 
 
+def matrices(policy: nn.Module) -> list[nn.Parameter]:
+    """The weights between layers, without the heads': the first dimension counts a layer's outputs."""
+    heads = [id(p) for name, head in policy.named_children() if name in ("actor", "critic") for p in head.parameters()]
+    return [p for p in policy.parameters() if p.ndim > 1 and id(p) not in heads]
+
+
 def flatten(policy: Policy) -> nn.Parameter:
     """Make every parameter and gradient a view of one flat tensor: one optimizer step, one norm, one exchange.
 
+    The `matrices` come first.
+
     Returns the flat parameter, whose `.grad` is the flat gradient; zero it in place, never set it to None.
     """
-    parameters = list(policy.parameters())
+    first = matrices(policy)
+    ids = {id(p) for p in first}
+    parameters = first + [p for p in policy.parameters() if id(p) not in ids]
     flat = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
     flat.grad = torch.zeros_like(flat)
     start = 0

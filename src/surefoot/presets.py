@@ -14,6 +14,7 @@ from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.optimizers import Adam, Muon
 
 LESSON_GAME = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), noop_max=0, opening=5, settle=True, palette=True)
 
@@ -70,7 +71,9 @@ PONG = Config(
     regularizer=Entropy(coefficient=0.01),
     epochs=3,
     minibatch=1024,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=5e-3),
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, cap=1e-2),
+    optimizer=Muon(),
+    ema_decay=0.8,
     total_steps=1_499_136,  # 366 rollouts
     bf16=True,
 )
@@ -106,7 +109,7 @@ ATARI = Config(
     minibatch=256,
     rate=LinearRate(2.5e-4),
     max_grad_norm=0.5,
-    adam_eps=1e-5,
+    optimizer=Adam(eps=1e-5),
     total_steps=10_000_000,
     bf16=True,
 )

@@ -72,6 +72,7 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     """
     start = perf_counter()
     horizon, n = noise.shape
+    policy = policy.player()
     device = next(policy.parameters()).device
     if episode is not None:
         games.reset_all(episode)

@@ -49,6 +49,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         state = initial(cfg, ranks, pulse)
         stack.callback(state.games.close)
         load_source(state.policy, cfg, source)
+        state.mean.copy_(state.flat.detach())
         if ranks.rank == 0:
             stack.enter_context(alone_in(run_dir))
         ranks.agree(False)  # nobody looks into the directory before it is ours
@@ -229,7 +230,7 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     if cfg.eval_episodes:
-        result = evaluate_shared(state.policy, cfg.env, cfg.eval_episodes, cfg.seed, False, ranks, progress)
+        result = evaluate_shared(state.kept(), cfg.env, cfg.eval_episodes, cfg.seed, False, ranks, progress)
     if ranks.rank:
         return
     curve(run_dir, run_dir / "curve.png")

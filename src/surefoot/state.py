@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -29,7 +30,7 @@ from surefoot.policy import Policy, flatten, has_matrix_units
 from surefoot.pulse import Pulse
 from surefoot.ranks import Ranks
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
 COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped")
@@ -42,7 +43,9 @@ class State:
     policy: Policy
     flat: nn.Parameter
     """all of the policy's parameters in one row; they are views of it"""
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
+    mean: torch.Tensor
+    """moving average of `flat` over the iterations: the policy that is kept"""
     games: Games
     rate: float
     """the learning rate as adapted so far"""
@@ -68,6 +71,20 @@ class State:
         """The flat gradient; the parameters' gradients are views of it."""
         assert self.flat.grad is not None
         return self.flat.grad
+
+    def average(self, decay: float) -> None:
+        """Take this iteration's parameters into the mean, m <- decay m + (1 - decay) theta; the first ones replace it.
+
+        The steps' noise averages out: the mean plays as after small steps while learning goes on with large ones.
+        Source: Polyak & Juditsky 1992.
+        """
+        self.mean.lerp_(self.flat.detach(), max(1 - decay, 1 / self.iteration))
+
+    def kept(self) -> Policy:
+        """The policy with the mean parameters."""
+        policy = copy.deepcopy(self.policy)
+        flatten(policy).data.copy_(self.mean)
+        return policy
 
     def progress(self, cfg: Config) -> float:
         """How much of the run is done, 0 to 1."""
@@ -102,9 +119,9 @@ def initial(cfg: Config, ranks: Ranks, pulse: Pulse | None = None) -> State:
     games = Games(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, pulse)
     policy = build(cfg, games.observation_space, games.action_space)
     flat = flatten(policy)
-    optimizer = torch.optim.Adam([flat], lr=cfg.rate.learning_rate, eps=cfg.adam_eps, fused=True)
     games.reset_all()
-    return State(policy, flat, optimizer, games, cfg.rate.learning_rate, place=games.snapshot())
+    optimizer, mean = cfg.optimizer.build(policy, flat), flat.detach().clone()
+    return State(policy, flat, optimizer, mean, games, cfg.rate.learning_rate, place=games.snapshot())
 
 
 def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
@@ -115,9 +132,9 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
     envs = ranks.collect_bytes(save_arrays(state.place))
     if ranks.rank:
         return
-    moments = state.optimizer.state.get(state.flat, {})
+    moments = {"flat": state.flat.detach(), **state.optimizer.state.get(state.flat, {})}
     files = {
-        "policy.safetensors": policy_bytes(state.policy, cfg, state.steps),
+        "policy.safetensors": policy_bytes(state.kept(), cfg, state.steps),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
@@ -192,6 +209,8 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
     try:
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
         moments = load_tensors(files["optimizer.safetensors"])
+        state.mean.copy_(state.flat.detach())
+        state.flat.data.copy_(moments.pop("flat"))
         if moments:
             state.optimizer.state[state.flat] = dict(moments)
         lost = state.games.restore(load_arrays(files["envs.safetensors"]))

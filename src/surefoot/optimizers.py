@@ -1,0 +1,52 @@
+"""How a gradient becomes a step: Adam, and Muon, which moves matrices along their orthogonalised momentum.
+
+A Config holds one of these frozen descriptions; `build` turns it into a `torch.optim.Optimizer` over one parameter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from surefoot.policy import Policy
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Every parameter moves by its mean gradient over its gradient's root mean square. Source: Kingma & Ba 2015."""
+
+    eps: float = 1e-8
+    """added to the root mean square"""
+
+    def build(self, policy: Policy, flat: nn.Parameter) -> torch.optim.Optimizer:
+        """For a policy whose parameters are views of `flat`."""
+        import torch
+
+        return torch.optim.Adam([flat], eps=self.eps, fused=True)
+
+
+@dataclass(frozen=True)
+class Muon:
+    """The body's matrices move in all directions alike, so that rare ones are not drowned; heads and biases as by Adam.
+
+    A matrix M of momentum becomes 0.2 sqrt(max(rows, columns)) U V^T with M = U S V^T, a step as long as Adam's.
+    Sources: Jordan et al. 2024; for the length Liu et al. 2025.
+    """
+
+    momentum: float = 0.9
+    """how slowly the mean gradient forgets"""
+    eps: float = 1e-8
+    """Adam's, for heads and biases"""
+
+    def build(self, policy: Policy, flat: nn.Parameter) -> torch.optim.Optimizer:
+        """For a policy whose parameters are views of `flat`."""
+        from surefoot.muon import OrthogonalSteps
+
+        return OrthogonalSteps(policy, flat, self.momentum, self.eps)
+
+
+Optimizer = Adam | Muon

@@ -1,0 +1,79 @@
+"""Adam and Muon over the flat parameter: against PyTorch's own, their directions, and their state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from surefoot.config import Config
+from surefoot.muon import orthogonalize
+from surefoot.optimizers import Adam, Muon
+from surefoot.policy import Policy, flatten, matrices
+from surefoot.presets import PONG
+from surefoot.ranks import Ranks
+from surefoot.state import initial
+
+
+def small_policy() -> Policy:
+    torch.manual_seed(0)
+    from torch import nn
+
+    body = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 8))
+    return Policy(nn.Identity(), body, nn.Linear(8, 3), nn.Linear(8, 1)).double()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 128), (128, 16), (32, 32)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths(
+    rows: int, columns: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    u, _, vh = torch.linalg.svd(torch.randn(rows, columns, dtype=torch.float64), full_matrices=False)
+    lengths = torch.linspace(1, 0.05, 16 if rows != columns else 32, dtype=torch.float64)
+    inside = u.mT @ orthogonalize(u @ lengths.diag() @ vh, dtype) @ vh.mT
+    assert inside.diagonal().min() > 0.6
+    assert inside.diagonal().max() < 1.3
+    assert (inside - inside.diagonal().diag()).abs().max() < (1e-12 if dtype == torch.float64 else 0.05)
+
+
+def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_muon() -> None:
+    policy = small_policy()
+    flat = flatten(policy)
+    assert flat.grad is not None
+    optimizer = Muon(momentum=0.9).build(policy, flat)
+    optimizer.param_groups[0]["lr"] = 0.01
+    first = {id(p) for p in matrices(policy)}
+    twins = {id(p): torch.nn.Parameter(p.detach().clone()) for p in policy.parameters()}
+    flattened = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in matrices(policy)]
+    theirs = torch.optim.Muon(flattened, 0.01, weight_decay=0, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.Adam([twins[id(p)] for p in policy.parameters() if id(p) not in first], lr=0.01)
+    for _ in range(3):
+        flat.grad.copy_(torch.randn_like(flat))
+        for p in policy.parameters():
+            twins[id(p)].grad = p.grad
+        for p, twin in zip(matrices(policy), flattened, strict=True):
+            assert p.grad is not None
+            twin.grad = p.grad.flatten(1)
+        for one in (optimizer, theirs, adam):
+            one.step()
+    rest = [p for p in policy.parameters() if id(p) not in first]
+    assert len(first) == 2
+    assert len(rest) == 6
+    for p in rest:
+        assert torch.allclose(p, twins[id(p)], rtol=0, atol=1e-12)
+    for p, twin in zip(matrices(policy), flattened, strict=True):  # theirs computes in bfloat16
+        moved, their_move = p.detach().flatten(1) - twins[id(p)].flatten(1), twin - twins[id(p)].flatten(1)
+        assert torch.nn.functional.cosine_similarity(moved.flatten(), their_move.flatten(), 0) > 0.999
+        assert 0.97 < moved.norm() / their_move.norm() < 1.03
+
+
+def test_a_config_chooses_its_optimizer(small: Config) -> None:
+    assert type(initial(replace(small, optimizer=Adam(eps=1e-5)), Ranks()).optimizer) is torch.optim.Adam
+    state = initial(replace(small, optimizer=Muon()), Ranks())
+    state.gradient.fill_(1.0)
+    before = state.flat.detach().clone()
+    state.optimizer.step()
+    assert (state.flat != before).all()
+    assert isinstance(PONG.optimizer, Muon)
