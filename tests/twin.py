@@ -86,6 +86,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     state = initial(cfg, ranks)
     state.policy.double()
     state.flat = flatten(state.policy)
+    state.mean = state.flat.detach().clone()
     state.optimizer = torch.optim.Adam([state.flat], lr=1e-2, fused=True)
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
