@@ -12,7 +12,7 @@ CORE_BUDGETS = {
     "__init__.py": 120, "__main__.py": 10, "errors.py": 30, "cli.py": 330, "config.py": 270, "presets.py": 200,
     "credit.py": 230, "objectives.py": 190, "networks.py": 220, "policy.py": 200, "actions.py": 150,
     "envs/__init__.py": 280, "envs/atari.py": 250, "envs/console.py": 160, "envs/gym.py": 140, "noise.py": 70,
-    "rollout.py": 190, "optimizers.py": 60, "muon.py": 80,
+    "rollout.py": 190, "optimizers.py": 60, "steps.py": 90,
     "learn.py": 180, "loop.py": 110, "state.py": 300, "ranks.py": 160, "launch.py": 250, "metrics.py": 120,
     "evaluation.py": 230, "report.py": 280, "runs.py": 180, "runner.py": 330, "files.py": 140, "pulse.py": 140,
     "videos.py": 150,

@@ -24,7 +24,7 @@ def prepared(cfg: Config) -> tuple[State, Rollout, Batch]:
     from surefoot.policy import flatten
 
     state.flat = flatten(state.policy)
-    state.optimizer = torch.optim.SGD([state.flat], lr=1.0)  # type: ignore[assignment]
+    state.optimizer = cfg.optimizer.build(state.policy, state.flat)
     noise = torch.rand(16, cfg.games, generator=torch.Generator().manual_seed(0))
     r = collect(state.policy, state.games, noise)
     weight = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -50,8 +50,6 @@ def test_the_gradient_goes_up_the_mean_gain(small: Config) -> None:
     cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.03), value_coef=0.5, max_grad_norm=1e9)
     state, _, batch = prepared(cfg)
     before = state.flat.detach().clone()
-    for group in state.optimizer.param_groups:
-        group["lr"] = 0.0
     cfg0 = replace(cfg, rate=LinearRate(0.0 + 1e-300))
     update(state, batch, cfg0, Ranks())
     gradient = state.gradient.clone()

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from surefoot.config import Config
-from surefoot.muon import orthogonalize
 from surefoot.optimizers import Adam, Muon
 from surefoot.policy import Policy, flatten, matrices
 from surefoot.presets import PONG
 from surefoot.ranks import Ranks
 from surefoot.state import initial
+from surefoot.steps import AdamSteps, orthogonalize
 
 
 def small_policy() -> Policy:
@@ -43,7 +43,6 @@ def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_m
     flat = flatten(policy)
     assert flat.grad is not None
     optimizer = Muon(momentum=0.9).build(policy, flat)
-    optimizer.param_groups[0]["lr"] = 0.01
     first = {id(p) for p in matrices(policy)}
     twins = {id(p): torch.nn.Parameter(p.detach().clone()) for p in policy.parameters()}
     flattened = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in matrices(policy)]
@@ -56,8 +55,9 @@ def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_m
         for p, twin in zip(matrices(policy), flattened, strict=True):
             assert p.grad is not None
             twin.grad = p.grad.flatten(1)
-        for one in (optimizer, theirs, adam):
-            one.step()
+        optimizer.step(0.01)
+        theirs.step()
+        adam.step()
     rest = [p for p in policy.parameters() if id(p) not in first]
     assert len(first) == 2
     assert len(rest) == 6
@@ -70,10 +70,10 @@ def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_m
 
 
 def test_a_config_chooses_its_optimizer(small: Config) -> None:
-    assert type(initial(replace(small, optimizer=Adam(eps=1e-5)), Ranks()).optimizer) is torch.optim.Adam
+    assert isinstance(initial(replace(small, optimizer=Adam(eps=1e-5)), Ranks()).optimizer, AdamSteps)
     state = initial(replace(small, optimizer=Muon()), Ranks())
     state.gradient.fill_(1.0)
     before = state.flat.detach().clone()
-    state.optimizer.step()
+    state.optimizer.step(1e-3)
     assert (state.flat != before).all()
     assert isinstance(PONG.optimizer, Muon)

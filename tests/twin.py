@@ -87,7 +87,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     state.policy.double()
     state.flat = flatten(state.policy)
     state.mean = state.flat.detach().clone()
-    state.optimizer = torch.optim.Adam([state.flat], lr=1e-2, fused=True)
+    state.optimizer = cfg.optimizer.build(state.policy, state.flat)
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")

@@ -109,6 +109,5 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
     if norm > cfg.max_grad_norm:
         gradient.mul_(cfg.max_grad_norm / norm)
     state.rate = cfg.rate(state.rate, float(stats[0]), state.progress(cfg))
-    state.optimizer.param_groups[0]["lr"] = state.rate
-    state.optimizer.step()
+    state.optimizer.step(state.rate)
     return stats

@@ -1,6 +1,6 @@
 """How a gradient becomes a step: Adam, and Muon, which moves matrices along their orthogonalised momentum.
 
-A Config holds one of these frozen descriptions; `build` turns it into a `torch.optim.Optimizer` over one parameter.
+A Config holds one of these frozen descriptions; `build` turns it into what takes the steps (`steps.py`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from surefoot.policy import Policy
+    from surefoot.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class Adam:
     eps: float = 1e-8
     """added to the root mean square"""
 
-    def build(self, policy: Policy, flat: nn.Parameter) -> torch.optim.Optimizer:
+    def build(self, policy: Policy, flat: nn.Parameter) -> Steps:
         """For a policy whose parameters are views of `flat`."""
-        import torch
+        from surefoot.steps import AdamSteps
 
-        return torch.optim.Adam([flat], eps=self.eps, fused=True)
+        assert flat.grad is not None
+        return AdamSteps(flat.data, flat.grad, self.eps)
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Muon:
     eps: float = 1e-8
     """Adam's, for heads and biases"""
 
-    def build(self, policy: Policy, flat: nn.Parameter) -> torch.optim.Optimizer:
+    def build(self, policy: Policy, flat: nn.Parameter) -> Steps:
         """For a policy whose parameters are views of `flat`."""
-        from surefoot.muon import OrthogonalSteps
+        from surefoot.steps import MuonSteps
 
-        return OrthogonalSteps(policy, flat, self.momentum, self.eps)
+        return MuonSteps(policy, flat, self.momentum, self.eps)
 
 
 Optimizer = Adam | Muon

@@ -29,6 +29,7 @@ from surefoot.noise import Purpose, integer
 from surefoot.policy import Policy, flatten, has_matrix_units
 from surefoot.pulse import Pulse
 from surefoot.ranks import Ranks
+from surefoot.steps import Steps
 
 FORMAT = 2
 KEEP = 3
@@ -43,7 +44,7 @@ class State:
     policy: Policy
     flat: nn.Parameter
     """all of the policy's parameters in one row; they are views of it"""
-    optimizer: torch.optim.Optimizer
+    optimizer: Steps
     mean: torch.Tensor
     """moving average of `flat` over the iterations: the policy that is kept"""
     games: Games
@@ -132,7 +133,7 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
     envs = ranks.collect_bytes(save_arrays(state.place))
     if ranks.rank:
         return
-    moments = {"flat": state.flat.detach(), **state.optimizer.state.get(state.flat, {})}
+    moments = {"flat": state.flat.detach(), **state.optimizer.moments}
     files = {
         "policy.safetensors": policy_bytes(state.kept(), cfg, state.steps),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
@@ -211,8 +212,8 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
         moments = load_tensors(files["optimizer.safetensors"])
         state.mean.copy_(state.flat.detach())
         state.flat.data.copy_(moments.pop("flat"))
-        if moments:
-            state.optimizer.state[state.flat] = dict(moments)
+        for name, moment in moments.items():
+            state.optimizer.moments[name].copy_(moment)
         lost = state.games.restore(load_arrays(files["envs.safetensors"]))
         for name in COUNTERS:
             setattr(state, name, facts[name])

@@ -1,0 +1,90 @@
+"""The steps of the optimizers: what `optimizers.Adam` and `optimizers.Muon` build, over one flat parameter.
+
+They do without `torch.optim.Optimizer`, whose first use imports PyTorch's compiler: a second of every start.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+from surefoot.policy import Policy, matrices
+
+
+def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """About U V^T for `matrix` = U S V^T [rows, columns]: singular values between 0.7 and 1.2 instead of S.
+
+    X <- a X + (b X X^T + c (X X^T)^2) X, five times from X = matrix / |matrix|, computed in `dtype`; the constants
+    lift small singular values fastest. Source: Jordan et al. 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.to(dtype)
+    x = x if len(x) <= x.shape[1] else x.mT
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x if len(matrix) <= matrix.shape[1] else x.mT).to(matrix.dtype)
+
+
+class AdamSteps:
+    """Adam's, down `gradient` [P] for `parameters` [P], both changed elsewhere in place."""
+
+    def __init__(self, parameters: Tensor, gradient: Tensor, eps: float) -> None:
+        self.parameters, self.gradient, self.eps = parameters, gradient, eps
+        zeros = torch.zeros_like
+        self.moments = {"step": torch.zeros(()), "exp_avg": zeros(gradient), "exp_avg_sq": zeros(gradient)}
+
+    def step(self, rate: float) -> None:
+        """One step of size `rate`."""
+        count, mean, square = ([moment] for moment in self.moments.values())
+        adam(
+            [self.parameters],
+            [self.gradient],
+            mean,
+            square,
+            max_exp_avg_sqs=[],
+            state_steps=count,
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+
+
+class MuonSteps:
+    """Moves the matrices of a policy's body by orthogonalised momentum (Nesterov's), all else by Adam's steps.
+
+    `flat` holds the policy's parameters, those of `matrices(policy)` first.
+    """
+
+    def __init__(self, policy: Policy, flat: nn.Parameter, momentum: float, eps: float) -> None:
+        assert flat.grad is not None
+        self.momentum = momentum
+        self.dtype = torch.bfloat16 if policy.bf16 else flat.dtype
+        self.matrices = [p.data.flatten(1) for p in matrices(policy)]
+        self.sizes = [p.numel() for p in self.matrices]
+        size = sum(self.sizes)
+        self.rest = AdamSteps(flat.data[size:], flat.grad[size:], eps)
+        self.gradient = flat.grad[:size]
+        self.moments = {"momentum": torch.zeros_like(self.gradient), **self.rest.moments}
+
+    def step(self, rate: float) -> None:
+        """One step of size `rate`."""
+        mean, new = self.moments["momentum"], 1 - self.momentum
+        mean.lerp_(self.gradient, new)
+        ahead = mean.lerp(self.gradient, new)
+        for matrix, part in zip(self.matrices, torch.split(ahead, self.sizes), strict=True):
+            length = 0.2 * math.sqrt(max(matrix.shape))
+            matrix.add_(orthogonalize(part.view_as(matrix), self.dtype), alpha=-rate * length)
+        self.rest.step(rate)
+
+
+Steps = AdamSteps | MuonSteps
