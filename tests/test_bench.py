@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import race
+import surefoot
+from common import Rule, plan, reached
 from surefoot.benching import bare, measure
 from surefoot.cli import main
 from surefoot.config import Config
@@ -21,8 +29,8 @@ def test_a_rank_measures_every_stage_and_the_whole(small: Config) -> None:
     assert parts <= 1 / speed.loop * 1.001  # the stages are parts of the loop's time
 
 
-def test_the_bare_emulator_runs_past_the_end_of_its_games() -> None:
-    assert bare(replace(Pong(), frame_skip=(64, 64)), 0.2) > 0  # 512 x 64 frames: more than a game
+def test_the_bare_emulator_plays() -> None:
+    assert bare(Pong(), 0.001) > 0
 
 
 def test_bench_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
@@ -39,3 +47,100 @@ def test_bench_refuses_what_cannot_be_measured(capsys: pytest.CaptureFixture[str
     assert "divisors of the 32 games" in capsys.readouterr().err
     assert main(["bench", "cartpole", "--seconds", "0"]) == 2
     assert "seconds is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("passed", "first"),
+    [
+        ([], None),
+        ([True], None),  # no next one to confirm it
+        ([False, False, False], None),
+        ([True, True], 0),
+        ([False, True, False, True, False], None),  # never two in a row
+        ([False, True, False, True, True, True], 3),
+        ([False, False, True, True, False], 2),
+        ([True, False, True, True], 2),
+    ],
+)
+def test_the_first_that_reaches_the_bar_counts_if_the_next_one_does_too(passed: list[bool], first: int | None) -> None:
+    assert reached(dict(enumerate(passed))) == first
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(1, 3))
+def test_judging_every_other_policy_finds_the_same_winner(passed: list[bool], workers: int) -> None:
+    """`plan` spares most of the work and none of the answer, however many are judged at once."""
+    everything = dict(enumerate(passed))
+    known: dict[int, bool] = {}
+    while wanted := plan(known, len(passed)):
+        assert not set(wanted) & set(known)
+        for i in wanted[:workers]:
+            known[i] = everything[i]
+    assert reached(known) == reached(everything)
+    if passed and reached(everything) is None:
+        assert len(passed) - 1 in known  # how far it came
+
+
+def test_judging_ends_early_only_out_of_reach() -> None:
+    rule, asked = Rule(), list[range]()
+
+    def play(scores: list[float]) -> dict[str, list[float]]:
+        asked.clear()
+
+        def games(episodes: range) -> list[float]:
+            asked.append(episodes)
+            return [scores[e] for e in episodes]
+
+        return rule.judge(games)
+
+    low = play([11.9] * 110)
+    assert (asked, low["scores"], rule.passed(low)) == ([range(10)], [], False)
+    just = play([12.0] * 10 + [15.0] * 50 + [21.0] * 50)  # 6 short in each of 50: 300, the most there may be
+    assert asked == [range(10), range(10, 35), range(35, 60), range(60, 85), range(85, 110)]
+    assert rule.passed(just)
+    short = play([12.0] * 10 + [15.0] * 49 + [14.0] + [21.0] * 50)
+    assert len(asked) == 3
+    assert (len(short["scores"]), rule.passed(short)) == (50, False)
+    below = play([21.0] * 85 + [8.0] * 25)
+    assert (len(below["scores"]), rule.passed(below)) == (100, False)
+
+
+def test_a_race_is_told_from_a_runs_files(tmp_path: Path) -> None:
+    """A policy's time is when it was written; the scale is the bare emulator's; the yardstick needs 100 games."""
+    began, rule = 1_000_000.0, Rule()
+    (tmp_path / "policies").mkdir()
+    for step, at in ((100, 6.5), (200, 12.0), (300, 18.0)):
+        (tmp_path / "policies" / f"{step:09d}.safetensors").touch()
+        os.utime(tmp_path / "policies" / f"{step:09d}.safetensors", (began + at, began + at))
+    rows = [(50, 3.0, 20.0, 99), (100, 6.0, 17.0, 100), (200, 11.5, 18.0, 100), (300, 17.5, 19.0, 100)]
+    stages = {"env_s": 1.0, "act_s": 0.5, "learn_s": 1.0}
+    keys = ("step", "seconds", "return_mean", "return_window")
+    lines = [json.dumps(dict(zip(keys, row, strict=True)) | stages) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    facts = {"who": "surefoot", "seed": 7, "began": began, "bare": [[2850.0, 2850.0]] * 2, "peak_memory": 5}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    known = {0: {"first": [11.0] * 10, "scores": []}, 1: {"first": [19.0] * 10, "scores": [18.5] * 100}}
+    known |= {2: {"first": [20.0] * 10, "scores": [20.0] * 100}}
+    run = race.describe(tmp_path, known, rule)
+    assert run["reached"]["seconds"] == 12.0
+    assert run["reached"]["scaled_seconds"] == 6.0  # half as fast a machine: half of the time on the reference
+    assert (run["reached"]["decisions"], run["reached"]["frames"], run["reached"]["score"]) == (200, 800, 18.5)
+    assert (run["yardstick"]["seconds"], run["yardstick"]["decisions"]) == (12.0, 200)  # 0.5 s before the row's clock
+    assert race.summary([run])["surefoot"]["policy_scaled_seconds"] == {"median": 6.0, "worst": 6.0}
+    del known[2]
+    missed = race.describe(tmp_path, known, rule)
+    assert missed["reached"] is None
+    found = race.summary([run, missed])["surefoot"]
+    assert (found["seeds"], found["reached"]) == (2, 1)
+    assert "policy_seconds" not in found  # no median over the winners alone
+    race.show([run, missed], rule)
+    race.picture([run, missed], rule, tmp_path / "race.png")
+
+
+def test_policies_are_kept_though_their_checkpoints_go(small: Config, tmp_path: Path) -> None:
+    surefoot.train(replace(small, save_every=1e-9), run_dir=tmp_path / "run", ranks=1, quiet=True)
+    (tmp_path / "policies").mkdir()
+    race.keep(tmp_path / "run", tmp_path / "policies")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    kept = sorted((tmp_path / "policies").iterdir())
+    assert int(kept[-1].stem) == small.total_steps
+    assert surefoot.load_policy(kept[-1])[2]["steps"] == small.total_steps
