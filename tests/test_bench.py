@@ -1,4 +1,4 @@
-"""`surefoot bench`, and the race's rules."""
+"""`surefoot bench`; and of the scripts in bench/ the race's rules and what is made of the figures."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import race
+import speed
 import surefoot
 from common import Rule, plan, reached
 from surefoot.benching import bare, measure
-from surefoot.cli import main
+from surefoot.cli import Train, main, parse
 from surefoot.config import Config
 from surefoot.envs.atari import Pong
 
 
 def test_a_rank_measures_every_stage_and_the_whole(small: Config) -> None:
-    speed = measure(small, 0.02)
-    assert speed.ranks == 1
-    assert min(speed.bare, speed.emulate, speed.act, speed.learn, speed.loop) > 0
-    parts = sum(1 / rate for rate in (speed.emulate, speed.act, speed.learn))
-    assert parts <= 1 / speed.loop * 1.001  # the stages are parts of the loop's time
+    found = measure(small, 0.02)
+    assert found.ranks == 1
+    assert min(found.bare, found.emulate, found.act, found.learn, found.loop) > 0
+    parts = sum(1 / rate for rate in (found.emulate, found.act, found.learn))
+    assert parts <= 1 / found.loop * 1.001  # the stages are parts of the loop's time
 
 
 def test_the_bare_emulator_plays() -> None:
@@ -38,7 +39,7 @@ def test_bench_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None
     assert main(["bench", "cartpole", *tiny, "--seconds", "0.05", "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)
     assert facts["task"] == "cartpole"
-    assert [speed["ranks"] for speed in facts["speeds"]] == [1]
+    assert [row["ranks"] for row in facts["speeds"]] == [1]
     assert facts["speeds"][0]["loop"] > 0
 
 
@@ -144,3 +145,38 @@ def test_policies_are_kept_though_their_checkpoints_go(small: Config, tmp_path: 
     kept = sorted((tmp_path / "policies").iterdir())
     assert int(kept[-1].stem) == small.total_steps
     assert surefoot.load_policy(kept[-1])[2]["steps"] == small.total_steps
+
+
+def test_speed_is_measured_after_the_warm_up() -> None:
+    """100 steps in the first second are not counted; then 200 a second, of which half is spent in the stages."""
+    rows = [{"step": 100, "seconds": 1.0, "env_s": 9.0, "act_s": 9.0, "learn_s": 9.0}]
+    for k in range(1, 5):
+        stages = {"env_s": 0.25, "act_s": 0.15, "learn_s": 0.1}
+        rows.append({"step": 100 + 200 * k, "seconds": 1.0 + k} | stages)
+    found = speed.measured(rows, 0.5)
+    assert found["rate"] == 200.0
+    assert found["stages"] == {"emulate": 1250.0, "act": 750.0, "learn": 500.0, "rest": 2500.0}
+    with pytest.raises(SystemExit, match="more --seconds"):
+        speed.measured(rows, 3.5)
+
+
+def test_speeds_are_compared_within_a_round(tmp_path: Path) -> None:
+    """The fastest of the peer's kinds counts, and the median is that of the rounds' ratios."""
+    stages = {"emulate": 1.0, "act": 1.0, "learn": 1.0, "rest": 1.0}
+    rounds = []
+    for ours, slow, fast in ((200.0, 10.0, 100.0), (90.0, 30.0, 20.0), (400.0, 50.0, 100.0)):
+        rates = {"Atari, 2 ranks, fp32": ours, "Atari, peer, DummyVecEnv": slow, "Atari, peer, SubprocVecEnv": fast}
+        rest = {"of_bare": 0.1, "bare": 1e6, "peak_memory": 1, "stages": stages}
+        rounds.append({name: {"rate": rate} | rest for name, rate in rates.items()})
+    facts = speed.summary(rounds)
+    assert facts["ratios"] == {"fp32 / peer": {"median": 3.0, "min": 2.0, "max": 4.0}}
+    assert facts["contestants"]["Atari, 2 ranks, fp32"]["stages_in_bare_steps"]["learn"] == 1.0
+    speed.show(facts)
+    speed.picture(facts, tmp_path / "speed.png")
+
+
+@pytest.mark.parametrize("contestant", [c for c in speed.CONTESTANTS if c.ranks], ids=lambda c: c.name)
+def test_what_speed_runs_is_a_command(contestant: speed.Contestant) -> None:
+    command = parse(contestant.command(1.0, Path("x"), "")[3:])
+    assert isinstance(command, Train)
+    assert command.config.games % command.ranks == 0
