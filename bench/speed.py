@@ -92,7 +92,7 @@ def measured(rows: list[Row], warm: float) -> Row:
     """Decisions per second, and microseconds a decision by stage, from the first row that is `warm` seconds old on."""
     begin = next((i for i, row in enumerate(rows) if row["seconds"] >= rows[0]["seconds"] + warm), len(rows))
     if begin > len(rows) - 2:
-        raise SystemExit(f"only {len(rows)} rollouts: give it more --seconds")
+        raise ValueError(f"only {len(rows)} rollouts: give it more --seconds")
     first, last = rows[begin], rows[-1]
     steps, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
     stages = {name: sum(row[key] for row in rows[begin + 1 :]) / steps * 1e6 for name, key in STAGES.items()}
@@ -115,7 +115,7 @@ def spread(values: list[float]) -> Row:
 def summary(rounds: list[dict[str, Row]]) -> Row:
     """Of each contestant and each ratio: median and range over the rounds."""
     table: dict[str, Row] = {}
-    for name in rounds[0]:
+    for name in dict.fromkeys(name for results in rounds for name in results):
         mine = [results[name] for results in rounds if name in results]
         table[name] = {key: spread([row[key] for row in mine]) for key in ("rate", "of_bare", "peak_memory")}
         table[name]["stages"] = {s: statistics.median(row["stages"][s] for row in mine) for s in mine[0]["stages"]}
@@ -196,16 +196,22 @@ def main() -> None:
             command = contestant.command(args.seconds, where, args.peer_python)
             _, code, peak = attend(command, where / "log.txt")
             before, bare = bare, bare_rates(args.bare_seconds)
-            if code:
-                raise SystemExit(f"{contestant.name} ended with code {code}: {(where / 'log.txt').read_text()[-400:]}")
-            row = measured(read_rows((where / "run" if contestant.ranks else where) / "metrics.jsonl"), args.warm)
+            try:
+                if code:
+                    raise ValueError(f"it ended with code {code}: {(where / 'log.txt').read_text()[-400:]}")
+                row = measured(read_rows((where / "run" if contestant.ranks else where) / "metrics.jsonl"), args.warm)
+            except ValueError as error:  # the others are measured all the same
+                print(f"round {k + 1}, {contestant.name} is left out: {error}", file=sys.stderr)
+                continue
             around = statistics.mean((sum(before), sum(bare)))
             row |= {"bare": around, "of_bare": round(row["rate"] / around, 4), "peak_memory": peak}
             results[contestant.name] = row
             text = f"{contestant.name}: {row['rate']:,.0f} steps/s, {row['of_bare']:.1%} of {around:,.0f}"
             print(f"round {k + 1}, {text}", flush=True)
             shutil.rmtree(where)
-        rounds.append({c.name: results[c.name] for c in chosen})
+        if not results:
+            raise SystemExit("nothing could be measured")
+        rounds.append({c.name: results[c.name] for c in chosen if c.name in results})
         write(rounds, args)
     show(summary(rounds))
 

@@ -156,7 +156,7 @@ def test_speed_is_measured_after_the_warm_up() -> None:
     found = speed.measured(rows, 0.5)
     assert found["rate"] == 200.0
     assert found["stages"] == {"emulate": 1250.0, "act": 750.0, "learn": 500.0, "rest": 2500.0}
-    with pytest.raises(SystemExit, match="more --seconds"):
+    with pytest.raises(ValueError, match="more --seconds"):
         speed.measured(rows, 3.5)
 
 
