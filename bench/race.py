@@ -45,23 +45,36 @@ def keep(run: Path, policies: Path) -> None:
                 os.link(checkpoint / "policy.safetensors", mine)
 
 
+def revision() -> str:
+    """The commit of this tree, `+` where it was changed."""
+    call = ["git", "describe", "--always", "--dirty=+", "--abbrev=40"]
+    return subprocess.run(call, cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+
 def train(who: str, seed: int, args: argparse.Namespace) -> Path | None:
     """Train one seed in its folder, unless that has been done; leaves run.json, metrics.jsonl and the policies."""
     where: Path = args.work / f"{who}-s{seed}"
+    run, settings = where / "run", [args.task, "--save-every", "5", "--eval-episodes", "0", *args.more]
+    if who != "surefoot":
+        run, settings = where, ["--save-every", "60", "--seconds", str(60 * args.peer_minutes), "--vec", args.peer_vec]
+        settings += ["--stop-at", str(args.rule.bar + 1)]
+    same = {"settings": settings, "git": revision() if who == "surefoot" else None}
     if (where / "run.json").exists():
+        found = json.loads((where / "run.json").read_text())
+        if {key: found.get(key) for key in same} != same:
+            raise SystemExit(
+                f"'{where}' is of another commit or of other settings: choose another --work, or remove it"
+            )
+        print("  it is there and is not trained again", flush=True)
         return where
     shutil.rmtree(where, ignore_errors=True)  # broken off
     (where / "policies").mkdir(parents=True)
     before = bare_rates(args.bare_seconds)
     if who == "surefoot":
-        run, settings = where / "run", ["--save-every", "5", "--eval-episodes", "0", *args.more]
-        command = [sys.executable, "-m", "surefoot", "train", args.task, "--seed", str(seed), *settings]
-        command += ["--run-dir", str(run)]
+        command = [sys.executable, "-m", "surefoot", "train", *settings, "--seed", str(seed), "--run-dir", str(run)]
     else:
-        run, settings = where, ["--save-every", "60", "--seconds", str(60 * args.peer_minutes)]
-        settings += ["--vec", args.peer_vec, "--stop-at", str(args.rule.bar + 1)]
-        command = [args.peer_python, str(HERE / "peer.py"), "run", "--seed", str(seed), *settings]
-        command += ["--out", str(where), "--began", str(time.time())]
+        command = [args.peer_python, str(HERE / "peer.py"), "run", *settings, "--seed", str(seed), "--out", str(where)]
+        command += ["--began", str(time.time())]
     look = (lambda: keep(run, where / "policies")) if who == "surefoot" else lambda: None
     began, code, peak = attend(command, where / "log.txt", look)
     after = bare_rates(args.bare_seconds)
@@ -70,8 +83,8 @@ def train(who: str, seed: int, args: argparse.Namespace) -> Path | None:
         return None
     if run != where:
         (run / "metrics.jsonl").rename(where / "metrics.jsonl")
-    facts = {"who": who, "seed": seed, "settings": settings, "began": began, "bare": [before, after]}
-    (where / "run.json").write_text(json.dumps(facts | {"peak_memory": peak}))
+    facts = {"who": who, "seed": seed, **same, "began": began, "bare": [before, after], "peak_memory": peak}
+    (where / "run.json").write_text(json.dumps(facts))
     return where
 
 
