@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from surefoot.benching import Speed
     from surefoot.config import Config
     from surefoot.envs import Env
     from surefoot.evaluation import Evaluation
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from surefoot.runs import Run
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_policy", "picture", "resume", "summary", "train", "video"]
+__all__ = ["bench", "evaluate", "load_policy", "picture", "resume", "summary", "train", "video"]
 
 
 def train(
@@ -100,6 +101,14 @@ def summary(task: str | Config) -> str:
     from surefoot.presets import find
 
     return layers.table(find(task))
+
+
+def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields: Any) -> list[Speed]:
+    """Measure the task's decisions per second with 1, 2, ... ranks, or with `ranks` alone."""
+    from surefoot import benching
+    from surefoot.presets import find
+
+    return list(benching.bench(find(task, **fields), seconds, ranks))
 
 
 def picture(name: str, out: Path | str | None = None) -> Path:

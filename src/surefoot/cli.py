@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -160,9 +160,27 @@ class Picture:
         print(picture(self.name, self.out))
 
 
-Command = Train | Resume | Evaluate | Video | Summary | Picture
-COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in (Train, Resume, Evaluate, Video, Summary, Picture)}
-TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary}
+@dataclass(frozen=True)
+class Bench:
+    """Measure TASK's decisions per second on this machine, on 1 to N ranks, beside the bare environment's."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    seconds: float = 5.0
+    """to measure for, with each number of ranks"""
+    ranks: int = 0
+    """measure with so many alone; 0: with 1, 2, ... as the games divide and the usable cores allow"""
+    json: bool = False
+    """print one JSON object instead of a table"""
+
+    def __call__(self) -> None:
+        from surefoot.benching import print_bench
+
+        print_bench(self.config, self.seconds, self.ranks, self.json)
+
+
+Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture
+COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
+TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 
 
 def usage() -> str:

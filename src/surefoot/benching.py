@@ -1,0 +1,193 @@
+"""`surefoot bench`: how fast a task runs on this machine, as a whole and stage by stage, on 1 to N ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from surefoot.config import Config
+from surefoot.envs import Env
+from surefoot.envs.atari import Atari
+from surefoot.envs.gym import Gymnasium
+from surefoot.errors import Fault, UserError, note
+from surefoot.launch import choose_ranks, die_with_launcher, launch, leave, usable_cores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from surefoot.rollout import Rollout
+    from surefoot.state import State
+
+WARM = 2  # iterations before the clock starts: memory is found, PyTorch has chosen its kernels
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Decisions per second of all ranks together; a stage's is what it would be if the others took no time."""
+
+    ranks: int
+    bare: float
+    """the environment alone, random actions, nothing looked at: the machine's measure"""
+    emulate: float
+    """games with preprocessing and resets"""
+    act: float
+    """the policy, one observation of every game at a time"""
+    learn: float
+    """credit and all epochs"""
+    loop: float
+    """the whole iteration"""
+
+
+def bare(env: Env, seconds: float) -> float:
+    """Steps per second of one environment alone in this process: an emulator takes a decision's frames in one call."""
+    game: Any = env.make()
+    choices: Sequence[Any]
+    if isinstance(env, Gymnasium):
+        world, choices = game.env, range(int(game.action_space.n))
+        world.reset(seed=0)
+
+        def step(action: Any) -> None:
+            _, _, terminated, truncated, _ = world.step(action)
+            if terminated or truncated:
+                world.reset()
+    else:
+        import ale_py
+
+        ale, choices = ale_py.ALEInterface(), game.buttons
+        ale.setInt("random_seed", 0)
+        ale.setFloat("repeat_action_probability", 0.0)
+        ale.setInt("frame_skip", env.frame_skip[1])
+        ale.loadROM(str(ale_py.roms.get_rom_path(env.game if isinstance(env, Atari) else "pong")))
+
+        def step(action: Any) -> None:
+            ale.act(action)
+            if ale.game_over():
+                ale.reset_game()
+
+    actions = random.Random(0).choices(choices, k=512)
+    steps, start = 0, perf_counter()
+    while (spent := perf_counter() - start) < seconds:
+        for action in actions:
+            step(action)
+        steps += len(actions)
+    game.close()
+    return steps / spent
+
+
+class Stopwatch:
+    """The loop's watcher that measures: each stage, and the whole, for `seconds` after the first iterations."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.begun, self.ended = seconds, float("inf"), 0.0
+        self.steps = self.env_s = self.act_s = self.learn_s = 0.0
+
+    def done(self, state: State) -> bool:
+        return perf_counter() - self.begun >= self.seconds and self.steps > 0
+
+    def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
+        self.ended = perf_counter()
+        if state.iteration <= WARM:
+            self.begun = self.ended
+            return
+        self.steps += rollout.reward.numel()
+        self.env_s, self.act_s = self.env_s + rollout.env_s, self.act_s + rollout.act_s
+        self.learn_s += learn_s
+
+    def save(self, state: State) -> None:
+        """Nothing is saved."""
+
+    def due(self) -> bool:
+        return False
+
+    def playing(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def dropped(self, cause: BaseException | None) -> None:
+        """An environment has failed: so has the measurement."""
+        raise cause or Fault("another rank could not play")
+
+
+def measure(cfg: Config, seconds: float) -> Speed:
+    """Be one rank of a measurement; the bare environment runs on all ranks at once, before the loop and after it."""
+    import torch
+
+    from surefoot.loop import train
+    from surefoot.pulse import VARIABLE, Pulse
+    from surefoot.ranks import join
+    from surefoot.state import initial
+
+    ranks = join(cfg.timeout)
+    torch.set_num_threads(1)
+    state = initial(cfg, ranks, Pulse.of(cfg.games // ranks.count, os.environ.get(VARIABLE)))
+    ranks.agree(False)  # all begin together
+    before, watch = bare(cfg.env, seconds / 4), Stopwatch(seconds)
+    train(cfg, state, ranks, watch)
+    after = bare(cfg.env, seconds / 4)
+    state.games.close()
+    alone = float(ranks.mean(torch.tensor([before, after], dtype=torch.float64)).mean())
+    spent = (watch.env_s, watch.act_s, watch.learn_s, watch.ended - watch.begun)
+    rates = (alone * ranks.count, *(watch.steps * ranks.count / max(s, 1e-9) for s in spent))
+    return Speed(ranks.count, *(round(rate, 1) for rate in rates))
+
+
+def bench(cfg: Config, seconds: float = 5.0, ranks: int = 0) -> Iterator[Speed]:
+    """Measure on 1, 2, ... ranks as the games divide and the usable cores allow, or on `ranks` alone.
+
+    Raises UserError for a user's mistake, SystemExit where a rank has failed and said why.
+    """
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"seconds is {seconds}; allowed is above 0, finite")
+    possible = [n for n in range(1, usable_cores() + 1) if cfg.games % n == 0]
+    return (launched(cfg, seconds, n) for n in ([choose_ranks(ranks, cfg.games)] if ranks else possible))
+
+
+def launched(cfg: Config, seconds: float, count: int) -> Speed:
+    """Measure on so many ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "speed.json")
+        order = json.dumps([cfg.to_json(), seconds, str(out)])
+        code = launch([sys.executable, "-m", "surefoot.benching", order], count, cfg.games // count, cfg.timeout)
+        if code:
+            raise SystemExit(code)
+        return Speed(**json.loads(out.read_text()))
+
+
+def print_bench(cfg: Config, seconds: float, ranks: int, as_json: bool) -> None:
+    """Print the measurements as they come, or as one JSON object."""
+    speeds = bench(cfg, seconds, ranks)
+    if as_json:
+        figures = [asdict(speed) for speed in speeds]
+        from surefoot.runner import machine
+
+        print(json.dumps({"task": cfg.task, "config": cfg.to_json(), "machine": machine(), "speeds": figures}))
+        return
+    parts = cfg.minibatches(cfg.horizon[0])
+    size = cfg.minibatch or "all"
+    print(f"{cfg.task}: {cfg.games} games x {cfg.horizon[0]} decisions, {cfg.epochs} x {parts} updates of {size}")
+    print(f"{'ranks':>5}{'bare':>10}{'emulate':>10}{'act':>10}{'learn':>10}{'loop':>10}   of bare")
+    for s in speeds:
+        row = "".join(f"{rate:>10,.0f}" for rate in (s.bare, s.emulate, s.act, s.learn, s.loop))
+        print(f"{s.ranks:>5}{row}{s.loop / s.bare:>10.1%}", flush=True)
+    print("decisions per second of all ranks; a stage's as if the others took no time; bare: the environment alone")
+
+
+if __name__ == "__main__":  # one rank of a measurement, as `bench` launches it
+    die_with_launcher()
+    config, duration, out = json.loads(sys.argv[1])
+    try:
+        speed = measure(Config.from_json(config), duration)
+        if int(os.environ["RANK"]) == 0:
+            Path(out).write_text(json.dumps(asdict(speed)))
+        leave(0)
+    except UserError as mistake:
+        note(str(mistake))
+        leave(1 if isinstance(mistake, Fault) else 2)
