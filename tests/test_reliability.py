@@ -537,7 +537,7 @@ def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Conf
 
 @pytest.mark.parametrize("wait", ["slow", "hanging"])
 def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
-    wait: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wait: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals_interrupt: None
 ) -> None:
     """It comes while the environment sleeps; the iteration's start is saved, and the bits are the same."""
     cfg = replace(small, env=Gymnasium("worlds:Sleepy-v0"))
@@ -550,7 +550,8 @@ def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
 
     monkeypatch.setattr(worlds.Sleepy, "nap", staticmethod(sleep))
     monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", 128 * 2 + 70)
-    go(cfg, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        go(cfg, tmp_path / "parts")
     assert len(rows(tmp_path / "parts")) == 2
     assert checkpoints(tmp_path / "parts")[-1].name == f"{256:09d}"
     monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", -1)
