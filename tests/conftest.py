@@ -33,7 +33,7 @@ def signals_interrupt() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> Config:
     """Catch in a few seconds, with minibatches, a fixed learning rate and no evaluation."""
     return replace(

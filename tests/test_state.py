@@ -61,12 +61,12 @@ def interrupt_at(iteration: int) -> type[Reporter]:
 
 
 @pytest.mark.parametrize("which", ["small", "tiny_pong"])
+@pytest.mark.usefixtures("signals_interrupt")
 def test_a_stopped_and_resumed_run_has_the_same_bits(
     which: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    signals_interrupt: None,
 ) -> None:
     cfg = replace(request.getfixturevalue(which), rate=AdaptiveRate(1e-3))
     surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
@@ -127,8 +127,9 @@ def test_a_mistaken_resume_leaves_the_run_as_it_was(small: Config, tmp_path: Pat
     assert (tmp_path / "a" / "config.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("signals_interrupt")
 def test_an_old_evaluation_does_not_pass_for_a_new_policy(
-    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals_interrupt: None
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = surefoot.train(small, eval_episodes=3, run_dir=tmp_path / "a", ranks=1, quiet=True)
     assert first.evaluation is not None
