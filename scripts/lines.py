@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-CORE, ALL = 4600, 6000  # what trains; with what stands around it
+CORE, ALL = 4640, 6000  # what trains; with what stands around it
 CORE_BUDGETS = {
     "__init__.py": 120, "__main__.py": 10, "errors.py": 30, "cli.py": 330, "config.py": 270, "presets.py": 200,
     "credit.py": 230, "objectives.py": 190, "networks.py": 220, "policy.py": 160, "actions.py": 150,

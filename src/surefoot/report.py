@@ -19,7 +19,7 @@ from surefoot.evaluation import policy_bytes
 from surefoot.files import replace_file
 from surefoot.learn import NAMES
 from surefoot.metrics import Metrics, Row, read
-from surefoot.runs import call
+from surefoot.runs import call, unwritable
 from surefoot.state import save
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class Reporter:
         self.cfg, self.run_dir, self.ranks = cfg, run_dir, ranks
         self.stop = self.save_now = self.in_play = False
         """set by signals, and while games are played"""
-        self.signal = 0
-        """which has asked to stop"""
+        self.signal = 0  # which has asked to stop
         self.fault: Fault | None = None
         """what this rank cannot go on with"""
         self.flat = 0
@@ -134,11 +133,9 @@ class Reporter:
             if self.ranks.rank == 0:
                 replace_file(self.run_dir / "policy.safetensors", policy_bytes(state.policy, self.cfg, state.steps))
         except OSError as error:
-            what = f"the run in '{self.run_dir}' cannot be saved after {state.steps:,} decisions"
-            what = f"{what} ({error.strerror or error}): make room, or mend it"
             if last:
-                raise Fault(what) from error
-            note(f"{what}; it goes on and tries again")
+                raise
+            note(f"{unwritable(error, self.run_dir)}; it goes on and tries again")
         self.saved, self.save_now = perf_counter(), False
 
     def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
