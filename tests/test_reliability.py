@@ -422,6 +422,13 @@ def fill_and_make_room(kind: str, small: Config, disk: Path, whole: Path) -> int
     surefoot.resume(run, ranks=1, quiet=True)
     assert (run / "report.md").exists()
     assert_same_run(whole, run)
+    if kind == "tmpfs":
+        remount, read_only = 0x20, 0x1
+        assert not ctypes.CDLL(None).mount(b"none", os.fsencode(disk), b"tmpfs", remount | read_only, None)
+        with pytest.raises(
+            UserError, match=r"'.*/new' cannot be written \(Read-only file system\): choose another --run"
+        ):
+            go(small, disk / "new")
     return 0
 
 
@@ -671,10 +678,10 @@ def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Conf
 # Signals while games are played, and environments that hang.
 
 
-@pytest.mark.parametrize("wait", ["slow", "hanging"])
+@pytest.mark.parametrize(("wait", "number"), [("slow", signal.SIGINT), ("hanging", signal.SIGTERM)])
 @pytest.mark.usefixtures("signals_interrupt")
 def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
-    wait: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wait: str, number: int, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes while the environment sleeps; the iteration's start is saved, and the bits are the same."""
     cfg = replace(small, env=Gymnasium("worlds:Sleepy-v0"))
@@ -682,7 +689,7 @@ def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
     main = threading.get_ident()
 
     def sleep() -> None:  # called by the environment in the middle of the third rollout
-        threading.Thread(target=lambda: signal.pthread_kill(main, signal.SIGTERM)).start()
+        threading.Thread(target=lambda: signal.pthread_kill(main, number)).start()
         signal.pause() if wait == "slow" else threading.Event().wait(600)
 
     monkeypatch.setattr(worlds.Sleepy, "nap", staticmethod(sleep))
@@ -743,6 +750,22 @@ def test_a_policy_that_learns_nothing_is_reported(
     go(cfg, tmp_path / "a", value_coef=0.0, total_steps=128 * 25)
     err = capsys.readouterr().err
     assert err.count("nothing was learned for 20 iterations: all games agree") == 1
+
+
+def test_a_policy_that_always_does_the_same_is_reported(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def certain(*args: Any) -> Any:
+        state = initial(*args)
+        with torch.no_grad():
+            state.policy.actor.bias[0] = 100.0
+        return state
+
+    monkeypatch.setattr(runner, "initial", certain)
+    go(small, tmp_path / "a", total_steps=128 * 45)
+    err = capsys.readouterr().err
+    assert err.count("the policy has played the same actions for 20 iterations (entropy ") == 1
+    assert "give it a larger --regularizer.coefficient or a lower learning rate" in err
 
 
 class SignalsAt:
