@@ -721,8 +721,13 @@ def test_a_hanging_environment_ends_the_run_with_its_name(
 def test_an_environment_that_hangs_before_its_first_decision_is_named(
     method: str, where: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worlds.Catch, method, lambda *_, **__: threading.Event().wait(600))
-    monkeypatch.setattr(pulse, "START", 0.1)
+    """The minute more that it is given for its start is shortened when it hangs, and not before."""
+
+    def hang(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(pulse, "START", 0.1)
+        threading.Event().wait(600)
+
+    monkeypatch.setattr(worlds.Catch, method, hang)
     with pytest.raises(Fault, match=rf"^environment 0 \({where}\) has hung for 0.3 seconds$"):
         go(small, tmp_path / "a", timeout=0.2)
 
@@ -876,17 +881,26 @@ def test_a_handler_of_ones_own_hears_the_signal_when_all_is_saved(
 
 
 @pytest.mark.parametrize(
-    ("env", "kind", "says"),
+    ("wrong", "kind", "says"),
     [
-        ("worlds:Unmakeable-v0", Fault, "the environment .* cannot be made: RuntimeError: no display\nof any kind"),
-        ("worlds:Nowhere-v0", UserError, "no environment 'worlds:Nowhere-v0' .*"),
+        (
+            {"env": Gymnasium("worlds:Unmakeable-v0")},
+            Fault,
+            "the environment .* cannot be made: RuntimeError: no display\nof any kind",
+        ),
+        ({"device": "warp"}, UserError, "device 'warp' cannot be used: .*"),
     ],
     ids=["fault", "mistake"],
 )
 def test_an_exception_is_the_same_on_any_number_of_ranks(
-    env: str, kind: type[Exception], says: str, small: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    wrong: dict[str, Any],
+    kind: type[Exception],
+    says: str,
+    small: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    cfg, sentences = replace(small, env=Gymnasium(env)), set()
+    cfg, sentences = replace(small, **wrong), set()
     for ranks in (1, 2):
         with pytest.raises(UserError, match=f"^{says}$") as caught:
             surefoot.train(cfg, run_dir=tmp_path / "a", ranks=ranks, quiet=True)
