@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,16 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
+def signals_interrupt() -> Iterator[None]:
+    """SIGINT and SIGTERM do here what they do in the command line: KeyboardInterrupt."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    yield
+    for number, handler in zip(numbers, old, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
 def small() -> Config:
     """Catch in a few seconds, with minibatches, a fixed learning rate and no evaluation."""
     return replace(

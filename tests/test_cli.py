@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import gone_within
 from surefoot import cli
 from surefoot.cli import main, parse
 from surefoot.errors import UserError
@@ -163,19 +163,6 @@ def endless_run(cwd: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], 
         yield process, [int(child) for child in children]
 
 
-def gone_within(seconds: float, pids: list[int]) -> bool:
-    for pid in pids:
-        try:
-            handle = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        ended = select.select([handle], [], [], seconds)[0]
-        os.close(handle)
-        if not ended:
-            return False
-    return True
-
-
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
         process.send_signal(signal.SIGINT)
@@ -199,13 +186,15 @@ def test_a_signal_to_every_process_at_once_saves_as_well(tmp_path: Path) -> None
 
 
 def test_a_stopped_rank_is_found_out_and_no_process_is_left(tmp_path: Path) -> None:
-    with endless_run(tmp_path, "--timeout", "1") as (process, ranks):
+    with endless_run(tmp_path, "--timeout", "1", "--save-every", "0.1") as (process, ranks):
         os.kill(ranks[1], signal.SIGSTOP)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "no sign of life for 1 seconds" in err or "has hung for 1 seconds" in err
+        assert "; what was saved goes on with: " in err
         assert "Traceback" not in err
         assert gone_within(5, ranks)
+    assert main(["resume", str(tmp_path / "a"), "--total-iterations", "1", "--eval-episodes", "0", "--ranks", "1"]) == 0
 
 
 def test_a_reader_who_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
@@ -234,6 +223,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_one_message(victim: int, tmp_pa
 @pytest.mark.slow
 def test_the_ranks_die_with_their_launcher(tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
+        os.kill(ranks[1], signal.SIGSTOP)  # the other then waits for it
         process.kill()
         assert gone_within(5, ranks)
 
@@ -275,9 +265,12 @@ def test_a_signal_during_the_closing_evaluation_says_how_to_go_on(tmp_path: Path
 
 @pytest.mark.slow
 def test_the_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """The ranks are stopped, so that the first one cannot end them; two of a kind at once might be heard as one."""
     with endless_run(tmp_path) as (process, ranks):
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
         process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=10)
         assert process.returncode == 130
         assert "Traceback" not in err

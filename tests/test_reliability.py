@@ -1,14 +1,18 @@
-"""A run that cannot be lost: damaged files, full disks, faulty environments, signals while games are played."""
+"""A run that cannot be lost: damaged files, full disks, faulty environments, hangs and signals at any time."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,7 +27,7 @@ from hypothesis import strategies as st
 
 import surefoot
 import worlds
-from surefoot import files, metrics, runner
+from surefoot import cli, evaluation, files, launch, loop, metrics, pulse, runner, videos
 from surefoot.config import Config
 from surefoot.envs import Episode
 from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumGame
@@ -74,10 +78,25 @@ def link(file: Path) -> None:
     file.symlink_to(elsewhere)
 
 
+@pytest.fixture(scope="module")
+def whole(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that others must be the same as."""
+    where = tmp_path_factory.mktemp("whole") / "a"
+    go(small, where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def often_saved(small: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("often-saved") / "a"
+    go(small, where, save_every=1e-6, total_steps=128 * 4)
+    return where
+
+
 @pytest.fixture
-def saved_twice(small: Config, tmp_path: Path) -> Path:
-    go(small, tmp_path / "a", save_every=1e-6, total_steps=128 * 4)
-    return tmp_path / "a"
+def saved_twice(often_saved: Path, tmp_path: Path) -> Path:
+    """A run with checkpoints, to be damaged."""
+    return Path(shutil.copytree(often_saved, tmp_path / "a"))
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink, link])
@@ -85,19 +104,20 @@ def saved_twice(small: Config, tmp_path: Path) -> Path:
 def test_the_checkpoint_before_a_damaged_one_is_used(
     damage: Callable[[Path], None],
     name: str,
-    small: Config,
+    often_saved: Path,
     saved_twice: Path,
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """With as many ranks as the run had, one, although there are more cores."""
     newest = checkpoints(saved_twice)[-1]
     file = newest / (f"{name}.json" if name == "state" else f"{name}.safetensors")
     damage(file)
-    surefoot.resume(saved_twice, ranks=1, quiet=True)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 4)
+    surefoot.resume(saved_twice, quiet=True)
     assert f"'{file}' is damaged" in capsys.readouterr().err
     assert newest.with_name(newest.name + ".damaged").exists()
-    go(small, tmp_path / "whole", save_every=1e-6, total_steps=128 * 4)
-    assert_same_run(tmp_path / "whole", saved_twice)
+    assert_same_run(often_saved, saved_twice)
 
 
 def test_a_run_without_a_whole_checkpoint_is_said_and_left_as_it_was(saved_twice: Path) -> None:
@@ -140,11 +160,42 @@ def test_nothing_that_is_loaded_is_carried_out(
     assert not (tmp_path / "it-went-off").exists()
 
 
-def test_a_checkpoint_behind_a_link_is_refused(saved_twice: Path, tmp_path: Path) -> None:
+def test_checkpoints_behind_a_link_are_neither_written_nor_read(
+    small: Config, saved_twice: Path, tmp_path: Path
+) -> None:
     (saved_twice / "checkpoints").rename(tmp_path / "elsewhere")
     (saved_twice / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "new" / "checkpoints").symlink_to(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"new/checkpoints' lies behind a link.*: move the whole run"):
+        go(small, tmp_path / "new")
+    assert not any((tmp_path / "empty").iterdir())
     with pytest.raises(UserError, match="behind a link"):
         surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=10_000)
+
+
+def test_nothing_outside_of_a_run_directory_is_written(saved_twice: Path, tmp_path: Path) -> None:
+    """A link where a file is about to be written, and a path instead of a name: as in a run from a stranger."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("config.json", "metrics.jsonl", "policy.safetensors"):
+        (saved_twice / f".{name}.writing").symlink_to(victim)
+        (saved_twice / name).rename(tmp_path / name)
+        (saved_twice / name).symlink_to(tmp_path / name)
+    before = [(tmp_path / name).read_bytes() for name in ("config.json", "metrics.jsonl", "policy.safetensors")]
+    with pytest.raises(UserError, match=r"config\.json cannot be used \(it is no plain file\)"):
+        surefoot.resume(saved_twice, ranks=1, quiet=True)
+    (saved_twice / "config.json").unlink()
+    newest = checkpoints(saved_twice)[-1] / "state.json"
+    facts = files.unseal(newest.read_bytes())
+    facts["files"] |= {"../../../victim": [4, files.digest(b"mine")], str(victim): [4, files.digest(b"mine")]}
+    newest.write_bytes(files.seal(facts))
+    surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=128 * 5)
+    assert [row["step"] for row in rows(saved_twice)] == [128 * k for k in range(1, 6)]
+    assert victim.read_text() == "mine"
+    assert before == [(tmp_path / name).read_bytes() for name in ("config.json", "metrics.jsonl", "policy.safetensors")]
+    assert not any(p.is_symlink() for p in saved_twice.rglob("*"))
 
 
 JSON = st.recursive(
@@ -298,8 +349,103 @@ def killing_at(moment: int) -> None:
     os.fsync, Path.rename = wrap(os.fsync), wrap(Path.rename)  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize("kind", ["tmpfs", "limit"])
+def test_a_run_on_a_disk_that_is_really_full_loses_nothing(
+    kind: str, small: Config, whole: Path, tmp_path: Path
+) -> None:
+    """A small file system, or a limit on the size of files, in a forked copy of this process."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = fill_and_make_room(kind, small, disk, whole)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 77:
+        pytest.skip("no file system can be mounted here: user namespaces are not allowed")
+    assert code == 0
+
+
+def fill_and_make_room(kind: str, small: Config, disk: Path, whole: Path) -> int:
+    """Take a run through a full disk at its beginning, while it trains, and at its end; 77 where none can be had."""
+    run, filler = disk / "a", disk / "filler"
+    if kind == "tmpfs" and not mount_here(disk, 400_000):
+        return 77
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def leave(room: int) -> None:  # for all files together, or for each of them
+        if kind == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+            return
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
+
+    def make_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        filler.unlink(missing_ok=True)
+
+    go(small, run, total_steps=256, save_every=1e-6)
+    before = look(checkpoints(run)[-1])
+    for room, says in (
+        (
+            0,
+            r"'.*/a/(config.json|metrics.jsonl)' cannot be written \(.*\): make room, .* goes on with: ",
+        ),
+        (
+            8192 if kind == "tmpfs" else 3000,
+            r"checkpoints/000000768' cannot be written \(.*\): make room, .* goes on with: ",
+        ),
+    ):
+        leave(room)
+        with pytest.raises(Fault, match=says):
+            surefoot.resume(run, ranks=1, quiet=True, total_steps=768)
+        make_room()
+        assert look(checkpoints(run)[-1]) == before
+        assert not list(run.rglob("*.writing"))
+    real = runner.finish
+
+    def full(*args: Any) -> None:
+        leave(0)
+        real(*args)
+
+    runner.finish = full
+    with pytest.raises(
+        Fault, match=r"'.*/a/curve\.png' cannot be written \(.*\): make room, or mend it; what was saved"
+    ):
+        surefoot.resume(run, ranks=1, quiet=True, total_steps=768)
+    make_room()
+    runner.finish = real
+    surefoot.resume(run, ranks=1, quiet=True)
+    assert (run / "report.md").exists()
+    assert_same_run(whole, run)
+    if kind == "tmpfs":
+        remount, read_only = 0x20, 0x1
+        assert not ctypes.CDLL(None).mount(b"none", os.fsencode(disk), b"tmpfs", remount | read_only, None)
+        with pytest.raises(
+            UserError, match=r"'.*/new' cannot be written \(Read-only file system\): choose another --run"
+        ):
+            go(small, disk / "new")
+    return 0
+
+
+def mount_here(folder: Path, size: int) -> bool:
+    """Mount a file system of so many bytes, which only this process sees (as `unshare -Urm`); False where it cannot."""
+    libc, user, group = ctypes.CDLL(None), os.getuid(), os.getgid()
+    new_user, new_mounts = 0x10000000, 0x00020000
+    if sys.platform != "linux" or libc.unshare(new_user | new_mounts):
+        return False
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    return not libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode())
+
+
 def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_the_last_one_must(
-    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: Config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, full = files.write, [True]
 
@@ -309,14 +455,13 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_the_last_one_
         real(path, data)
 
     monkeypatch.setattr(files, "write", write)
-    with pytest.raises(Fault, match=r"cannot be saved after 768 decisions \(No space left on device\)"):
+    with pytest.raises(Fault, match=r"checkpoints/000000768' cannot be written \(No space left on device\)"):
         go(small, tmp_path / "a", save_every=1e-6)
     assert capsys.readouterr().err.count("it goes on and tries again") == 6
     assert len(rows(tmp_path / "a")) == 6
     full[0] = False
     go(small, tmp_path / "a", save_every=1e-6)
-    go(small, tmp_path / "b")
-    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert_same_run(tmp_path / "a", whole)
 
 
 def test_rows_wait_for_room_and_a_broken_tensorboard_is_given_up(
@@ -330,11 +475,7 @@ def test_rows_wait_for_room_and_a_broken_tensorboard_is_given_up(
             return real(handle, data[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def broken(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    assert log.board is not None
-    monkeypatch.setattr(log.board, "add_scalar", broken)
+    monkeypatch.setattr(log, "board", Path("/dev/full"))
     log.add({"step": 1, "x": 1.0})
     with monkeypatch.context() as patch:
         patch.setattr(metrics.os, "write", a_little)
@@ -367,6 +508,7 @@ def test_a_run_directory_belongs_to_one_run(small: Config, tmp_path: Path) -> No
         ("shape", r"its observation has shape \(2,\), announced was \(3,\)"),
         ("type", "TypeError"),
         ("not a number", "could not convert|TypeError|ValueError"),
+        ("action", "AssertionError: [01] is no legal action"),
     ],
 )
 def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
@@ -430,6 +572,7 @@ def test_a_run_whose_config_is_gone_goes_on_and_is_not_taken_for_another(saved_t
     (saved_twice / "config.json").unlink()
     with pytest.raises(UserError, match=r"another Config \(.*seed"):
         go(small, saved_twice, seed=77)
+    flip(checkpoints(saved_twice)[-1] / "state.json")  # even where the newest checkpoint does not know it either
     surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=128 * 5)
     assert [row["step"] for row in rows(saved_twice)] == [128 * k for k in range(1, 6)]
 
@@ -535,9 +678,10 @@ def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Conf
 # Signals while games are played, and environments that hang.
 
 
-@pytest.mark.parametrize("wait", ["slow", "hanging"])
+@pytest.mark.parametrize(("wait", "number"), [("slow", signal.SIGINT), ("hanging", signal.SIGTERM)])
+@pytest.mark.usefixtures("signals_interrupt")
 def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
-    wait: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wait: str, number: int, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes while the environment sleeps; the iteration's start is saved, and the bits are the same."""
     cfg = replace(small, env=Gymnasium("worlds:Sleepy-v0"))
@@ -545,12 +689,13 @@ def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
     main = threading.get_ident()
 
     def sleep() -> None:  # called by the environment in the middle of the third rollout
-        threading.Thread(target=lambda: signal.pthread_kill(main, signal.SIGTERM)).start()
+        threading.Thread(target=lambda: signal.pthread_kill(main, number)).start()
         signal.pause() if wait == "slow" else threading.Event().wait(600)
 
     monkeypatch.setattr(worlds.Sleepy, "nap", staticmethod(sleep))
     monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", 128 * 2 + 70)
-    go(cfg, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        go(cfg, tmp_path / "parts")
     assert len(rows(tmp_path / "parts")) == 2
     assert checkpoints(tmp_path / "parts")[-1].name == f"{256:09d}"
     monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", -1)
@@ -569,7 +714,25 @@ def test_a_hanging_environment_ends_the_run_with_its_name(
     assert checkpoints(tmp_path / "a")[-1].name == f"{128:09d}"
 
 
-def test_sigusr1_saves_and_goes_on(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("signals_interrupt")
+@pytest.mark.parametrize(
+    ("method", "where"), [("__init__", "while it is made"), ("reset", "episode's seed .*beginning")]
+)
+def test_an_environment_that_hangs_before_its_first_decision_is_named(
+    method: str, where: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The minute more that it is given for its start is shortened when it hangs, and not before."""
+
+    def hang(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(pulse, "START", 0.1)
+        threading.Event().wait(600)
+
+    monkeypatch.setattr(worlds.Catch, method, hang)
+    with pytest.raises(Fault, match=rf"^environment 0 \({where}\) has hung for 0.3 seconds$"):
+        go(small, tmp_path / "a", timeout=0.2)
+
+
+def test_sigusr1_saves_and_goes_on(small: Config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Asking(runner.Reporter):
         def iteration(self, state: Any, *rest: Any) -> None:
             super().iteration(state, *rest)
@@ -579,8 +742,7 @@ def test_sigusr1_saves_and_goes_on(small: Config, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(runner, "Reporter", Asking)
     go(small, tmp_path / "a")
     assert [int(p.name) for p in checkpoints(tmp_path / "a")] == [256, 768]
-    go(small, tmp_path / "b")
-    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert_same_run(tmp_path / "a", whole)
 
 
 def test_a_policy_that_learns_nothing_is_reported(
@@ -593,3 +755,171 @@ def test_a_policy_that_learns_nothing_is_reported(
     go(cfg, tmp_path / "a", value_coef=0.0, total_steps=128 * 25)
     err = capsys.readouterr().err
     assert err.count("nothing was learned for 20 iterations: all games agree") == 1
+
+
+def test_a_policy_that_always_does_the_same_is_reported(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def certain(*args: Any) -> Any:
+        state = initial(*args)
+        with torch.no_grad():
+            state.policy.actor.bias[0] = 100.0
+        return state
+
+    monkeypatch.setattr(runner, "initial", certain)
+    go(small, tmp_path / "a", total_steps=128 * 45)
+    err = capsys.readouterr().err
+    assert err.count("the policy has played the same actions for 20 iterations (entropy ") == 1
+    assert "give it a larger --regularizer.coefficient or a lower learning rate" in err
+
+
+class SignalsAt:
+    """Calls a function; at one of its calls signals come first."""
+
+    def __init__(self, real: Callable[..., Any], call: int, *signals: int) -> None:
+        self.real, self.left, self.signals = real, call, signals
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        for number in self.signals if self.left == 0 else ():
+            signal.raise_signal(number)
+        return self.real(*args, **kwargs)
+
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+@BOTH
+@pytest.mark.usefixtures("signals_interrupt")
+@pytest.mark.parametrize("stage", ["update", "save"])
+def test_a_signal_lets_an_update_or_a_save_finish(
+    stage: str, number: int, small: Config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name, call = {"update": (loop, "update", 8 + 3), "save": (files, "write", 2 + 5 + 2)}[stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, SignalsAt(getattr(module, name), call, number))
+        with pytest.raises(KeyboardInterrupt):
+            go(small, tmp_path / "parts", save_every=1e-6 if stage == "save" else 1e9)
+    assert checkpoints(tmp_path / "parts")[-1].name == f"{256:09d}"  # the second iteration's
+    go(small, tmp_path / "parts")
+    assert_same_run(whole, tmp_path / "parts")
+
+
+@BOTH
+@pytest.mark.usefixtures("signals_interrupt")
+@pytest.mark.parametrize("stage", ["evaluation", "film"])
+def test_a_signal_after_training_ends_at_once_and_loses_nothing(
+    stage: str,
+    number: int,
+    small: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = replace(small, env=Gymnasium("CartPole-v1"), total_steps=128, eval_episodes=2)
+    place, name = {"evaluation": (evaluation._Slot, "step"), "film": (videos, "_frame")}[stage]
+    signals = SignalsAt(getattr(place, name), 3, number)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, lambda *args: signals(*args))
+        with pytest.raises(KeyboardInterrupt):
+            go(cfg, tmp_path / "a")
+    assert "what was saved goes on with: " in capsys.readouterr().err
+    assert not (tmp_path / "a" / "report.md").exists()
+    surefoot.resume(tmp_path / "a", ranks=1, quiet=True)
+    assert (tmp_path / "a" / "report.md").exists()
+    if stage == "film":
+        before = sorted((tmp_path / "a").iterdir())
+        assert tmp_path / "a" / "game.gif" in before
+        monkeypatch.setattr(place, name, SignalsAt(getattr(place, name), 3, number))
+        assert cli.main(["video", str(tmp_path / "a"), "--out", str(tmp_path / "a" / "other.gif")]) == 130
+        assert sorted((tmp_path / "a").iterdir()) == before
+
+
+@pytest.mark.usefixtures("signals_interrupt")
+@pytest.mark.parametrize("launched", [False, True])
+def test_the_second_signal_ends_at_once_but_a_rank_leaves_that_to_its_launcher(
+    launched: bool, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever signals all processes of a run reaches a rank twice, directly and through its launcher."""
+    if launched:
+        pulse.Pulse.lay(tmp_path / "0", small.games)
+        monkeypatch.setenv(pulse.VARIABLE, str(tmp_path / "0"))
+    monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        go(small, tmp_path / "a")
+    assert [int(checkpoint.name) for checkpoint in checkpoints(tmp_path / "a")] == ([128] if launched else [])
+
+
+def test_sigterm_saves_and_then_ends_a_program_that_trains_from_python(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forked copy of this process, in which SIGTERM does what it does by default."""
+    monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM))
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            go(small, tmp_path / "a")
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert [int(checkpoint.name) for checkpoint in checkpoints(tmp_path / "a")] == [128]
+
+
+def test_a_handler_of_ones_own_hears_the_signal_when_all_is_saved(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bool] = []
+    old = signal.signal(signal.SIGTERM, lambda *_: heard.append(len(checkpoints(tmp_path / "a")) == 1))
+    monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM))
+    try:
+        run = surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert heard == [True]
+    assert run.steps == 128
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "says"),
+    [
+        (
+            {"env": Gymnasium("worlds:Unmakeable-v0")},
+            Fault,
+            "the environment .* cannot be made: RuntimeError: no display\nof any kind",
+        ),
+        ({"device": "warp"}, UserError, "device 'warp' cannot be used: .*"),
+    ],
+    ids=["fault", "mistake"],
+)
+def test_an_exception_is_the_same_on_any_number_of_ranks(
+    wrong: dict[str, Any],
+    kind: type[Exception],
+    says: str,
+    small: Config,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cfg, sentences = replace(small, **wrong), set()
+    for ranks in (1, 2):
+        with pytest.raises(UserError, match=f"^{says}$") as caught:
+            surefoot.train(cfg, run_dir=tmp_path / "a", ranks=ranks, quiet=True)
+        assert type(caught.value) is kind
+        sentences.add(str(caught.value))
+    assert len(sentences) == 1
+    assert capfd.readouterr().err == ""  # nothing is said twice
+
+
+@pytest.mark.usefixtures("signals_interrupt")
+def test_a_run_whose_episodes_never_end_has_no_score_and_goes_on_exactly(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(small, env=Gymnasium("worlds:ScriptedLong-terminated-v0"))
+    go(cfg, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update", SignalsAt(loop.update, 3 * 8 + 1, signal.SIGTERM))
+        with pytest.raises(KeyboardInterrupt):
+            go(cfg, tmp_path / "parts")
+    go(cfg, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert {(row["episodes"], row["return_mean"]) for row in rows(tmp_path / "parts")} == {(0, None)}

@@ -61,14 +61,19 @@ def interrupt_at(iteration: int) -> type[Reporter]:
 
 
 @pytest.mark.parametrize("which", ["small", "tiny_pong"])
+@pytest.mark.usefixtures("signals_interrupt")
 def test_a_stopped_and_resumed_run_has_the_same_bits(
-    which: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cfg = replace(request.getfixturevalue(which), rate=AdaptiveRate(1e-3))
     surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "Reporter", interrupt_at(2))
-        surefoot.train(cfg, run_dir=tmp_path / "parts", ranks=1, quiet=True)
+        with pytest.raises(KeyboardInterrupt):
+            surefoot.train(cfg, run_dir=tmp_path / "parts", ranks=1, quiet=True)
     assert len(rows(tmp_path / "parts")) == 2 < len(rows(tmp_path / "whole"))
     surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -143,13 +148,16 @@ def test_a_mistaken_resume_leaves_the_run_as_it_was(small: Config, tmp_path: Pat
     assert (tmp_path / "a" / "config.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("signals_interrupt")
 def test_an_old_evaluation_does_not_pass_for_a_new_policy(
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = surefoot.train(small, eval_episodes=3, run_dir=tmp_path / "a", ranks=1, quiet=True)
     assert first.evaluation is not None
     monkeypatch.setattr(runner, "Reporter", interrupt_at(8))
-    second = surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
+    with pytest.raises(KeyboardInterrupt):
+        surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
+    second = runner.read_run(tmp_path / "a")
     assert second.evaluation is None
     assert second.steps == 8 * 128
     assert surefoot.load_policy(tmp_path / "a")[2]["steps"] == 8 * 128

@@ -135,6 +135,7 @@ class Faulty(Scripted):
             Faulty.last = {"seed": self.seed, "step": self.t, "actions": self.actions, "number": self.number}
             if self.fault == "raises":
                 raise RuntimeError("the simulator exploded")
+            assert self.fault != "action", f"{action} is no legal action"
             obs = {"nan": obs * np.nan, "shape": obs[:2], "type": np.array(["a", "b", "c"])}.get(self.fault, obs)
             reward = {"infinite reward": float("inf"), "not a number": "many"}.get(self.fault, reward)
         return obs, reward, *rest
@@ -228,7 +229,15 @@ class Unwilling(Catch):
         return super().reset(seed=seed)
 
 
-for world in (Identity, Catch, Carrying, Crashing, FragileCatch, Enormous, Sleepy, Diverging, Unwilling):
+class Unmakeable(Catch):
+    """Cannot be made on any rank."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no display\nof any kind")
+
+
+WORLDS = (Identity, Catch, Carrying, Crashing, FragileCatch, Enormous, Sleepy, Diverging, Unwilling, Unmakeable)
+for world in WORLDS:
     gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20, disable_env_checker=True)
 for ending in ("terminated", "truncated", "both"):
@@ -239,6 +248,6 @@ for ending in ("terminated", "truncated", "both"):
             kwargs={"lengths": lengths, "ending": ending},
             disable_env_checker=True,
         )
-for fault in ("raises", "nan", "infinite reward", "shape", "type", "not a number"):
+for fault in ("raises", "nan", "infinite reward", "shape", "type", "not a number", "action"):
     name = f"Faulty-{fault.replace(' ', '-')}-v0"
     gymnasium.register(name, Faulty, kwargs={"fault": fault}, disable_env_checker=True)

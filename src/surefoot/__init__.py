@@ -36,6 +36,8 @@ def train(
     """Train `task` (or go on with the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
 
     `fields` change the task's Config; `source`: start from this run's policy; `ranks`: processes, 0 for all cores.
+    Raises UserError for a mistake, Fault (a UserError too) for what the run cannot go on with. Ctrl-C and SIGTERM save
+    first and then do what they always do: KeyboardInterrupt, and the end of the program.
     """
     from surefoot.presets import find
     from surefoot.runs import start

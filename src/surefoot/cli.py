@@ -193,13 +193,9 @@ def usage() -> str:
         "",
         f"TASK is a preset ({', '.join(PRESETS)})",
         "or any Gymnasium id with discrete actions and vectors to see, or any Atari game: ALE/Breakout-v5.",
+        "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all of a run's.",
     ]
-    return "\n".join(
-        [
-            *lines,
-            "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all of a run's.",
-        ]
-    )
+    return "\n".join(lines)
 
 
 def parse(args: Sequence[str]) -> Command:
@@ -278,7 +274,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, Fault) else 2
     except KeyboardInterrupt:
         return 130
-    except SystemExit as end:  # a rank has failed, and said why
+    except SystemExit as end:  # of --help
         return int(end.code or 0)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

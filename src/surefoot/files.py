@@ -34,14 +34,16 @@ def sync(folder: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, in the place of the one that is there."""
+    """Write a file whole or not at all, in the place of the one that is there; an OSError names it."""
     beside = path.with_name(f".{path.name}.writing")
     try:
+        beside.unlink(missing_ok=True)  # of a process that was killed; or a link, which is not followed
         write(beside, data)
         beside.replace(path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None
         raise
     sync(path.parent)
 
@@ -59,8 +61,9 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
             write(beside / name, data)
         sync(beside)
         beside.rename(folder)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
+        error.filename, error.filename2 = str(folder), None
         raise
     sync(folder.parent)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -14,11 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from surefoot.errors import UserError, note
+from surefoot.errors import Fault, UserError, note
 from surefoot.pulse import VARIABLE, Pulse, Watchdog
 
 POLITE = 130  # the exit code of a rank that a signal has stopped and that was saved
-STOPPED = -1  # what `launch` returns of a run that a signal has stopped and that was saved
 HANGING = 5.0  # the same where one has hung: the others save
 PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
 
@@ -50,7 +51,14 @@ def world() -> int:
 
 
 def die_with_launcher() -> None:
-    """End this rank when its launcher is gone, however it went: its end of our standard input closes then."""
+    """End this rank when its launcher is gone, however it went: its end of our standard input closes then.
+
+    On Linux the kernel ends it, even where it is stopped or an environment holds Python's lock.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if select.select([0], [], [], 0)[0]:  # gone before; getppid would not tell in every container
+            os._exit(1)
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin: its lock would be missed at a regular end
@@ -67,12 +75,18 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def last_word(memory: str | Path) -> Path:
+    """The file that says what a rank has ended of, beside the memory that it shares with its launcher."""
+    return Path(memory).with_suffix(".word")
+
+
 def launch(command: list[str], count: int, games: int, timeout: float) -> int:
-    """Run `count` copies of a command; returns 0, STOPPED where they saved after a signal, or a failed one's code.
+    """Run `count` copies of a command; returns 0, or the signal after which they have saved and stopped.
 
     The first SIGINT or SIGTERM is passed on, so that the ranks save and stop; the second ends them; so does silence
     of `timeout` seconds (each rank has so many `games`). Our own sentences on the ranks' standard error are passed on
-    at once; of the rest only what the failed rank wrote, at the end: the others only suffered from it.
+    at once; of the rest only what the failed rank wrote, at the end: the others only suffered from it. Raises
+    UserError or Fault with the last word of the failed rank, KeyboardInterrupt where no rank could stop politely.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -114,17 +128,18 @@ def launch(command: list[str], count: int, games: int, timeout: float) -> int:
         if failed is None:
             with suppress(OSError):
                 print(heard.rest(0), end="", file=sys.stderr, flush=True)  # warnings, if any
-            return STOPPED if any(p.returncode for p in ranks) else 0
+            return (signals.seen or signal.SIGTERM) if any(p.returncode for p in ranks) else 0
         if signals.seen:  # it came when no rank could stop politely: at the start, or after training
-            return 130
+            raise KeyboardInterrupt
         if isinstance(failed, str):
-            note(failed)
-            return 1
-        code = ranks[failed].returncode
-        cause = f"surefoot: rank {failed} was ended by {signal.Signals(-code).name}\n" if code < 0 else ""
+            raise Fault(failed)
+        code, said = ranks[failed].returncode, last_word(memory[failed])
         with suppress(OSError):
-            print(cause + heard.rest(failed), end="", file=sys.stderr, flush=True)
-        return code if code > 0 else 1
+            print(heard.rest(failed), end="", file=sys.stderr, flush=True)
+        if said.exists():
+            raise (UserError if code == 2 else Fault)(said.read_text())
+        cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has failed with exit code {code}"
+        raise Fault(f"rank {failed} {cause}")
 
 
 class Heard:
@@ -161,8 +176,8 @@ def watch(ranks: list[subprocess.Popen[bytes]], dog: Watchdog, heard: Heard) -> 
         codes = [p.poll() for p in ranks]
         heard.pass_on()
         bad = [i for i, code in enumerate(codes) if code not in (None, 0, POLITE)]
-        if bad:  # a rank ended by a signal is the cause; one that lost its connection is not
-            return min(bad, key=lambda i: codes[i] or 0)
+        if bad:  # a rank ended by a signal is the cause, or one that says why; one that lost its connection is not
+            return min(bad, key=lambda i: min(codes[i] or 0, 0) or not last_word(heard.files[i]).exists())
         if None not in codes:
             return None
         if verdict := dog.verdict():
@@ -196,13 +211,13 @@ class PassingOn:
     """While it is open, SIGINT and SIGTERM are passed on as SIGTERM once; the second time they interrupt."""
 
     def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
-        self.ranks, self.seen = ranks, False
+        self.ranks, self.seen = ranks, 0
 
     def __enter__(self) -> PassingOn:
-        def handle(*_: object) -> None:
+        def handle(number: int, _: object) -> None:
             if self.seen:
                 raise KeyboardInterrupt
-            self.seen = True
+            self.seen = number
             for p in self.ranks:
                 p.terminate()
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from contextlib import suppress
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import time, time_ns
+from typing import Any
 
 from surefoot.errors import note
 from surefoot.files import replace_file
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 Row = dict[str, Any]
 
@@ -22,15 +20,15 @@ class Metrics:
     """Both files of one run; opened again after `step` they lose everything later, so nothing stands there twice."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         path = run_dir / "metrics.jsonl"
         kept = [row for row in read(run_dir) if row["step"] <= step]
         replace_file(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self.waiting = b""
         """rows that could not be written yet"""
-        self.board: SummaryWriter | None = SummaryWriter(str(run_dir / "tb"), purge_step=step + 1)
+        self.board: Path | None = run_dir / "tb" / f"events.out.tfevents.{time_ns()}.{socket.gethostname()}"
+        self.show(file_version="brain.Event:2")
+        self.show(step=step + 1, session_log={"status": "START"})  # what older files have from here on counts no more
 
     def add(self, row: Row) -> None:
         """Append one iteration; NaN and infinity become null.
@@ -40,12 +38,20 @@ class Metrics:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.waiting += json.dumps(clean).encode() + b"\n"
         self.write("its rows are kept and written when there is room", self.waiting.count(b"\n") == 1)
+        values = [{"tag": k, "simple_value": v} for k, v in clean.items() if v is not None and k != "step"]
+        self.show(step=row["step"], summary={"value": values})
+
+    def show(self, **event: Any) -> None:
+        """Write an event for TensorBoard, at once: its own writer is a thread, whose failure nobody could catch."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         if self.board is None:
             return
         try:
-            for name, value in clean.items():
-                if value is not None and name != "step":
-                    self.board.add_scalar(name, value, row["step"])
+            self.board.parent.mkdir(exist_ok=True)
+            with open(self.board, "ab") as file:
+                RecordWriter(file).write(Event(wall_time=time(), **event).SerializeToString())
         except Exception as error:  # whatever it has, it is not worth a run
             note(f"TensorBoard's files are given up: {error}")
             self.board = None
@@ -63,9 +69,6 @@ class Metrics:
         """Flush and close."""
         self.write("its last rows are lost")
         os.close(self.file)
-        if self.board is not None:
-            with suppress(Exception):
-                self.board.close()
 
 
 def read(run_dir: Path) -> list[Row]:

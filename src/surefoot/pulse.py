@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 VARIABLE = "SUREFOOT_PULSE"  # names the file that a rank and its launcher share
-START = 60.0  # seconds more that a rank has before its first sign
+START = 60.0  # seconds more that a rank has before its first decision
 RING = 8  # last actions kept of each game
 OUTSIDE, OVER = -1, -2  # not in a game; training is over
 
@@ -36,6 +36,10 @@ class Pulse:
         """Make the file for a rank with so many games."""
         path.write_bytes(bytes(Pulse.of(games).cells))
         return Pulse.of(games, path)
+
+    def make(self, i: int) -> None:
+        """Game i is about to be made."""
+        self.cells[0], self.cells[self.lengths + i] = i, -2
 
     def begin(self, i: int, seed: int) -> None:
         """Game i is about to begin an episode, or to go on with one."""
@@ -69,6 +73,8 @@ class Pulse:
         """Game i, called `name`, so that what it does can be done again."""
         cells, n = self.cells, self.games
         length = cells[self.lengths + i]
+        if length < -1:
+            return f"environment {name} (while it is made)"
         if length < 0:
             return f"environment {name} (episode's seed {cells[3 + i]}, at its beginning)"
         past = range(max(cells[1] - min(length, RING - 1), 1), cells[1] + 1)
@@ -90,12 +96,12 @@ class Watchdog:
         for rank, pulse in enumerate(self.pulses):
             if pulse.cells[2] != self.seen[rank] or pulse.cells[0] == OVER:
                 self.seen[rank], self.since[rank] = pulse.cells[2], now
-        patience = [self.timeout + (0 if seen else START) for seen in self.seen]
+        patience = [self.timeout + (0 if pulse.cells[1] else START) for pulse in self.pulses]
         late = [rank for rank, since in enumerate(self.since) if now - since > patience[rank]]
         if not late:
             return None
         rank = max(late, key=lambda r: self.pulses[r].cells[0])  # in a game rather than waiting for one that is
-        pulse, since = self.pulses[rank], f"for {self.timeout:g} seconds"
+        pulse, since = self.pulses[rank], f"for {patience[rank]:g} seconds"
         if pulse.cells[0] >= 0:
             number = (self.first + rank) * pulse.games + pulse.cells[0]
             return rank, f"{pulse.where(pulse.cells[0], number)} has hung {since}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from surefoot.evaluation import policy_bytes
 from surefoot.files import replace_file
 from surefoot.learn import NAMES
 from surefoot.metrics import Metrics, Row, read
-from surefoot.runs import call
+from surefoot.runs import call, unwritable
 from surefoot.state import save
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Reporter:
         self.cfg, self.run_dir, self.ranks = cfg, run_dir, ranks
         self.stop = self.save_now = self.in_play = False
         """set by signals, and while games are played"""
+        self.signal = 0  # which has asked to stop
         self.fault: Fault | None = None
         """what this rank cannot go on with"""
         self.flat = 0
@@ -108,9 +110,9 @@ class Reporter:
         if self.ranks.rank == 0:
             self.progress.show(text, True)
 
-    def halt(self) -> None:
+    def halt(self, number: int) -> None:
         """A signal has come: the iteration is finished, or, where games are played, broken off."""
-        self.stop = True
+        self.stop, self.signal = True, number
         if self.in_play:
             raise Interrupted
 
@@ -131,10 +133,9 @@ class Reporter:
             if self.ranks.rank == 0:
                 replace_file(self.run_dir / "policy.safetensors", policy_bytes(state.kept(), self.cfg, state.steps))
         except OSError as error:
-            what = f"the run cannot be saved after {state.steps:,} decisions ({error.strerror or error})"
             if last:
-                raise Fault(what) from error
-            note(f"{what}; it goes on and tries again")
+                raise
+            note(f"{unwritable(error, self.run_dir)}; it goes on and tries again")
         self.saved, self.save_now = perf_counter(), False
 
     def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
@@ -228,7 +229,8 @@ def curve(run_dir: Path, path: Path) -> None:
     axes.grid(alpha=0.3)
     if len(rows) > 1:
         axes.secondary_xaxis("top", functions=_step_to_minute(rows)).set_xlabel("minutes")
-    figure.savefig(path, dpi=130)
+    figure.savefig(picture := io.BytesIO(), dpi=130)
+    replace_file(path, picture.getvalue())
 
 
 def _step_to_minute(rows: list[Row]) -> tuple[Any, Any]:

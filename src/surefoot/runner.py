@@ -10,11 +10,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import torch
@@ -24,21 +23,21 @@ from surefoot.envs import Env
 from surefoot.errors import Fault, UserError, note
 from surefoot.evaluation import Evaluation, evaluate, load_policy
 from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.launch import HANGING, POLITE, die_with_launcher, leave, stops
+from surefoot.launch import HANGING, POLITE, die_with_launcher, last_word, leave, stops
 from surefoot.loop import train as train_loop
 from surefoot.metrics import read
 from surefoot.policy import Policy, has_matrix_units
 from surefoot.pulse import OVER, VARIABLE, Pulse, Watchdog
 from surefoot.ranks import Ranks, join
 from surefoot.report import Progress, Reporter, card, curve
-from surefoot.runs import Run, call, read_config
+from surefoot.runs import Run, call, read_config, unwritable
 from surefoot.state import State, initial, restore
 
 
-def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> bool:
+def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
     """Be one rank of a run: train from its newest checkpoint where it has one, evaluate, write the report card.
 
-    Returns whether the run has come to its end; False where a signal has stopped it.
+    Returns 0 where the run has come to its end, otherwise the signal that has stopped it.
     """
     ranks = join(cfg.timeout)
     shared = os.environ.get(VARIABLE)
@@ -46,6 +45,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
+        hung = stack.enter_context(watch_over(pulse, cfg.timeout, ranks.rank)) if shared is None else []
         state = initial(cfg, ranks, pulse)
         stack.callback(state.games.close)
         load_source(state.policy, cfg, source)
@@ -58,7 +58,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         stack.callback(reporter.close)
         stack.callback(pulse.end)
         if ranks.agree(reporter.done(state)) and (run_dir / "report.md").exists():
-            return True  # nothing is left to do
+            return 0  # nothing is left to do
         if ranks.rank == 0:
             write_config(cfg, run_dir)
             for name in ("evaluation.json", "report.md", "game.gif"):  # of an earlier policy
@@ -67,21 +67,20 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         who = f"{cfg.games} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
         reporter.say(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}")
         with polite_stop(reporter, again=shared is not None):
-            if shared is None:
-                watch_over(pulse, cfg.timeout, reporter, ranks.rank)
             train_loop(cfg, state, ranks, reporter)
             pulse.end()
             reporter.save(state, last=True)
-        failed = ranks.agree(reporter.fault is not None)
-        if reporter.fault:
-            raise reporter.fault
+        fault = reporter.fault or next(iter(hung), None)
+        failed = ranks.agree(fault is not None)
+        if fault:
+            raise fault
         stopped = ranks.agree(failed or reporter.stop)
         if not stopped:
             finish(cfg, run_dir, state, ranks, quiet)
         elif not failed:
             done = f"stopped and saved after {state.steps:,} decisions"
             reporter.say(f"{done}; go on with: {call('resume', run_dir)}")
-    return not stopped
+    return (reporter.signal or signal.SIGTERM) if stopped else 0  # on another rank, perhaps
 
 
 def load_source(policy: Policy, cfg: Config, source: Path | None) -> None:
@@ -167,9 +166,9 @@ def polite_stop(reporter: Reporter, again: bool) -> Iterator[None]:
     through its launcher, which has other means to end it.
     """
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
         if not reporter.stop:
-            reporter.halt()
+            reporter.halt(number)
         elif not again:
             raise KeyboardInterrupt
 
@@ -191,25 +190,35 @@ def polite_stop(reporter: Reporter, again: bool) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def watch_over(pulse: Pulse, timeout: float, reporter: Reporter, rank: int) -> None:
-    """Watch this process from a thread, where no launcher does: a hanging environment is broken off, or all ends."""
-    main = threading.get_ident()
+@contextmanager
+def watch_over(pulse: Pulse, timeout: float, rank: int) -> Iterator[list[Fault]]:
+    """Watch this process from a thread, where no launcher does: a hanging environment is broken off, or all ends.
+
+    Yields a list that then holds the Fault, which is raised where nobody stops politely: games are made, or reset.
+    """
+    hung, over, here = list[Fault](), threading.Event(), threading.get_ident()
 
     def watch() -> None:
         dog = Watchdog([pulse], timeout, rank)
         while (verdict := dog.verdict()) is None:
-            sleep(min(1.0, timeout / 4))
-            if pulse.cells[0] == OVER:
+            if over.wait(min(1.0, timeout / 4)):
                 return
-        if pulse.cells[0] != OVER:
-            reporter.fault = Fault(verdict[1])
-            signal.pthread_kill(main, signal.SIGTERM)
-            sleep(HANGING)
-        if pulse.cells[0] != OVER:
+        hung.append(Fault(verdict[1]))
+        if here == threading.main_thread().ident:  # no other can be interrupted
+            signal.pthread_kill(here, signal.SIGINT)
+        if not over.wait(HANGING) and pulse.cells[0] != OVER:
             note(verdict[1])
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield hung
+    except KeyboardInterrupt:
+        if not hung:
+            raise
+        raise hung[0] from None
+    finally:
+        over.set()
 
 
 def read_run(run_dir: Path) -> Run:
@@ -278,11 +287,10 @@ if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     die_with_launcher()
     config, where, origin, silent, began, sys.argv = json.loads(sys.argv[1])
     try:
-        finished = run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
-        leave(0 if finished else POLITE)
-    except UserError as mistake:
-        note(str(mistake))
+        stopped = run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
+        leave(POLITE if stopped else 0)
+    except (UserError, OSError) as error:
+        mistake = error if isinstance(error, UserError) else unwritable(error, Path(where))
+        with suppress(OSError):
+            last_word(os.environ[VARIABLE]).write_text(str(mistake))
         leave(1 if isinstance(mistake, Fault) else 2)
-    except OSError as error:
-        note(f"the run in '{where}' cannot be written ({error})")
-        leave(1)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from surefoot.config import Config
-from surefoot.errors import Fault, UserError
+from surefoot.errors import Fault, UserError, note
 from surefoot.files import checkpoints, read_plain, unseal
 from surefoot.launch import choose_ranks, launch, usable_cores, world
 
@@ -59,11 +60,13 @@ MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *CARE
 def read_config(run_dir: Path) -> Config:
     """The Config of a run directory; from its newest checkpoint, where config.json is gone."""
     file, found = run_dir / "config.json", checkpoints(run_dir)
-    try:
-        file = file if file.exists() or not found else found[-1] / "state.json"
-        return Config.from_json(unseal(read_plain(file))["config"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"'{run_dir}' is not a run directory: its {file.name} cannot be used ({error})") from error
+    wrong = ""
+    for source in [c / "state.json" for c in reversed(found)] if found and not file.exists() else [file]:
+        try:
+            return Config.from_json(unseal(read_plain(source))["config"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            wrong = wrong or f"its {source.name} cannot be used ({error})"
+    raise UserError(f"'{run_dir}' is not a run directory: {wrong}")
 
 
 def same_run(cfg: Config, run_dir: Path) -> None:
@@ -99,12 +102,16 @@ def start(
     `run_dir`: None for a new one; `source`: a run or policy file to start from; `ranks`: 0 for as many as the run that
     is there had, or as cores allow; `started`: when the clock began (perf_counter); `resuming`: the end of the run that
     is there may move. Returns the directory, and whether the run has come to its end. Raises UserError for a user's
-    mistake, Fault for what a run cannot go on with, SystemExit where a rank has failed and said why, or where a signal
-    came when no rank could stop politely.
+    mistake, Fault for what a run cannot go on with. A signal that has stopped the run is raised again when all is
+    saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the program for SIGTERM.
     """
     started = started or perf_counter()
+    if run_dir and (run_dir / "checkpoints").is_symlink():
+        raise UserError(
+            f"'{run_dir}/checkpoints' lies behind a link, which is not followed: move the whole run instead"
+        )
     found = checkpoints(run_dir) if run_dir else []
-    count = choose_ranks(world() or ranks or (ranks_of(found[-1], cfg.games) if found else 0), cfg.games)
+    count = choose_ranks(world() or ranks or ranks_of(found, cfg.games), cfg.games)
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
         same_run(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
@@ -112,36 +119,45 @@ def start(
         if count == 1 or world():
             from surefoot.runner import run
 
-            return run_dir, run(cfg, run_dir, source, quiet, started)
-        order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])
-        code = launch([sys.executable, "-m", "surefoot.runner", order], count, cfg.games // count, cfg.timeout)
+            stopped = run(cfg, run_dir, source, quiet, started)
+        else:
+            order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])
+            stopped = launch([sys.executable, "-m", "surefoot.runner", order], count, cfg.games // count, cfg.timeout)
     except KeyboardInterrupt:
-        code = 130
-    except OSError as error:
-        raise Fault(f"the run in '{run_dir}' cannot be written ({error})") from error
-    except Fault as fault:
-        saved = f"; what was saved goes on with: {call('resume', run_dir)}" if checkpoints(run_dir) else ""
-        raise Fault(f"{fault}{saved}") from fault
+        if saved := how_to_go_on(run_dir):
+            note(saved)
+        raise
+    except (OSError, Fault) as error:
+        fault = unwritable(error, run_dir) if isinstance(error, OSError) else error
+        raise Fault("; ".join(filter(None, (str(fault), how_to_go_on(run_dir))))) from error
     finally:
         if given is None:
             with suppress(OSError):
                 run_dir.rmdir()  # where nothing was begun
                 run_dir.parent.rmdir()
-    if code > 0:
-        if code != 2 and checkpoints(run_dir) and int(os.environ.get("RANK", "0")) == 0:
-            with suppress(OSError):
-                print(f"what was saved goes on with: {call('resume', run_dir)}", file=sys.stderr)
-        raise SystemExit(code)
-    return run_dir, code == 0
+    if stopped:
+        signal.raise_signal(stopped)
+    return run_dir, not stopped
 
 
-def ranks_of(checkpoint: Path, games: int) -> int:
-    """How many ranks wrote a checkpoint, for the same bits; 0 where they are more than the cores now, or unknown."""
-    try:
-        count = int(unseal(read_plain(checkpoint / "state.json"))["ranks"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return count if 0 < count <= usable_cores() and games % count == 0 else 0
+def how_to_go_on(run_dir: Path) -> str:
+    """What to do with a run that has ended before its time; empty where nothing was saved."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    return f"what was saved goes on with: {call('resume', run_dir)}" if first and checkpoints(run_dir) else ""
+
+
+def unwritable(error: OSError, run_dir: Path) -> Fault:
+    """The sentence about a file of a run that cannot be written."""
+    return Fault(f"'{error.filename or run_dir}' cannot be written ({error.strerror or error}): make room, or mend it")
+
+
+def ranks_of(found: list[Path], games: int) -> int:
+    """How many ranks wrote the newest checkpoint that can be read; 0 where there are too few cores now, or none."""
+    for checkpoint in reversed(found):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            count = int(unseal(read_plain(checkpoint / "state.json"))["ranks"])
+            return count if 0 < count <= usable_cores() and games % count == 0 else 0
+    return 0
 
 
 def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, **changes: Any) -> bool:

@@ -85,11 +85,8 @@ class Steps:
     def take(self, games: list[int], other: Steps) -> None:
         """Take over what another decision brought to some games, and which of them it lost."""
         for i in games:
-            self.reward[i], self.terminated[i], self.truncated[i] = (
-                other.reward[i],
-                other.terminated[i],
-                other.truncated[i],
-            )
+            self.reward[i] = other.reward[i]
+            self.terminated[i], self.truncated[i] = other.terminated[i], other.truncated[i]
         self.final |= other.final
         self.lost = other.lost
 
@@ -118,7 +115,8 @@ class Games:
         from surefoot.pulse import Pulse
 
         self.env, self.indices, self.seed, self.restarts = env, indices, seed, restarts
-        self.games = [make(env) for _ in indices]
+        self.pulse = pulse or Pulse.of(len(indices))
+        self.games = [self.make(i) for i in range(len(indices))]
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.obs: Array = np.zeros((len(indices), *first.observation_space.shape), first.observation_space.dtype)
@@ -129,10 +127,14 @@ class Games:
         self.finished: list[Episode] = []
         self.played = 0
         """decisions since `take_finished`"""
-        self.pulse = pulse or Pulse.of(len(indices))
 
     def __len__(self) -> int:
         return len(self.games)
+
+    def make(self, i: int) -> Game:
+        """Game i, new."""
+        self.pulse.make(i)
+        return make(self.env)
 
     def reset(self, i: int, out: Array) -> None:
         """Begin the next episode of game i, with a seed that depends on the run's seed, the game and the episode."""
@@ -220,7 +222,7 @@ class Games:
         note(f"{self.fault(i, error)}; it begins anew, {self.restarts} restarts are left")
         with suppress(Exception):  # it is broken already
             self.games[i].close()
-        self.games[i] = make(self.env)
+        self.games[i] = self.make(i)
         self.reset(i, out)
 
     def take_finished(self) -> list[Episode]:

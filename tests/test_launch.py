@@ -1,0 +1,90 @@
+"""How ranks are watched, stopped and heard, with real processes and signals but ranks that need no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import RANK, Ear, gone_within, launcher
+from surefoot.errors import Fault, UserError
+from surefoot.launch import Heard, last_word, launch, watch
+from surefoot.pulse import Watchdog
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_no_rank_outlives_its_launcher_stopped_or_with_pythons_lock_held(tmp_path: Path) -> None:
+    """SIGKILL for the launcher; one rank is stopped, the other is in C code that lets no Python thread run."""
+    program = """
+if me == 0:
+    tell("stops")
+    os.kill(os.getpid(), signal.SIGSTOP)
+else:
+    sys.setswitchinterval(1e6)  # no other thread gets the lock, from here on
+    libc, line = ctypes.PyDLL(None), f"{me} {os.getpid()} hangs\\n".encode()
+    libc.write(fifo, line, len(line))
+    libc.pause()
+"""
+    with launcher(program, tmp_path) as (process, ear):
+        pids = [pid for _, pid, _ in ear.lines(2)]
+        while Path(f"/proc/{pids[0]}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+            os.sched_yield()
+        process.kill()
+        assert gone_within(5, pids)
+
+
+def test_the_second_signal_ends_ranks_that_do_not_heed_the_first(tmp_path: Path) -> None:
+    program = """
+signal.signal(signal.SIGTERM, lambda *_: tell("heard"))
+tell("begins")
+while True: signal.pause()
+"""
+    with launcher(program, tmp_path) as (process, ear):
+        pids = [pid for _, pid, _ in ear.lines(2)]
+        process.send_signal(signal.SIGINT)
+        assert [said for *_, said in ear.lines(2)] == ["heard", "heard"]
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT  # as Python ends of a KeyboardInterrupt
+        assert gone_within(5, pids)
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "says"),
+    [
+        ("last('two lines\\nof a mistake'); leave(2)", UserError, "two lines\nof a mistake"),
+        ("last('an environment failed'); leave(1)", Fault, "an environment failed"),
+        ("if me == 0: signal.pause()\nos.kill(os.getpid(), signal.SIGKILL)", Fault, "rank 1 was ended by SIGKILL"),
+        ("if me == 0: signal.pause()\n1 / 0", Fault, "rank 1 has failed with exit code 1"),
+    ],
+    ids=["mistake", "fault", "killed", "traceback"],
+)
+def test_what_a_rank_ends_of_is_raised_in_its_own_words(
+    program: str, kind: type[Exception], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ear = Ear(tmp_path / "fifo")
+    with pytest.raises(UserError) as caught:
+        launch([sys.executable, "-c", RANK + program, str(tmp_path / "fifo")], 2, 1, 300.0)
+    os.close(ear.handle)
+    assert type(caught.value) is kind
+    assert str(caught.value) == says
+    assert ("ZeroDivisionError" in capsys.readouterr().err) == ("/ 0" in program)
+
+
+def test_the_cause_is_the_rank_that_was_killed_or_says_why_and_not_one_that_lost_its_connection(tmp_path: Path) -> None:
+    """All have ended when the launcher looks."""
+    files = [tmp_path / f"{rank}.err" for rank in range(3)]
+    for file in files:
+        file.touch()
+    exits = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in (1, 1)]
+    killed = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    for process in (*exits, killed):
+        process.wait()
+    dog = Watchdog([], 300.0)
+    last_word(files[1]).write_text("the cause")
+    assert watch(exits, dog, Heard(files)) == 1
+    assert watch([*exits, killed], dog, Heard(files)) == 2
