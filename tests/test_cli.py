@@ -186,11 +186,11 @@ def test_a_signal_to_every_process_at_once_saves_as_well(tmp_path: Path) -> None
 
 
 def test_a_stopped_rank_is_found_out_and_no_process_is_left(tmp_path: Path) -> None:
-    with endless_run(tmp_path, "--timeout", "1", "--save-every", "0.1") as (process, ranks):
+    with endless_run(tmp_path, "--timeout", "3", "--save-every", "0.1") as (process, ranks):
         os.kill(ranks[1], signal.SIGSTOP)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert "no sign of life for 1 seconds" in err or "has hung for 1 seconds" in err
+        assert "no sign of life for 3 seconds" in err or "has hung for 3 seconds" in err
         assert "; what was saved goes on with: " in err
         assert "Traceback" not in err
         assert gone_within(5, ranks)

@@ -68,13 +68,13 @@ PONG = Config(
     credit=GAE(gamma=0.99, lam=0.95),
     normalize=OverBatch(),
     objective=ClippedSurrogate(epsilon=0.2),
-    regularizer=Entropy(coefficient=0.01),
+    regularizer=Entropy(coefficient=0.01, end_factor=0.0),
     epochs=3,
     minibatch=1024,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, cap=1e-2),
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=1e-2),
     optimizer=Muon(),
     ema_decay=0.8,
-    total_steps=1_499_136,  # 366 rollouts
+    total_steps=602_112,  # 147 rollouts
     bf16=True,
 )
 
