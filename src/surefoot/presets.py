@@ -74,7 +74,7 @@ PONG = Config(
     rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=1e-2),
     optimizer=Muon(),
     ema_decay=0.8,
-    total_steps=602_112,  # 147 rollouts
+    total_steps=802_816,  # 196 rollouts
     bf16=True,
 )
 
