@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game, make
 from surefoot.envs.atari import Atari, Pong
+from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, UserError
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
@@ -92,7 +93,8 @@ def evaluate(
     while playing:
         with torch.no_grad():
             dist = policy(torch.from_numpy(np.stack([slot.obs for slot in playing])).to(device))[0]
-            noise = torch.tensor([slot.noise.random(dtype=np.float32) for slot in playing], device=device)
+            draws = [slot.noise.random(policy.draws, np.float32) for slot in playing]
+            noise = torch.from_numpy(np.stack(draws)).to(device)
             actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
         for slot, action in zip(list(playing), actions, strict=True):
             if slot.step(action):
@@ -116,7 +118,7 @@ class _Slot:
 
     def __init__(self, game: Game, seed: int) -> None:
         self.game, self.seed = game, seed
-        self.obs = np.zeros(game.observation_space.shape, game.observation_space.dtype)
+        self.obs = blank(game.observation_space)
 
     def begin(self, episode: int) -> None:
         self.episode, self.score, self.length = episode, 0.0, 0
@@ -131,7 +133,7 @@ class _Slot:
         where = f"evaluation episode {self.episode} (its seed {self.begun}), decision {self.length + 1}"
         return Fault(f"the environment failed in {where}: {type(error).__name__}: {error}")
 
-    def step(self, action: int) -> bool:
+    def step(self, action: Any) -> bool:
         try:
             reward, terminated, truncated = self.game.step(action, self.obs)
         except (Exception, SystemExit) as error:

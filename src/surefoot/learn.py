@@ -50,7 +50,7 @@ def minibatches(
     Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games
     (`columns`) to give its share of a minibatch that all ranks learn from.
     """
-    horizon, n = rollout.action.shape
+    horizon, n = rollout.action.shape[:2]
     with torch.no_grad():
         prepared = policy.prepare(rollout.obs.flatten(0, 1).to(weight.device))
     rest = (rollout.action, rollout.logp, rollout.params, weight, target)

@@ -57,7 +57,8 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
     mine = ranks.columns(cfg.games)
     while not ranks.agree(watcher.done(state)):
         horizon = state.horizon(cfg)
-        noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random((horizon, cfg.games), "float32")[:, mine]
+        shape = horizon, cfg.games, *state.policy.draws
+        noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, mine]
         start = state.iteration if cfg.from_reset else None
         rollout = None
         try:

@@ -84,7 +84,7 @@ class State:
         return sum(e.score for e in self.window) / len(self.window) if self.window else float("nan")
 
 
-def build(cfg: Config, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
     """The Config's policy with its first weights, on its device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
