@@ -191,7 +191,7 @@ Normalize = Unnormalized | OverGames | OverBatch
 class RawReward:
     """What the environment pays."""
 
-    def __call__(self, reward: Tensor) -> Tensor:
+    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
         """[T, N] to [T, N]."""
         return reward
 
@@ -200,9 +200,24 @@ class RawReward:
 class SignReward:
     """Only whether it pays, and which way: -1, 0 or 1. Scores stay raw. Source: Mnih et al. 2013."""
 
-    def __call__(self, reward: Tensor) -> Tensor:
+    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
         """[T, N] to [T, N]."""
         return reward.sign()
 
 
-Reward = RawReward | SignReward
+@dataclass(frozen=True)
+class ScaledReward:
+    """Divided by the running deviation of the discounted return so far, so that returns are of size 1.
+
+    Scores stay raw. Source: Engstrom et al. 2020, section 3 (as the field's libraries do it).
+    """
+
+    limit: float = 10.0
+    """never beyond this"""
+
+    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
+        """[T, N] to [T, N]; `deviation` as it was before the rollout."""
+        return (reward / deviation).clamp(-self.limit, self.limit)
+
+
+Reward = RawReward | SignReward | ScaledReward

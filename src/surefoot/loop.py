@@ -15,6 +15,7 @@ from surefoot.errors import Fault, Interrupted
 from surefoot.learn import minibatches, update
 from surefoot.noise import Purpose, stream
 from surefoot.rollout import Rollout, collect
+from surefoot.running import measure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,11 +74,12 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         if length < len(rollout.reward):  # from_reset: all ranks' games stop where the first of them ended
             rollout = rollout.cut(length, state.games.indices)
         began = perf_counter()
-        paid = replace(rollout, reward=cfg.reward(rollout.reward))
+        paid = replace(rollout, reward=cfg.reward(rollout.reward, state.deviation))
         weight, target = cfg.credit(paid)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
         batches = minibatches(state.policy, rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
         stats = torch.stack([update(state, batch, cfg, ranks) for batch in batches])
+        measure(state, rollout, cfg, ranks)
         count(state, rollout, ranks)
         watcher.iteration(state, rollout, target, stats, perf_counter() - began)
         if ranks.agree(watcher.due()):
@@ -87,7 +89,7 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
 
 def count(state: State, rollout: Rollout, ranks: Ranks) -> None:
     """Count what all ranks have played; rank 0 keeps the window of finished episodes."""
-    state.place = state.games.snapshot()
+    state.mark()
     state.steps += rollout.reward.numel() * ranks.count
     state.iteration += 1
     parts = ranks.collect_bytes(json.dumps(rollout.episodes).encode())
