@@ -6,6 +6,7 @@ column n may hold several episodes, separated by `ended`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -183,8 +184,25 @@ class OverBatch:
         return normalize_over_batch(weight)
 
 
+@dataclass(frozen=True)
+class OverMinibatch:
+    """Normalise over each minibatch, afresh in every pass, as Stable-Baselines3 does."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The rollout's weights as they are: their turn comes in the update."""
+        return weight
+
+    def within(self, weight: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        """(w - mean) / sigma of a minibatch [B]; `mean` averages numbers over the ranks that share it."""
+        import torch
+
+        middle = mean(weight.mean())
+        sigma = mean((weight - middle).square().mean()).sqrt()
+        return torch.where(sigma > 1e-6 * middle.abs(), (weight - middle) / (sigma + 1e-8), 0.0)
+
+
 Credit = EpisodeReturn | FutureReturn | GAE
-Normalize = Unnormalized | OverGames | OverBatch
+Normalize = Unnormalized | OverGames | OverBatch | OverMinibatch
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,12 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         weight, target = cfg.credit(paid)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
         batches = minibatches(state.policy, rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
-        stats = torch.stack([update(state, batch, cfg, ranks) for batch in batches])
+        updates = []
+        for batch in batches:
+            updates.append(update(state, batch, cfg, ranks))
+            if updates[-1][0] > cfg.max_kl:  # as all ranks have found
+                break
+        stats = torch.stack(updates)
         measure(state, rollout, cfg, ranks)
         count(state, rollout, ranks)
         watcher.iteration(state, rollout, target, stats, perf_counter() - began)

@@ -208,7 +208,7 @@ class Policy(nn.Module):
         self.distribution, self.draws, self.masks = head.distribution, head.draws, masks
         """distribution: that with some parameters, as a rollout stores them; draws: shape of the noise for an action"""
         gaussian = head.distribution is DiagonalGaussian
-        self.log_std = nn.Parameter(torch.zeros(head.outputs)) if gaussian else None
+        self.log_std = nn.Parameter(torch.full((head.outputs,), -0.5)) if gaussian else None
         """of a DiagonalGaussian, the same wherever it is"""
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""

@@ -129,10 +129,8 @@ class Reporter:
         try:
             save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
-                replace_file(
-                    self.run_dir / "policy.safetensors",
-                    policy_bytes(state.policy, self.cfg, state.steps, state.returns),
-                )
+                data = policy_bytes(state.policy, self.cfg, state.steps, state.returns)
+                replace_file(self.run_dir / "policy.safetensors", data)
         except OSError as error:
             what = f"the run cannot be saved after {state.steps:,} decisions ({error.strerror or error})"
             if last:

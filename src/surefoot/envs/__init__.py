@@ -88,11 +88,8 @@ class Steps:
     def take(self, games: list[int], other: Steps) -> None:
         """Take over what another decision brought to some games, and which of them it lost."""
         for i in games:
-            self.reward[i], self.terminated[i], self.truncated[i] = (
-                other.reward[i],
-                other.terminated[i],
-                other.truncated[i],
-            )
+            self.reward[i] = other.reward[i]
+            self.terminated[i], self.truncated[i] = other.terminated[i], other.truncated[i]
         self.final |= other.final
         self.lost = other.lost
 

@@ -7,7 +7,7 @@ import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def describe(maker: Any) -> Gymnasium:
     return Gymnasium(name)
 
 
-def is_local(env: Any) -> bool:
+def is_local(env: object) -> TypeGuard[Gymnasium]:
     """Whether an environment can be made in this process alone."""
     return isinstance(env, Gymnasium) and env.id in HERE
 

@@ -26,64 +26,52 @@ SMALLEST = 36  # pixels an image's edge has at least: what NatureCNN's windows n
 
 
 class Part(NamedTuple):
-    """One part of an observation: where it is in a nested Dict, its space, and its bytes in the row."""
+    """One part of an observation: where it is in a nested Dict, its space, and how it lies in the row."""
 
     path: tuple[str, ...]
     space: spaces.Space[Any]
-    start: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    first: int  # number of a choice's first alternative
+    start: int  # its bytes
     stop: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of its numbers in a row."""
-        if isinstance(self.space, spaces.Discrete):
-            return np.dtype(np.int64)
-        bytes_only = isinstance(self.space, spaces.MultiBinary) or self.space.dtype == np.uint8
-        return np.dtype(np.uint8 if bytes_only else np.float32)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of its numbers in a row: the space's own, (1,) for a single number."""
-        return tuple(self.space.shape or (1,))
-
-    def fill(self, value: Any, name: str, out: Array) -> None:
-        """Write a value into a row; raises ValueError or TypeError where it is not what was announced."""
-        if np.shape(value) != (self.space.shape or ()):
-            raise ValueError(f"{name} has shape {np.shape(value)}, announced was {self.space.shape or ()}")
-        binary = isinstance(self.space, spaces.MultiBinary)  # whose own type, int8, is another than that of a row
-        np.copyto(out, value - self.first if self.first else value, casting="unsafe" if binary else "same_kind")
-
-    @property
-    def first(self) -> int:
-        """The number of a choice's first alternative; 0 for all else."""
-        return int(self.space.start) if isinstance(self.space, spaces.Discrete) else 0
 
     def is_image(self) -> bool:
         """Two or three axes of uint8, large enough for convolutions."""
-        edges = sorted(self.shape)[-2:]
         plain = isinstance(self.space, spaces.Box) and self.dtype == np.uint8 and len(self.shape) in (2, 3)
-        return plain and min(edges) >= SMALLEST
+        return plain and min(sorted(self.shape)[-2:]) >= SMALLEST
+
+    def fill(self, value: Any, name: str, out: Array) -> None:
+        """Write a value into a row; raises ValueError or TypeError where it is not what was announced."""
+        shape = value.shape if isinstance(value, np.ndarray) else np.shape(value)
+        if shape != self.space.shape:
+            raise ValueError(f"{name} has shape {shape}, announced was {self.space.shape}")
+        binary = isinstance(self.space, spaces.MultiBinary)  # whose own type, int8, is not a row's
+        np.copyto(out, value - self.first if self.first else value, casting="unsafe" if binary else "same_kind")
 
 
 def parts(space: spaces.Space[Any]) -> list[Part]:
     """The parts of an observation, as they lie in its row; raises UserError where one cannot be learned."""
-    found: list[Part] = []
+    found: list[tuple[tuple[str, ...], spaces.Space[Any]]] = []
 
     def visit(path: tuple[str, ...], space: spaces.Space[Any]) -> None:
-        if isinstance(space, spaces.Dict):
-            for key, inner in space.items():
-                visit((*path, str(key)), inner)
-            return
-        _require_observation(space, path)
-        found.append(Part(path, spaces.MultiBinary(space.shape) if path == MASK and space.shape else space, 0, 0))
+        for key, inner in space.items() if isinstance(space, spaces.Dict) else ():
+            visit((*path, str(key)), inner)
+        if not isinstance(space, spaces.Dict):
+            _require_observation(space, path)
+            found.append((path, spaces.MultiBinary(space.shape) if path == MASK and space.shape else space))
 
     visit((), space)
     if not found:
         raise UserError(f"the observation space {space} is empty: there is nothing to learn from")
     rows, end = [], 0
-    for part in sorted(found, key=lambda p: p.path == MASK):
-        start, end = end, end + int(np.prod(part.shape)) * part.dtype.itemsize
-        rows.append(part._replace(start=start, stop=end))
+    for path, inner in sorted(found, key=lambda part: part[0] == MASK):
+        small = isinstance(inner, spaces.MultiBinary) or inner.dtype == np.uint8
+        choice = isinstance(inner, spaces.Discrete)
+        dtype = np.dtype(np.int64 if choice else np.uint8 if small else np.float32)
+        shape, start = tuple(inner.shape or (1,)), end
+        end += int(np.prod(shape)) * dtype.itemsize
+        rows.append(Part(path, inner, dtype, shape, int(getattr(inner, "start", 0)), start, end))
     return rows
 
 
