@@ -123,7 +123,6 @@ def test_spaces_that_do_not_fit_are_refused() -> None:
         (SmallCNN(), VECTOR, 2),
         (SmallCNN(kernel=(6, 4)), FRAMES, 3),
         (SmallCNN(kernel=(80, 4), stride=(80, 2)), FRAMES, 3),
-        (MLP(), FRAMES, 3),
     ):
         with pytest.raises(UserError, match=type(network).__name__):
             built(network, space, actions)

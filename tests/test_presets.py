@@ -13,13 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
-from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
+from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, ScaledReward, Unnormalized
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
 from surefoot.optimizers import Adam, Muon
-from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS
+from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED
 
 
 def changed(a: Config, b: Config) -> set[str]:
@@ -70,7 +70,7 @@ def test_the_lessons_two_tasks_differ_in_objective_and_epochs_only() -> None:
 
 
 def test_presets_are_found_under_the_task_they_carry() -> None:
-    assert len(PRESETS) == 10
+    assert len(PRESETS) == 10 + len(TUNED) == 23
     for name, cfg in PRESETS.items():
         assert cfg.task == name
     assert PRESETS["pong-lesson"] is LESSON
@@ -131,7 +131,7 @@ def test_infinity_survives_json_as_null() -> None:
 def test_a_chosen_part_names_its_type() -> None:
     plain = LESSON.to_json()
     assert plain["network"] == {"type": "LessonCNN", "critic": False}
-    assert plain["objective"] == {"type": "ClippedSurrogate", "epsilon": 0.1, "decay": 0.999}
+    assert plain["objective"] == {"type": "ClippedSurrogate", "epsilon": 0.1, "decay": 0.999, "end_factor": 1.0}
     assert plain["horizon"] == [320]
 
 
@@ -180,6 +180,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("learning_rate", {"rate": FixedRate(NAN)}),
     ("learning_rate", {"rate": LinearRate(0.0)}),
     ("learning_rate", {"rate": FixedRate(math.inf)}),
+    ("value_clip", {"value_clip": 0.0}),
+    ("max_kl", {"max_kl": NAN}),
+    ("limit", {"reward": ScaledReward(-1.0)}),
     ("target_kl", {"rate": AdaptiveRate(target_kl=0.0)}),
     ("gamma", {"credit": GAE(gamma=1.1)}),
     ("gamma", {"credit": FutureReturn(gamma=NAN)}),

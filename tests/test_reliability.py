@@ -30,7 +30,7 @@ import worlds
 from surefoot import cli, evaluation, files, launch, loop, metrics, pulse, runner, videos
 from surefoot.config import Config
 from surefoot.envs import Episode
-from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumGame
+from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumGame, examine
 from surefoot.errors import Fault, UserError
 from surefoot.files import checkpoints
 from surefoot.metrics import read
@@ -514,8 +514,9 @@ def test_a_run_directory_belongs_to_one_run(small: Config, tmp_path: Path) -> No
 def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     name: str, says: str, small: Config, tmp_path: Path
 ) -> None:
-    worlds.Faulty.made = worlds.Faulty.steps = 0
     cfg = replace(small, env=Gymnasium(f"worlds:Faulty-{name.replace(' ', '-')}-v0"))
+    examine(cfg.env.id)  # once a process
+    worlds.Faulty.made = worlds.Faulty.steps = 0
     with pytest.raises(Fault, match=says) as caught:
         go(cfg, tmp_path / "a")
     text = str(caught.value)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import worlds  # noqa: F401 (registers the environments)
 from surefoot.config import Config, FixedRate
-from surefoot.credit import GAE, FutureReturn, OverGames
+from surefoot.credit import GAE, FutureReturn, OverGames, ScaledReward
 from surefoot.envs.gym import Gymnasium
 from surefoot.launch import die_with_launcher, leave
 from surefoot.loop import train
@@ -48,7 +48,9 @@ LESSON = replace(
     normalize=OverGames(),
     total_iterations=6,
 )
-KINDS = {"continuing": CFG, "lesson": LESSON}
+RUNNING = replace(CFG, network=MLP((16,), running=True), reward=ScaledReward())
+CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
+KINDS = {"continuing": CFG, "lesson": LESSON, "running": RUNNING, "control": CONTROL}
 
 
 class Notebook:
@@ -65,6 +67,8 @@ class Notebook:
             self.notes[f"{state.iteration}/{name}"] = getattr(rollout, name).clone()
         self.notes[f"{state.iteration}/gradient"] = state.gradient.clone()
         self.notes[f"{state.iteration}/parameters"] = state.flat.detach().clone()
+        measured = [x.double().flatten() for x in state.policy.prepare.state_dict().values()]
+        self.notes[f"{state.iteration}/moments"] = torch.cat([*measured, torch.tensor(state.returns).double()])
         self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.window])
 
     def due(self) -> bool:

@@ -236,8 +236,100 @@ class Unmakeable(Catch):
         raise RuntimeError("no display\nof any kind")
 
 
-WORLDS = (Identity, Catch, Carrying, Crashing, FragileCatch, Enormous, Sleepy, Diverging, Unwilling, Unmakeable)
-for world in WORLDS:
+class Target(World):
+    """Shows a number in -1 to 5 and the action it got last; pays for two numbers near it. 10 steps; at best near 0."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.action_space = spaces.Box(-1.0, 5.0, (2,), np.float32)
+
+    def _see(self, action: Any) -> np.ndarray:
+        self.number = float(self.np_random.uniform(-1, 5))
+        return np.array([self.number, *action], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.left = 10
+        return self._see((0.0, 0.0)), {}
+
+    def step(self, action: Any):
+        reward = -float(np.square(action - self.number).mean())
+        self.left -= 1
+        return self._see(action), reward, False, self.left == 0, {}
+
+
+class Switches(World):
+    """Two lamps to copy with two switches, and a dial: MultiDiscrete in 3 choices, seen as MultiBinary."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.MultiBinary(2)
+        self.action_space = spaces.MultiDiscrete([2, 2, 3])
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.left, self.lamps = 10, self.np_random.integers(2, size=2, dtype=np.int8)
+        return self.lamps, {}
+
+    def step(self, action: Any):
+        reward = float((action[:2] == self.lamps).sum())
+        self.left, self.lamps = self.left - 1, self.np_random.integers(2, size=2, dtype=np.int8)
+        return self.lamps, reward, self.left == 0, False, {}
+
+
+class Doors(World):
+    """Four doors, of which a mask says that one or two are open; counts what is broken."""
+
+    shut = False
+    broken = 0
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = spaces.Discrete(3), spaces.Discrete(4)
+
+    def _see(self) -> tuple[int, dict[str, Any]]:
+        self.open = int(self.np_random.integers(4))
+        self.mask = np.zeros(4, np.int8)
+        self.mask[[self.open, int(self.np_random.integers(4))]] = not self.shut
+        return int(self.np_random.integers(3)), {"action_mask": self.mask}
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.left = 7
+        return self._see()
+
+    def step(self, action: int):
+        self.broken += not self.mask[action]
+        self.left -= 1
+        obs, info = self._see()
+        return obs, 1.0, self.left == 0, False, info
+
+
+class Nested(Target):
+    """Target in a Dict, with a small picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        picture = spaces.Box(0, 255, (4, 4, 3), np.uint8)
+        self.observation_space = spaces.Dict(inner=spaces.Dict(seen=self.observation_space), picture=picture)
+
+    def _see(self, action: Any) -> Any:
+        picture = np.full((4, 4, 3), len(action), np.uint8)
+        return {"inner": {"seen": super()._see(action)}, "picture": picture}
+
+
+KINDS = (Target, Switches, Doors, Nested)
+for world in (
+    Identity,
+    Catch,
+    Carrying,
+    Crashing,
+    FragileCatch,
+    Enormous,
+    Sleepy,
+    Diverging,
+    Unwilling,
+    Unmakeable,
+    *KINDS,
+):
     gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20, disable_env_checker=True)
 for ending in ("terminated", "truncated", "both"):

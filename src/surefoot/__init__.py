@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import gymnasium
+
     from surefoot.benching import Speed
     from surefoot.config import Config
     from surefoot.envs import Env
@@ -21,11 +25,11 @@ if TYPE_CHECKING:
     from surefoot.runs import Run
 
 __version__ = "0.1.0"
-__all__ = ["bench", "evaluate", "load_policy", "picture", "resume", "summary", "train", "video"]
+__all__ = ["bench", "evaluate", "load_policy", "picture", "resume", "summary", "train", "train_seeds", "video"]
 
 
 def train(
-    task: str | Config,
+    task: str | Config | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]],
     *,
     run_dir: Path | str | None = None,
     source: Path | str | None = None,
@@ -35,6 +39,8 @@ def train(
 ) -> Run:
     """Train `task` (or go on with the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
 
+    `task`: a name, a Config, a function that makes a Gymnasium environment (of any number of ranks where it can be
+    imported, of one otherwise), or an environment, of which every game gets a copy (one rank).
     `fields` change the task's Config; `source`: start from this run's policy; `ranks`: processes, 0 for all cores.
     Raises UserError for a mistake, Fault (a UserError too) for what the run cannot go on with. Ctrl-C and SIGTERM save
     first and then do what they always do: KeyboardInterrupt, and the end of the program.
@@ -44,6 +50,18 @@ def train(
 
     where = Path(run_dir) if run_dir else None
     return _read(start(find(task, **fields), where, Path(source) if source else None, quiet, ranks)[0])
+
+
+def train_seeds(
+    task: str | Config, seeds: int = 5, *, run_dir: str | Path = "", ranks: int = 0, quiet: bool = False, **fields: Any
+) -> list[Run]:
+    """Train several runs that differ in their seed alone; what they have in common is in `seeds.json`."""
+    from surefoot.presets import find
+    from surefoot.runs import start_seeds
+
+    where = Path(run_dir) if run_dir else None
+    folder, _ = start_seeds(seeds, find(task, **fields), where, None, quiet, ranks)
+    return [_read(run) for run in sorted(folder.glob("seed-*"), key=lambda run: int(run.name[5:]))]
 
 
 def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, **end: Any) -> Run:

@@ -6,9 +6,18 @@ from it again is the old policy's.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from torch import Tensor
+
+from surefoot.envs.spaces import choices, translator
 
 
 class Bernoulli:
@@ -33,7 +42,7 @@ class Bernoulli:
         """log pi(a|s) per sample."""
         return F.logsigmoid(torch.where(action == 1, self.params, -self.params))
 
-    def cross_entropy(self, old: Distribution) -> Tensor:
+    def cross_entropy(self, old: Any) -> Tensor:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
         p = self.params.sigmoid()
         return -(p * F.logsigmoid(old.params) + (1 - p) * F.logsigmoid(-old.params))
@@ -42,9 +51,10 @@ class Bernoulli:
         """H(pi') per sample, in nats."""
         return self.cross_entropy(self)
 
-    def kl(self, old: Distribution) -> Tensor:
+    def kl(self, old: Any) -> Tensor:
         """Exact KL(old || new) per sample, in nats."""
-        return old.cross_entropy(self) - old.entropy()
+        kl: Tensor = old.cross_entropy(self) - old.entropy()
+        return kl
 
 
 class Categorical:
@@ -71,17 +81,106 @@ class Categorical:
         """log pi(a|s) per sample."""
         return self.params.gather(-1, action[..., None])[..., 0]
 
-    def cross_entropy(self, old: Distribution) -> Tensor:
+    def cross_entropy(self, old: Any) -> Tensor:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
-        return -(self.params.exp() * old.params).sum(-1)
+        expected: Tensor = (self.params.exp() * old.params).sum(-1)
+        return -expected
 
     def entropy(self) -> Tensor:
         """H(pi') per sample, in nats."""
         return self.cross_entropy(self)
 
-    def kl(self, old: Distribution) -> Tensor:
+    def kl(self, old: Any) -> Tensor:
         """Exact KL(old || new) per sample, in nats."""
-        return (old.params.exp() * (old.params - self.params)).sum(-1)
+        kl: Tensor = (old.params.exp() * (old.params - self.params)).sum(-1)
+        return kl
 
 
-Distribution = Bernoulli | Categorical
+class DiagonalGaussian:
+    """A independent normal numbers. `params` [..., 2A]: means, then logs of deviations; actions float [..., A]."""
+
+    def __init__(self, params: Tensor) -> None:
+        self.params = params
+        self.mean, self.log_std = params.chunk(2, -1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + sigma z, z the normal distribution's inverse at uniform noise in [0, 1), [..., A].
+
+        The noise is a multiple of 2^-24; the middle of its cell, in double precision, is never 0 or 1 and lies as far
+        above 1/2 as below, so that |z| < 5.5.
+        """
+        z: Tensor = torch.special.ndtri(noise.double() + 2.0**-25)
+        return self.mean + self.log_std.exp() * z.to(self.mean.dtype)
+
+    def greedy(self) -> Tensor:
+        """The likeliest action."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log pi(a|s) per sample: of the action as it was sampled, whatever an environment clips off it."""
+        z = (action - self.mean) * (-self.log_std).exp()
+        return -(z * z / 2 + self.log_std + LOG_ROOT).sum(-1)
+
+    def cross_entropy(self, old: Any) -> Tensor:
+        """H(pi', pi) = -E_pi' log pi per sample, in nats."""
+        divergence: Tensor = old.kl(self)
+        return self.entropy() + divergence
+
+    def entropy(self) -> Tensor:
+        """H(pi') per sample, in nats."""
+        return (self.log_std + (LOG_ROOT + 0.5)).sum(-1)
+
+    def kl(self, old: Any) -> Tensor:
+        """Exact KL(old || new) per sample, in nats."""
+        shift = (old.mean - self.mean) * (-self.log_std).exp()
+        log_ratio = old.log_std - self.log_std
+        kl: Tensor = ((shift * shift + (2 * log_ratio).expm1()) / 2 - log_ratio).sum(-1)
+        return kl
+
+
+class Independent(Categorical):
+    """Several choices at once, each a Categorical of its own. `logits` [..., sum of sizes], actions int64 [..., D]."""
+
+    def __init__(self, logits: Tensor, sizes: tuple[int, ...]) -> None:
+        self.choices = [Categorical(part) for part in torch.split(logits, list(sizes), -1)]
+        self.params = torch.cat([choice.params for choice in self.choices], -1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions from uniform numbers in [0, 1), [..., D]."""
+        return torch.stack([choice.sample(noise[..., d]) for d, choice in enumerate(self.choices)], -1)
+
+    def greedy(self) -> Tensor:
+        """The likeliest action."""
+        return torch.stack([choice.greedy() for choice in self.choices], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log pi(a|s) per sample."""
+        return torch.stack([choice.log_prob(action[..., d]) for d, choice in enumerate(self.choices)]).sum(0)
+
+
+Distribution = Bernoulli | Categorical | DiagonalGaussian
+LOG_ROOT = math.log(2 * math.pi) / 2
+FORBIDDEN = -1e9  # the logit of an action that a mask does not allow: its probability is exactly 0
+
+
+class Head(NamedTuple):
+    """What a policy puts out for an action space."""
+
+    outputs: int
+    """numbers of the last layer"""
+    draws: tuple[int, ...]
+    """shape of the noise that decides one action; () for one number"""
+    distribution: Callable[[Tensor], Any]
+    """from parameters, as a rollout stores them"""
+
+
+def head(space: spaces.Space[Any]) -> Head:
+    """The head for an action space; raises UserError where it cannot be acted in."""
+    translator(space)
+    if isinstance(space, spaces.Discrete):
+        return Head(int(space.n), (), Categorical)
+    if isinstance(space, spaces.Box):
+        size = int(np.prod(space.shape))
+        return Head(size, (size,), DiagonalGaussian)
+    sizes = choices(space)
+    return Head(sum(sizes), (len(sizes),), partial(Independent, sizes=sizes))

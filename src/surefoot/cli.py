@@ -37,13 +37,18 @@ class Train:
     """start from the policy of this run or policy file"""
     ranks: int = 0
     """processes that share the games; 0: the largest divisor of the games that is not above the usable cores"""
+    seeds: int = 1
+    """train so many runs, with this seed and those after it, and say what they have in common"""
     quiet: bool = False
     """print nothing"""
 
     def __call__(self) -> None:
-        from surefoot.runs import start
+        from surefoot.runs import start, start_seeds
 
-        if not start(self.config, self.run_dir, self.source, self.quiet, self.ranks, STARTED)[1]:
+        if self.seeds < 1:
+            raise UserError(f"seeds is {self.seeds}; allowed is at least 1")
+        where = self.config, self.run_dir, self.source, self.quiet, self.ranks
+        if not (start_seeds(self.seeds, *where) if self.seeds > 1 else start(*where, STARTED))[1]:
             raise KeyboardInterrupt
 
 
@@ -192,7 +197,7 @@ def usage() -> str:
     lines += [
         "",
         f"TASK is a preset ({', '.join(PRESETS)})",
-        "or any Gymnasium id with discrete actions and vectors to see, or any Atari game: ALE/Breakout-v5.",
+        "or any Gymnasium id, module:function that makes an environment, or any Atari game: ALE/Breakout-v5.",
         "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all of a run's.",
     ]
     return "\n".join(lines)

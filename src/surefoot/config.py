@@ -94,8 +94,12 @@ class Config:
     """what keeps it exploring"""
     value_coef: float = 0.5
     """weight of the critic's squared error"""
+    value_clip: float = math.inf
+    """how far the critic may move from its old value before moving on towards the target wins nothing"""
     epochs: int = 3
     """passes over each rollout"""
+    max_kl: float = math.inf
+    """an update that finds the policy further than this from the old one, in nats, ends a rollout's passes"""
     minibatch: int = 0
     """decisions per update; 0: the whole rollout"""
     rate: Rate = field(default_factory=AdaptiveRate)
@@ -142,14 +146,15 @@ class Config:
         for name in (*counts, "seed", "value_coef"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
-        for name in ("max_grad_norm", "max_seconds", "save_every", "timeout"):
+        for name in ("max_grad_norm", "max_seconds", "save_every", "timeout", "value_clip", "max_kl"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _check(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
         _check(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
         _check(len(self.horizon) > 0 and min(self.horizon) >= 1, "horizon", self.horizon, "one or more numbers from 1")
         _check(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
-        for part in (self.env, self.network, self.credit, self.objective, self.regularizer, self.rate, self.optimizer):
+        chosen = self.network, self.reward, self.credit, self.objective, self.regularizer, self.rate, self.optimizer
+        for part in (self.env, *chosen):
             for f in dataclasses.fields(part):
                 _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
         _check(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
@@ -198,19 +203,8 @@ def _check_knob(full: str, name: str, value: Any) -> None:
         _check(value > 0, full, value, "above 0")
     if name == "momentum":
         _check(value < 1, full, value, "from 0 to below 1")
-    if name in (
-        "learning_rate",
-        "eps",
-        "target_kl",
-        "scale",
-        "filters",
-        "kernel",
-        "stride",
-        "hidden",
-        "frame_skip",
-        "size",
-        "stack",
-    ):
+    sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
+    if name in (*sizes, "learning_rate", "eps", "target_kl", "scale"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":
         _check(value[0] <= value[1], full, value, "two numbers, the smaller first")

@@ -6,6 +6,7 @@ column n may hold several episodes, separated by `ended`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -183,15 +184,32 @@ class OverBatch:
         return normalize_over_batch(weight)
 
 
+@dataclass(frozen=True)
+class OverMinibatch:
+    """Normalise over each minibatch, afresh in every pass, as Stable-Baselines3 does."""
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The rollout's weights as they are: their turn comes in the update."""
+        return weight
+
+    def within(self, weight: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        """(w - mean) / sigma of a minibatch [B]; `mean` averages numbers over the ranks that share it."""
+        import torch
+
+        middle = mean(weight.mean())
+        sigma = mean((weight - middle).square().mean()).sqrt()
+        return torch.where(sigma > 1e-6 * middle.abs(), (weight - middle) / (sigma + 1e-8), 0.0)
+
+
 Credit = EpisodeReturn | FutureReturn | GAE
-Normalize = Unnormalized | OverGames | OverBatch
+Normalize = Unnormalized | OverGames | OverBatch | OverMinibatch
 
 
 @dataclass(frozen=True)
 class RawReward:
     """What the environment pays."""
 
-    def __call__(self, reward: Tensor) -> Tensor:
+    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
         """[T, N] to [T, N]."""
         return reward
 
@@ -200,9 +218,24 @@ class RawReward:
 class SignReward:
     """Only whether it pays, and which way: -1, 0 or 1. Scores stay raw. Source: Mnih et al. 2013."""
 
-    def __call__(self, reward: Tensor) -> Tensor:
+    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
         """[T, N] to [T, N]."""
         return reward.sign()
 
 
-Reward = RawReward | SignReward
+@dataclass(frozen=True)
+class ScaledReward:
+    """Divided by the running deviation of the discounted return so far, so that returns are of size 1.
+
+    Scores stay raw. Source: Engstrom et al. 2020, section 3 (as the field's libraries do it).
+    """
+
+    limit: float = 10.0
+    """never beyond this"""
+
+    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
+        """[T, N] to [T, N]; `deviation` as it was before the rollout."""
+        return (reward / deviation).clamp(-self.limit, self.limit)
+
+
+Reward = RawReward | SignReward | ScaledReward

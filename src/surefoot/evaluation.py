@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game, make
 from surefoot.envs.atari import Atari, Pong
+from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, UserError
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
@@ -93,7 +94,8 @@ def evaluate(
     while playing:
         with torch.no_grad():
             dist = policy(torch.from_numpy(np.stack([slot.obs for slot in playing])).to(device))[0]
-            noise = torch.tensor([slot.noise.random(dtype=np.float32) for slot in playing], device=device)
+            draws = [slot.noise.random(policy.draws, np.float32) for slot in playing]
+            noise = torch.from_numpy(np.stack(draws)).to(device)
             actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
         for slot, action in zip(list(playing), actions, strict=True):
             if slot.step(action):
@@ -117,7 +119,7 @@ class _Slot:
 
     def __init__(self, game: Game, seed: int) -> None:
         self.game, self.seed = game, seed
-        self.obs = np.zeros(game.observation_space.shape, game.observation_space.dtype)
+        self.obs = blank(game.observation_space)
 
     def begin(self, episode: int) -> None:
         self.episode, self.score, self.length = episode, 0.0, 0
@@ -132,7 +134,7 @@ class _Slot:
         where = f"evaluation episode {self.episode} (its seed {self.begun}), decision {self.length + 1}"
         return Fault(f"the environment failed in {where}: {type(error).__name__}: {error}")
 
-    def step(self, action: int) -> bool:
+    def step(self, action: Any) -> bool:
         try:
             reward, terminated, truncated = self.game.step(action, self.obs)
         except (Exception, SystemExit) as error:
@@ -142,10 +144,14 @@ class _Slot:
         return (terminated or truncated) and not self.game.goes_on
 
 
-def policy_bytes(policy: Policy, cfg: Config, steps: int) -> bytes:
-    """A policy that loads without its run: safetensors, with environment and network as JSON in its header."""
+def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0)) -> bytes:
+    """A policy that loads without its run: safetensors, with environment and network as JSON in its header.
+
+    Running statistics of observations are among its tensors, those of `returns` in the header.
+    """
     plain = cfg.to_json()
     facts = {"format": 1, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
+    facts["returns"] = list(returns)
     tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
     return save_tensors(tensors, {"surefoot": json.dumps(facts)})
 

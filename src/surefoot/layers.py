@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from surefoot.config import Config
+from surefoot.envs.spaces import blank
 from surefoot.policy import Policy
 
 
@@ -32,9 +31,7 @@ def table(cfg: Config) -> str:
     """The network of a Config as a table."""
     game = cfg.env.make()
     policy = cfg.network.build(game.observation_space, game.action_space)
-    obs: Any = torch.zeros(
-        1, *game.observation_space.shape, dtype=torch.from_numpy(game.observation_space.sample()).dtype
-    )
+    obs = torch.from_numpy(blank(game.observation_space)[None])
     rows = [("layer", "output", "numbers", "parameters")]
     grown = []
     for name, shape, given, parameters in layers(policy, obs):

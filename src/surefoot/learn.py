@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from surefoot.credit import OverMinibatch
 from surefoot.errors import Fault
 from surefoot.noise import Purpose, stream
-from surefoot.objectives import ClippedSurrogate, clip_fraction, value_loss
+from surefoot.objectives import ClippedSurrogate, clip_fraction, clipped_value_loss, value_loss
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -34,6 +36,7 @@ class Batch:
     params: Tensor
     weight: Tensor
     target: Tensor
+    value: Tensor
 
     def pieces(self) -> Iterator[tuple[Batch, float]]:
         """The batch in parts that fit the cache, each with its share; a large batch learns twice as fast so."""
@@ -50,10 +53,10 @@ def minibatches(
     Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games
     (`columns`) to give its share of a minibatch that all ranks learn from.
     """
-    horizon, n = rollout.action.shape
+    horizon, n = rollout.action.shape[:2]
     with torch.no_grad():
         prepared = policy.prepare(rollout.obs.flatten(0, 1).to(weight.device))
-    rest = (rollout.action, rollout.logp, rollout.params, weight, target)
+    rest = (rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
     flat = Batch(prepared, *(x.flatten(0, 1) for x in rest))
     parts = cfg.minibatches(horizon)
     for epoch in range(cfg.epochs):
@@ -76,19 +79,24 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
     The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Where its gradient is not finite nothing is
     changed: the update is skipped `cfg.skip_updates` times a run, then Fault is raised.
     """
-    objective = cfg.objective.at(state.iteration)
+    objective = cfg.objective.at(state.iteration, state.progress(cfg))
     bonus = cfg.regularizer.at(state.iteration, state.progress(cfg))
     epsilon = objective.epsilon if isinstance(objective, ClippedSurrogate) else 0.2
     gradient = state.gradient
     gradient.zero_()
     state.games.pulse.rest()
+    if isinstance(cfg.normalize, OverMinibatch):
+        batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.mean))
     stats = gradient.new_zeros(len(NAMES))
     for piece, share in batch.pieces():
         new, value, _ = state.policy.judge(piece.obs)
         old = state.policy.distribution(piece.params)
         logp = new.log_prob(piece.action)
         gain = objective(logp, piece.logp, piece.weight) + bonus(new, old)
-        error = value_loss(value, piece.target).mean()
+        if cfg.value_clip < math.inf:
+            error = clipped_value_loss(value, piece.value, piece.target, cfg.value_clip).mean()
+        else:
+            error = value_loss(value, piece.target).mean()
         loss = -gain.mean() + cfg.value_coef * error
         (share * loss).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():

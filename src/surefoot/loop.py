@@ -15,6 +15,7 @@ from surefoot.errors import Fault, Interrupted
 from surefoot.learn import minibatches, update
 from surefoot.noise import Purpose, stream
 from surefoot.rollout import Rollout, collect
+from surefoot.running import measure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,8 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
     mine = ranks.columns(cfg.games)
     while not ranks.agree(watcher.done(state)):
         horizon = state.horizon(cfg)
-        noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random((horizon, cfg.games), "float32")[:, mine]
+        shape = horizon, cfg.games, *state.policy.draws
+        noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, mine]
         start = state.iteration if cfg.from_reset else None
         rollout = None
         try:
@@ -72,11 +74,17 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         if length < len(rollout.reward):  # from_reset: all ranks' games stop where the first of them ended
             rollout = rollout.cut(length, state.games.indices)
         began = perf_counter()
-        paid = replace(rollout, reward=cfg.reward(rollout.reward))
+        paid = replace(rollout, reward=cfg.reward(rollout.reward, state.deviation))
         weight, target = cfg.credit(paid)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
         batches = minibatches(state.policy, rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
-        stats = torch.stack([update(state, batch, cfg, ranks) for batch in batches])
+        updates = []
+        for batch in batches:
+            updates.append(update(state, batch, cfg, ranks))
+            if updates[-1][0] > cfg.max_kl:  # as all ranks have found
+                break
+        stats = torch.stack(updates)
+        measure(state, rollout, cfg, ranks)
         count(state, rollout, cfg, ranks)
         watcher.iteration(state, rollout, target, stats, perf_counter() - began)
         if ranks.agree(watcher.due()):
@@ -86,7 +94,7 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
 
 def count(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
     """Count what all ranks have played, average the parameters; rank 0 keeps the window of finished episodes."""
-    state.place = state.games.snapshot()
+    state.mark()
     state.steps += rollout.reward.numel() * ranks.count
     state.iteration += 1
     state.average(cfg.ema_decay)

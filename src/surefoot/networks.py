@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gymnasium import spaces
     from torch import nn
 
+    from surefoot.envs.spaces import Part
     from surefoot.policy import Policy
+
+    Space = spaces.Space[Any]
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,18 @@ class LessonCNN:
     critic: bool = False
     """add a value head on the 256 features; without it the value is 0"""
 
-    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+    def build(self, observation: Space, action: Space) -> Policy:
         """334,897 parameters (and 257 with the critic); PyTorch's default initialisation, as in the lesson."""
+        from gymnasium import spaces
         from torch import nn
 
+        from surefoot.actions import Bernoulli, Head
         from surefoot.envs.atari import lesson_table
         from surefoot.policy import Palette, Policy
 
         _require(observation.shape == (2, 80, 80), f"LessonCNN sees two 80x80 frames, not {observation.shape}")
-        _require(int(action.n) == 2, f"LessonCNN has one output for two actions, not {int(action.n)}")
+        two = isinstance(action, spaces.Discrete) and int(action.n) == 2
+        _require(two, f"LessonCNN has one output for two actions, not {action}")
         body = nn.Sequential(
             nn.Conv2d(2, 4, 6, 2, bias=False),
             nn.ReLU(),
@@ -42,7 +48,7 @@ class LessonCNN:
             nn.ReLU(),
         )
         critic = nn.Linear(256, 1) if self.critic else None
-        return Policy(Palette(lesson_table()), body, nn.Linear(256, 1), critic, bernoulli=True)
+        return Policy(Palette(lesson_table()), body, nn.Linear(256, 1), critic, Head(1, (), Bernoulli))
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class SmallCNN:
     scale: float = 64.0
     """then divided by this"""
 
-    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
-        """For images [channels, height, width] and any number of actions."""
+    def build(self, observation: Space, action: Space) -> Policy:
+        """For images and Dicts with images in them, and any actions."""
         shape = tuple(zip(self.filters, self.kernel, self.stride, strict=True))
         return _convolutional("SmallCNN", observation, action, shape, self.hidden, self.background, self.scale)
 
@@ -81,70 +87,104 @@ class NatureCNN:
     scale: float = 255.0
     """pixels are divided by this"""
 
-    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
-        """For images [channels, height, width] and any number of actions; 1,687,719 parameters for Pong's six."""
+    def build(self, observation: Space, action: Space) -> Policy:
+        """For images and Dicts with images in them, and any actions; 1,687,719 parameters for Pong's six."""
         shape = (32, 8, 4), (64, 4, 2), (64, 3, 1)
         return _convolutional("NatureCNN", observation, action, shape, 512, 0.0, self.scale)
 
 
 def _convolutional(
     name: str,
-    observation: spaces.Box,
-    action: spaces.Discrete,
+    observation: Space,
+    action: Space,
     shape: Sequence[tuple[int, int, int]],
     hidden: int,
     background: float,
     scale: float,
 ) -> Policy:
-    """Convolutions (filters, kernel, stride), a hidden layer, policy and critic."""
+    """Convolutions (filters, kernel, stride), a hidden layer, policy and critic; a Dict's other parts join them."""
     from torch import nn
 
-    from surefoot.policy import Patches, PixelConv, Policy, orthogonal
+    from surefoot.actions import head
+    from surefoot.envs.spaces import MASK, masked, parts
+    from surefoot.policy import Joined, Policy, Vector, orthogonal
 
-    _require(len(observation.shape) == 3, f"{name} sees images [channels, height, width], not {observation.shape}")
-    channels, *edges = observation.shape
-    (first, kernel, size), *others = shape
-    _require(kernel % size == 0, f"{name}'s first window {kernel} is no multiple of its stride {size}")
-    layers: list[nn.Module] = [PixelConv(channels * size**2, first, kernel // size, background, scale)]
+    layout, mask, top = parts(observation), masked(observation, action), head(action)
+    images = [part for part in layout if len(part.shape) == 3 or part.is_image()]
+    _require(len(images) > 0, f"{name} sees images [channels, height, width], not {observation.shape or observation}")
+    eyes = [_eye(name, part, shape, background, scale) for part in images]
+    actor, critic = nn.Linear(hidden, top.outputs), nn.Linear(hidden, 1)
+    if not images[0].path:
+        (prepare, body, width), *_ = eyes
+    else:
+        rest = Vector([part for part in layout if part not in images and not (mask and part.path == MASK)])
+        looks = [nn.Sequential(first, *convolutions) for first, convolutions, _ in eyes]
+        prepare, body = nn.Identity(), nn.Sequential(Joined(images, looks, rest))
+        width = sum(size for *_, size in eyes) + rest.width
+    return orthogonal(
+        Policy(
+            prepare, body.append(nn.Linear(width, hidden)).append(nn.ReLU(inplace=True)), actor, critic, top, masks=mask
+        )
+    )
+
+
+def _eye(
+    name: str,
+    part: Part,
+    shape: Sequence[tuple[int, int, int]],
+    background: float,
+    scale: float,
+) -> tuple[nn.Module, nn.Sequential, int]:
+    """What cuts an image into patches, the convolutions, and how many numbers they put out."""
+    from torch import nn
+
+    from surefoot.policy import Patches, PixelConv
+
+    size = part.shape if len(part.shape) == 3 else (1, *part.shape)
+    last = size[2] < min(size[:2])  # [height, width, channels]
+    channels, *edges = (size[2], *size[:2]) if last else size
+    (first, kernel, step), *others = shape
+    _require(kernel % step == 0, f"{name}'s first window {kernel} is no multiple of its stride {step}")
+    layers: list[nn.Module] = [
+        PixelConv(channels * step**2, first, kernel // step, background, scale),
+        nn.ReLU(inplace=True),
+    ]
     for (before, *_), (filters, window, stride) in zip(shape, others, strict=False):
-        layers.append(nn.Conv2d(before, filters, window, stride))
+        layers += [nn.Conv2d(before, filters, window, stride), nn.ReLU(inplace=True)]
     for _, window, stride in shape:
         edges = [(edge - window) // stride + 1 for edge in edges]
-    _require(min(edges) > 0, f"{name}'s windows do not fit into images of {observation.shape}")
-    layers += [nn.Flatten(), nn.Linear(shape[-1][0] * edges[0] * edges[1], hidden)]
-    body = nn.Sequential()
-    for layer in layers:
-        body.append(layer)
-        if not isinstance(layer, nn.Flatten):
-            body.append(nn.ReLU(inplace=True))
-    actor, critic = nn.Linear(hidden, int(action.n)), nn.Linear(hidden, 1)
-    return orthogonal(Policy(Patches(size), body, actor, critic))
+    _require(min(edges) > 0, f"{name}'s windows do not fit into images of {part.shape}")
+    return Patches(step, last), nn.Sequential(*layers, nn.Flatten()), shape[-1][0] * edges[0] * edges[1]
 
 
 @dataclass(frozen=True)
 class MLP:
-    """Fully connected layers with tanh, for vectors; policy and critic have bodies of their own."""
+    """Fully connected layers with tanh, for vectors and all that flattens to one; policy and critic have their own."""
 
     hidden: tuple[int, ...] = (64, 64)
     """units of each hidden layer"""
+    running: bool = False
+    """see numbers by their running mean and deviation"""
 
-    def build(self, observation: spaces.Box, action: spaces.Discrete) -> Policy:
-        """For vectors of any length and any number of actions."""
+    def build(self, observation: Space, action: Space) -> Policy:
+        """For any observations and actions."""
         from torch import nn
 
+        from surefoot.actions import head
+        from surefoot.envs.spaces import masked, parts
         from surefoot.policy import Policy, Vector, orthogonal
 
-        _require(len(observation.shape) == 1, f"MLP sees vectors, not {observation.shape}")
+        mask, top, prepare = masked(observation, action), head(action), Vector(parts(observation), self.running)
+        _require(prepare.width > mask, f"there is nothing to see in {observation}")
 
         def body() -> nn.Sequential:
-            sizes = (observation.shape[0], *self.hidden)
+            sizes = (prepare.width - mask, *self.hidden)
             layers = [(nn.Linear(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
             return nn.Sequential(*(layer for pair in layers for layer in pair))
 
         last = self.hidden[-1]
-        return orthogonal(
-            Policy(Vector(), body(), nn.Linear(last, int(action.n)), nn.Linear(last, 1), critic_body=body())
-        )
+        actor, critic = nn.Linear(last, top.outputs), nn.Linear(last, 1)
+        return orthogonal(Policy(prepare, body(), actor, critic, top, body(), mask))
 
 
 Network = LessonCNN | SmallCNN | NatureCNN | MLP

@@ -5,7 +5,7 @@ Everything here is a pure function of tensors of one shape (`[B]` or `[T, N]`); 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +37,15 @@ def value_loss(value: Tensor, target: Tensor) -> Tensor:
     return (value - target).square()
 
 
+def clipped_value_loss(value: Tensor, value_old: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    """The larger of (V - target)^2 and (V_old + clip(V - V_old, -eps, eps) - target)^2 per sample, to be minimised.
+
+    Beyond eps there is nothing more to win by moving on towards the target. Source: Schulman et al. 2017, their code.
+    """
+    near = value_old + (value - value_old).clamp(-epsilon, epsilon)
+    return value_loss(value, target).maximum(value_loss(near, target))
+
+
 def clip_fraction(logp: Tensor, logp_old: Tensor, epsilon: float) -> Tensor:
     """Share of samples whose ratio has left [1 - epsilon, 1 + epsilon]; scalar."""
     return (((logp - logp_old).exp() - 1).abs() > epsilon).to(logp.dtype).mean()
@@ -54,7 +63,7 @@ def straight_line(end_factor: float, progress: float) -> float:
 class Reinforce:
     """Gain w log pi(a|s), whose gradient is w grad log pi. Source: Williams 1992."""
 
-    def at(self, iteration: int) -> Reinforce:
+    def at(self, iteration: int, progress: float = 0.0) -> Reinforce:
         """This objective as it stands at an iteration: it does not change."""
         return self
 
@@ -66,7 +75,7 @@ class Reinforce:
 class Surrogate:
     """Gain r w with r = pi'(a|s) / pi(a|s): old games, re-weighted. Source: Kakade & Langford 2002."""
 
-    def at(self, iteration: int) -> Surrogate:
+    def at(self, iteration: int, progress: float = 0.0) -> Surrogate:
         """This objective as it stands at an iteration: it does not change."""
         return self
 
@@ -82,10 +91,12 @@ class ClippedSurrogate:
     """how far the ratio may move before the gain is flat"""
     decay: float = 1.0
     """factor on epsilon after each iteration"""
+    end_factor: float = 1.0
+    """factor on epsilon at the end of the run; in between it moves in a straight line"""
 
-    def at(self, iteration: int) -> ClippedSurrogate:
-        """This objective as it stands at an iteration: epsilon times decay^iteration."""
-        return replace(self, epsilon=self.epsilon * self.decay**iteration, decay=1.0)
+    def at(self, iteration: int, progress: float = 0.0) -> ClippedSurrogate:
+        """This objective as it stands at an iteration, when `progress` (0 to 1) of the run is done."""
+        return ClippedSurrogate(self.epsilon * self.decay**iteration * straight_line(self.end_factor, progress))
 
     def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
         ratio = (logp - logp_old).exp()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from surefoot.actions import Bernoulli, Categorical, Distribution
+from surefoot.actions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
+from surefoot.envs.spaces import MASK, Part
 
 
 class Palette(nn.Module):
@@ -33,18 +36,25 @@ class Patches(nn.Module):
     """Cut images into squares of `size` pixels: [B, C, H, W] to [B, H/size, W/size, C size size].
 
     A convolution with this stride then has stride 1 and many channels, which matrix units are fastest on.
+    `channels_last`: the images are [B, H, W, C].
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, channels_last: bool = False) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.channels_last = size, channels_last
 
     def forward(self, obs: Tensor) -> Tensor:
         """Same dtype out as in; pixels that fill no whole square are dropped."""
+        if obs.ndim == 3:
+            obs = obs[:, None]
+        if self.channels_last:
+            obs = obs.permute(0, 3, 1, 2)
         n, channels, height, width = obs.shape
         k, rows, columns = self.size, height // self.size, width // self.size
         whole = obs[:, :, : rows * k, : columns * k]
-        if obs.dtype == torch.uint8 and k % 4 == width % 4 == 0:  # four pixels of a line stay together: moved as one
+        if (
+            obs.dtype == torch.uint8 and obs.is_contiguous() and k % 4 == width % 4 == 0
+        ):  # four pixels of a line stay together: moved as one
             words = whole.view(torch.int32).view(n, channels, rows, k, columns, k // 4)
             return words.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, -1).view(torch.uint8)
         squares = whole.reshape(n, channels, rows, k, columns, k)
@@ -80,18 +90,119 @@ class PixelConv(nn.Conv2d):
         return F.conv2d(patches.to(weight.dtype).permute(0, 3, 1, 2), weight, bias)
 
 
+class Moments(nn.Module):
+    """Running mean and variance of some numbers, in double precision; what is seen is (x - mean) / deviation.
+
+    They are frozen while games are played and learned from, and are part of the policy: saved with it, and frozen in
+    evaluation. Before there are any, numbers are seen as they are. Source: Schulman et al. 2016, appendix.
+    """
+
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+    factor: Tensor
+    shift: Tensor
+    LIMIT = 10.0  # deviations
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("square", torch.zeros(size, dtype=torch.float64))  # sum of (x - mean)^2
+        self.register_buffer("factor", torch.ones(size), persistent=False)
+        self.register_buffer("shift", torch.zeros(size), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, size] to [B, size], nowhere beyond LIMIT."""
+        return torch.addcmul(self.shift, x.to(self.factor.dtype), self.factor).clamp(-self.LIMIT, self.LIMIT)
+
+    def take(self, count: Tensor, mean: Tensor, square: Tensor) -> None:
+        """Become these moments."""
+        self.count.copy_(count)
+        self.mean.copy_(mean)
+        self.square.copy_(square)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Make factor and shift those of the moments."""
+        if self.count > 0:
+            factor = (self.square / self.count + 1e-8).rsqrt()
+            self.factor.copy_(factor)
+            self.shift.copy_(-self.mean * factor)
+
+
+def part_of(row: Tensor, part: Part) -> Tensor:
+    """One part of observations [B, ...], in its own dtype and shape; `row` itself where there is only one."""
+    if not part.path:
+        return row
+    dtype = torch.from_numpy(np.zeros(0, part.dtype)).dtype
+    return row[:, part.start : part.stop].clone().view(dtype).view(len(row), *part.shape)
+
+
 class Vector(nn.Module):
-    """Vectors as they are, at least in single precision."""
+    """Observations as one row of floats: numbers as they are, or as their running moments have them; bytes / 255;
+    choices one-hot; a mask, as it is, last.
+    """
+
+    def __init__(self, layout: Sequence[Part], running: bool = False) -> None:
+        super().__init__()
+        self.layout = [part for part in layout if part.dtype != np.float32]
+        self.floats = [part for part in layout if part.dtype == np.float32]
+        size = sum(int(np.prod(part.shape)) for part in self.floats)
+        self.width = size + sum(self._width(part) for part in self.layout)
+        self.moments = Moments(size) if running and size else None
+
+    @staticmethod
+    def _width(part: Part) -> int:
+        return int(part.space.n) if isinstance(part.space, spaces.Discrete) else int(np.prod(part.shape))
+
+    def numbers(self, obs: Tensor) -> Tensor:
+        """What running moments are about, [B, K]."""
+        return torch.cat([part_of(obs, part).reshape(len(obs), -1) for part in self.floats], 1)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Any shape in, the same shape out."""
-        return obs if obs.dtype == torch.float64 else obs.float()
+        """Observations [B, ...] to [B, width]."""
+        if self.floats and not self.layout and not self.floats[0].path:
+            x = obs if obs.ndim == 2 else obs.reshape(len(obs), -1)
+            return x if self.moments is None else self.moments(x)
+        rows = []
+        if self.floats:
+            x = self.numbers(obs)
+            rows.append(x if self.moments is None else self.moments(x))
+        for part in self.layout:
+            x = part_of(obs, part)
+            if isinstance(part.space, spaces.Discrete):
+                rows.append(F.one_hot(x[:, 0], int(part.space.n)).float())
+            else:
+                x = x.reshape(len(x), -1).float()
+                rows.append(x if isinstance(part.space, spaces.MultiBinary) or part.path == MASK else x / 255)
+        return torch.cat([row.to(rows[0].dtype) for row in rows], 1)
+
+    def extra_repr(self) -> str:
+        """Shown by `surefoot summary`."""
+        return f"width={self.width}"
+
+
+class Joined(nn.Module):
+    """The parts of a Dict, each embedded, side by side: images by `eyes`, all else by one Vector."""
+
+    def __init__(self, images: Sequence[Part], eyes: Sequence[nn.Module], rest: Vector) -> None:
+        super().__init__()
+        self.images, self.rest = images, rest
+        self.eyes = nn.ModuleList(eyes)
+
+    def forward(self, row: Tensor) -> Tensor:
+        """Bytes [B, row] to floats [B, all widths]."""
+        seen = [eye(part_of(row, part)) for part, eye in zip(self.images, self.eyes, strict=True)]
+        return torch.cat([*seen, self.rest(row).to(seen[0].dtype)], 1)
 
 
 class Policy(nn.Module):
     """prepare -> body -> features -> (policy distribution, value).
 
-    `prepare` has no parameters: learning applies it once to a rollout, not once in every pass.
+    `prepare` has no parameters: learning applies it once to a rollout, not once in every pass. `masks`: how many of
+    its last columns say which actions are allowed.
     """
 
     def __init__(
@@ -100,23 +211,24 @@ class Policy(nn.Module):
         body: nn.Sequential,
         actor: nn.Linear,
         critic: nn.Linear | None,
-        bernoulli: bool = False,
+        head: Head,
         critic_body: nn.Sequential | None = None,
+        masks: int = 0,
     ) -> None:
         super().__init__()
         self.prepare, self.body, self.critic_body = prepare, body, critic_body
         self.actor, self.critic = actor, critic
-        self.bernoulli = bernoulli
+        self.distribution, self.draws, self.masks = head.distribution, head.draws, masks
+        """distribution: that with some parameters, as a rollout stores them; draws: shape of the noise for an action"""
+        gaussian = head.distribution is DiagonalGaussian
+        self.log_std = nn.Parameter(torch.full((head.outputs,), -0.5)) if gaussian else None
+        """of a DiagonalGaussian, the same wherever it is"""
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""
 
-    def distribution(self, params: Tensor) -> Distribution:
-        """The distribution with these parameters, as a rollout stores them."""
-        return Bernoulli(params) if self.bernoulli else Categorical(params)
-
     def player(self) -> Policy:
         """The same policy to play with: where the body computes in bfloat16, a copy that was rounded once for all."""
-        if not self.bf16:
+        if not self.bf16 or not isinstance(self.prepare, Patches):
             return self
         copied = copy.deepcopy(self).requires_grad_(False)
         copied.bf16 = False
@@ -132,13 +244,21 @@ class Policy(nn.Module):
 
     def judge(self, prepared: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`forward` for observations that went through `prepare`."""
-        x = prepared if prepared.dtype == torch.uint8 else prepared.to(self.actor.weight.dtype)
+        allowed = None
+        if self.masks:
+            prepared, allowed = prepared[:, : -self.masks], prepared[:, -self.masks :] > 0
+        dtype = self.actor.weight.dtype
+        x = prepared if prepared.dtype == torch.uint8 else prepared.to(dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             features = self.body(x)
             own = features if self.critic_body is None else self.critic_body(x)
-        features, own = features.to(self.actor.weight.dtype), own.to(self.actor.weight.dtype)
+        features, own = features.to(dtype), own.to(dtype)
         out = self.actor(features)
-        dist = self.distribution(out[:, 0] if self.bernoulli else out)
+        if allowed is not None:
+            out = out.masked_fill(~allowed, FORBIDDEN)
+        elif self.log_std is not None:
+            out = torch.cat((out, self.log_std.expand_as(out)), -1)
+        dist = self.distribution(out[:, 0] if self.distribution is Bernoulli else out)
         value = out.new_zeros(len(out)) if self.critic is None else self.critic(own)[:, 0]
         return dist, value, memory
 

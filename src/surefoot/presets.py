@@ -8,9 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
-from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, SignReward, Unnormalized
+from surefoot.credit import (
+    GAE,
+    EpisodeReturn,
+    FutureReturn,
+    OverBatch,
+    OverGames,
+    RawReward,
+    ScaledReward,
+    SignReward,
+    Unnormalized,
+)
 from surefoot.envs.atari import Atari, Pong
-from surefoot.envs.gym import Gymnasium
+from surefoot.envs.gym import Gymnasium, describe
 from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
@@ -114,23 +124,77 @@ ATARI = Config(
     bf16=True,
 )
 
+# Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
+CONTROL = Config(
+    task="control",
+    env=Gymnasium("HalfCheetah-v5"),
+    network=MLP(running=True),
+    games=8,
+    horizon=(256,),
+    reward=ScaledReward(),
+    credit=GAE(gamma=0.99, lam=0.95),
+    normalize=OverBatch(),
+    objective=ClippedSurrogate(epsilon=0.2),
+    regularizer=Entropy(0.0),
+    epochs=10,
+    minibatch=256,
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.03, cap=2e-3, floor=1e-4),
+    max_grad_norm=0.5,
+    optimizer=Adam(eps=1e-5),
+    total_steps=1_001_472,  # 489 rollouts
+)
+LANDER = replace(CONTROL, games=16, credit=GAE(gamma=0.999, lam=0.98))
+IMAGES = replace(ATARI, task="images", reward=ScaledReward(), bf16=False)  # other pixels than Atari's
+
+
+def _tuned(task: str, cfg: Config, **fields: Any) -> Config:
+    return replace(cfg, task=task, env=Gymnasium(task), **fields)
+
+
+MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Reacher", "InvertedPendulum", "InvertedDoublePendulum")
+TUNED = (
+    _tuned("CartPole-v1", CARTPOLE),
+    _tuned("Acrobot-v1", CONTROL, total_steps=102_400),
+    _tuned("Pendulum-v1", CONTROL, credit=GAE(gamma=0.9, lam=0.95), total_steps=102_400),
+    _tuned("LunarLander-v3", LANDER, reward=RawReward(), regularizer=Entropy(0.01), epochs=4, minibatch=512),
+    _tuned("LunarLanderContinuous-v3", LANDER),
+    _tuned("BipedalWalker-v3", CONTROL, total_steps=3_000_320),
+    *(_tuned(f"{name}-v5", CONTROL) for name in MUJOCO),
+)
+
 ATARI_ID = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")  # the first with sticky actions, as Gymnasium registers them
 
-PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE)}
+PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE, *TUNED)}
 
 
-def find(task: str | Config, **fields: Any) -> Config:
-    """The Config of a preset or Gymnasium id, with `fields` changed; raises UserError with the nearest names."""
+def by_spaces(env: Gymnasium) -> Config:
+    """The Config of an environment that is no preset: convolutions for images, otherwise fully connected layers."""
+    from surefoot.envs import make
+    from surefoot.envs.spaces import parts
+
+    game = make(env)
+    images = any(part.is_image() for part in parts(game.observation_space))
+    game.close()
+    return replace(IMAGES if images else CONTROL, task=env.id, env=env)
+
+
+def find(task: Any, **fields: Any) -> Config:
+    """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
+
+    Raises UserError with the nearest names where there is none.
+    """
     if isinstance(task, Config):
         cfg = task
-    elif task in PRESETS:
+    elif isinstance(task, str) and task in PRESETS:
         cfg = PRESETS[task]
-    elif atari := ATARI_ID.fullmatch(task):
+    elif isinstance(task, str) and (atari := ATARI_ID.fullmatch(task)):
         name = (atari[1] or atari[2]).replace("3D", "_3d")
         rom = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
         cfg = replace(ATARI, env=Atari(rom, sticky=0.25 if atari[1] else 0.0), task=task)
-    elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+", task):
-        cfg = replace(CARTPOLE, env=Gymnasium(task), task=task)
+    elif not isinstance(task, str):
+        cfg = by_spaces(describe(task))
+    elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+|[\w.]+:[\w.]+", task):
+        cfg = by_spaces(Gymnasium(task))
     else:
         near = " or ".join(difflib.get_close_matches(task, PRESETS, 3, 0.5) or PRESETS)
         raise UserError(f"there is no task '{task}': did you mean {near}? A Gymnasium id ends in -v and a number")

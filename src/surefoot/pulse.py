@@ -48,13 +48,19 @@ class Pulse:
         cells[2] += 1
 
     def decide(self, actions: Sequence[int], lengths: list[int], again: bool = False) -> None:
-        """All games are about to play their next decision, or some of them the same one again."""
+        """All games are about to play their next decision, or some of them the same one again.
+
+        `actions`: none where they are not whole numbers.
+        """
         cells, n = self.cells, self.games
         cells[1] += not again
         cells[2] += 1
         place = self.ring + cells[1] % RING * n
         cells[self.lengths : self.lengths + n] = array("q", lengths)
-        cells[place : place + n] = array("q", actions)
+        if actions:
+            cells[place : place + n] = array("q", actions)
+        elif cells[place] >= 0:
+            cells[place : place + n] = array("q", [-1] * n)
 
     def at(self, i: int) -> None:
         """Game i is about to be played."""
@@ -78,8 +84,9 @@ class Pulse:
         if length < 0:
             return f"environment {name} (episode's seed {cells[3 + i]}, at its beginning)"
         past = range(max(cells[1] - min(length, RING - 1), 1), cells[1] + 1)
-        actions = " ".join(str(cells[self.ring + t % RING * n + i]) for t in past)
-        return f"environment {name} (episode's seed {cells[3 + i]}, decision {length + 1}, last actions {actions})"
+        numbers = [cells[self.ring + t % RING * n + i] for t in past]
+        actions = "" if numbers[-1] < 0 else f", last actions {' '.join(map(str, numbers))}"
+        return f"environment {name} (episode's seed {cells[3 + i]}, decision {length + 1}{actions})"
 
 
 class Watchdog:

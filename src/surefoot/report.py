@@ -131,7 +131,8 @@ class Reporter:
         try:
             save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
-                replace_file(self.run_dir / "policy.safetensors", policy_bytes(state.kept(), self.cfg, state.steps))
+                data = policy_bytes(state.kept(), self.cfg, state.steps, state.returns)
+                replace_file(self.run_dir / "policy.safetensors", data)
         except OSError as error:
             if last:
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class Rollout:
     obs: Tensor
     """[T, N, ...] in the environment's dtype (uint8 stays uint8)"""
     action: Tensor
-    """[T, N] int64"""
+    """[T, N] int64; of several choices [T, N, D]; continuous [T, N, A], as sampled"""
     logp: Tensor
     """[T, N] log probability of the action under the policy that played"""
     params: Tensor
@@ -67,11 +67,12 @@ class Rollout:
 def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = None) -> Rollout:
     """Play len(noise) decisions in every game.
 
-    `noise` [T, N] uniform in [0, 1): one number decides one action. Games go on where they were; or, where an
-    `episode` number is given (the lesson), all begin that episode and all stop where the first one ends.
+    `noise` [T, N] uniform in [0, 1): one number decides one action; [T, N, K] where an action takes K of them. Games go
+    on where they were; or, where an `episode` number is given (the lesson), all begin that episode and all stop where
+    the first one ends.
     """
     start = perf_counter()
-    horizon, n = noise.shape
+    horizon, n = noise.shape[:2]
     policy = policy.player()
     device = next(policy.parameters()).device
     if episode is not None:
@@ -90,7 +91,7 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
         actions.append(action)
         values.append(value)
         before = perf_counter()
-        steps = games.step(action.tolist(), obs[t + 1])
+        steps = games.step(_plain(action), obs[t + 1])
         while lost := steps.lost:  # their decision never was: what they played ends before it, and they decide anew
             for i in lost:
                 if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
@@ -98,7 +99,7 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
             obs[t, lost] = obs[t + 1, lost]
             dist, values[t], _ = policy(torch.from_numpy(obs[t]).to(device))
             params[t], actions[t] = dist.params, dist.sample(noise[t])
-            steps.take(lost, games.step(actions[t].tolist(), obs[t + 1], lost))
+            steps.take(lost, games.step(_plain(actions[t]), obs[t + 1], lost))
         env_s += perf_counter() - before
         reward[t], terminated[t], truncated[t] = steps.reward, steps.terminated, steps.truncated
         finals |= {(t, i): final for i, final in steps.final.items() if steps.truncated[i] and not steps.terminated[i]}
@@ -128,3 +129,8 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
         act_s=perf_counter() - start - env_s,
     )
     return rollout if episode is None else rollout.cut(length, games.indices)
+
+
+def _plain(action: Tensor) -> Any:
+    """Actions as games take them: a list of numbers, or an array's rows."""
+    return action.tolist() if action.ndim == 1 else action.cpu().numpy()

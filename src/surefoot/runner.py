@@ -48,7 +48,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         hung = stack.enter_context(watch_over(pulse, cfg.timeout, ranks.rank)) if shared is None else []
         state = initial(cfg, ranks, pulse)
         stack.callback(state.games.close)
-        load_source(state.policy, cfg, source)
+        state.returns = load_source(state.policy, cfg, source)
         state.mean.copy_(state.flat.detach())
         if ranks.rank == 0:
             stack.enter_context(alone_in(run_dir))
@@ -83,16 +83,18 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     return (reporter.signal or signal.SIGTERM) if stopped else 0  # on another rank, perhaps
 
 
-def load_source(policy: Policy, cfg: Config, source: Path | None) -> None:
-    """Give a policy the weights of another run's, where there is one to start from."""
+def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float, float, float]:
+    """Give a policy the weights of another run's, where there is one to start from; returns how its returns varied."""
     if source is None:
-        return
+        return 0.0, 0.0, 0.0
     theirs, _, facts = load_policy(source)
     try:
         policy.load_state_dict(theirs.state_dict())
     except RuntimeError as error:
         task = facts["task"]
         raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
+    count, mean, square = facts.get("returns", (0.0, 0.0, 0.0))
+    return count, mean, square
 
 
 def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import statistics
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -17,9 +18,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from surefoot.config import Config
+from surefoot.envs.gym import is_local
 from surefoot.errors import Fault, UserError, note
-from surefoot.files import checkpoints, read_plain, unseal
+from surefoot.files import checkpoints, read_plain, replace_file, unseal
 from surefoot.launch import choose_ranks, launch, usable_cores, world
+from surefoot.metrics import read
 
 if TYPE_CHECKING:
     from surefoot.evaluation import Evaluation
@@ -111,6 +114,10 @@ def start(
             f"'{run_dir}/checkpoints' lies behind a link, which is not followed: move the whole run instead"
         )
     found = checkpoints(run_dir) if run_dir else []
+    if is_local(cfg.env):
+        if (world() or ranks) > 1:
+            raise UserError(f"'{cfg.env.id}' can be made in this process alone: for more ranks name module:function")
+        ranks = 1
     count = choose_ranks(world() or ranks or ranks_of(found, cfg.games), cfg.games)
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
         same_run(cfg, run_dir)
@@ -138,6 +145,41 @@ def start(
     if stopped:
         signal.raise_signal(stopped)
     return run_dir, not stopped
+
+
+def start_seeds(
+    seeds: int,
+    cfg: Config,
+    run_dir: Path | None = None,
+    source: Path | None = None,
+    quiet: bool = False,
+    ranks: int = 0,
+) -> tuple[Path, bool]:
+    """Train `seeds` runs that differ in their seed alone, one after another, and write what they have in common.
+
+    Each lies in `seed-S` of the directory and goes on where one is there; `seeds.json` holds every seed's score in the
+    closing evaluation and its best mean of 100 training episodes, and their means. Returns as `start` does.
+    """
+    run_dir = run_dir or new_dir(cfg.task)
+    scores: dict[str, list[float]] = {"evaluation": [], "best_training": []}
+    numbers = range(cfg.seed, cfg.seed + seeds)
+    for seed in numbers:
+        where, finished = start(replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks)
+        if not finished:
+            return run_dir, False
+        full = [row["return_mean"] for row in read(where) if row["return_window"] == 100]
+        scores["best_training"] += [max(full)] if full else []
+        if (where / "evaluation.json").exists():
+            scores["evaluation"].append(json.loads((where / "evaluation.json").read_text())["mean"])
+    facts: dict[str, Any] = {"task": cfg.task, "seeds": list(numbers), **scores}
+    for name, found in scores.items():
+        if found:
+            low, mean, high = min(found), statistics.fmean(found), max(found)
+            facts |= {f"{name}_mean": mean, f"{name}_deviation": statistics.pstdev(found)}
+            if not quiet:
+                print(f"{name.replace('_', ' ')}, {len(found)} seeds: mean {mean:.2f}, from {low:.2f} to {high:.2f}")
+    replace_file(run_dir / "seeds.json", json.dumps(facts, indent=1).encode())
+    return run_dir, True
 
 
 def how_to_go_on(run_dir: Path) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
@@ -34,7 +35,7 @@ from surefoot.steps import Steps
 FORMAT = 2
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
-COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped")
+COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped", "returns")
 
 
 @dataclass
@@ -60,6 +61,10 @@ class State:
     """episodes finished"""
     skipped: int = 0
     """updates whose gradient was not finite"""
+    returns: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """count, mean and sum of squared distances of what episodes have paid so far, discounted"""
+    carry: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    """what the present episodes have paid so far, discounted; one number for each of this rank's games"""
     ranks: int = 0
     """that wrote the checkpoint this state came from; 0 where it is new"""
     place: dict[str, Any] = field(default_factory=dict)
@@ -97,12 +102,23 @@ class State:
         """Decisions per game in the next rollout: the present stage's."""
         return cfg.horizon[min(len(cfg.horizon) - 1, int(self.progress(cfg) * len(cfg.horizon)))]
 
+    @property
+    def deviation(self) -> float:
+        """Of what episodes have paid so far, discounted; 1 before there is any."""
+        count, _, square = self.returns
+        return math.sqrt(square / count + 1e-8) if count else 1.0
+
+    def mark(self) -> None:
+        """Keep where the games are now."""
+        carry = {f"{n}/carry": np.array([c]) for n, c in zip(self.games.indices, self.carry.tolist(), strict=True)}
+        self.place = self.games.snapshot() | carry
+
     def mean_score(self) -> float:
         """Mean raw score of the last 100 finished episodes; NaN before the first."""
         return sum(e.score for e in self.window) / len(self.window) if self.window else float("nan")
 
 
-def build(cfg: Config, observation: spaces.Box, action: spaces.Discrete) -> Policy:
+def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
     """The Config's policy with its first weights, on its device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
@@ -122,7 +138,10 @@ def initial(cfg: Config, ranks: Ranks, pulse: Pulse | None = None) -> State:
     flat = flatten(policy)
     games.reset_all()
     optimizer, mean = cfg.optimizer.build(policy, flat), flat.detach().clone()
-    return State(policy, flat, optimizer, mean, games, cfg.rate.learning_rate, place=games.snapshot())
+    carry = torch.zeros(len(games), dtype=torch.float64)
+    state = State(policy, flat, optimizer, mean, games, cfg.rate.learning_rate, carry=carry)
+    state.mark()
+    return state
 
 
 def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
@@ -135,7 +154,7 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
         return
     moments = {"flat": state.flat.detach(), **state.optimizer.moments}
     files = {
-        "policy.safetensors": policy_bytes(state.kept(), cfg, state.steps),
+        "policy.safetensors": policy_bytes(state.kept(), cfg, state.steps, state.returns),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
@@ -214,12 +233,16 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
         state.flat.data.copy_(moments.pop("flat"))
         for name, moment in moments.items():
             state.optimizer.moments[name].copy_(moment)
-        lost = state.games.restore(load_arrays(files["envs.safetensors"]))
+        saved = load_arrays(files["envs.safetensors"])
+        carry = [float(saved.pop(f"{n}/carry")[0]) for n in state.games.indices]
+        lost = state.games.restore(saved)
+        kept = [0.0 if n in lost else c for n, c in zip(state.games.indices, carry, strict=True)]
+        state.carry = torch.tensor(kept, dtype=torch.float64)
         for name in COUNTERS:
             setattr(state, name, facts[name])
         state.ranks = facts["ranks"]
         state.window.extend(Episode(*e) for e in facts["window"])
     except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise UserError(f"'{checkpoint}' is of another program or environment: {error}") from error
-    state.place = state.games.snapshot()
+    state.mark()
     return [n for part in ranks.collect_bytes(json.dumps(lost).encode()) for n in json.loads(part)]

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from surefoot.actions import DiagonalGaussian, Distribution, Independent
+from surefoot.envs.spaces import blank
 from surefoot.errors import UserError
 from surefoot.evaluation import load_policy
 from surefoot.noise import Purpose, integer, stream
@@ -42,7 +44,7 @@ def video(
     policy, env, _ = load_policy(source)
     every = every or (4 if out.suffix == ".gif" else 1)
     game = env.make(render=True)
-    obs = np.zeros(game.observation_space.shape, game.observation_space.dtype)
+    obs = blank(game.observation_space)
     game.reset(integer(seed, Purpose.EVALUATION, 2), obs)
     noise = stream(seed, Purpose.EVALUATION, 3)
     score, step, over = 0.0, 0, False
@@ -54,11 +56,11 @@ def video(
                 with torch.no_grad():
                     dist, value, _ = policy(torch.from_numpy(obs[None]))
                 values.append(float(value))
-                u = torch.tensor([noise.random(dtype=np.float32)])
-                action = int(dist.greedy() if greedy else dist.sample(u))
+                u = torch.from_numpy(noise.random((1, *policy.draws), np.float32))
+                action = (dist.greedy() if greedy else dist.sample(u))[0].tolist()
                 if step % every == 0:
-                    odds = dist.probabilities()[0].tolist()
-                    film.append_data(_frame(game.render(), game.action_names, odds, action, values, score, step))
+                    odds, taken = _bars(dist, action)
+                    film.append_data(_frame(game.render(), game.action_names, odds, taken, values, score, step))
                 reward, terminated, truncated = game.step(action, obs)
                 score, step, over = score + reward, step + 1, (terminated or truncated) and not game.goes_on
         beside.replace(out)
@@ -92,6 +94,17 @@ class Gif:
             first.save(self.path, "GIF", save_all=True, append_images=rest, duration=1000 // FPS, loop=0)
 
 
+def _bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
+    """Every action's probability, and which were taken; of a continuous one, where it is between its bounds."""
+    if isinstance(dist, DiagonalGaussian):
+        return [min(1.0, max(0.0, (a + 1) / 2)) for a in action], set()
+    odds = dist.probabilities()[0].tolist()
+    if not isinstance(dist, Independent):
+        return odds, {action}
+    sizes = [choice.params.shape[-1] for choice in dist.choices]
+    return odds, {sum(sizes[:d]) + a for d, a in enumerate(action)}
+
+
 def _writer(path: Path) -> Any:
     import imageio.v2 as imageio
 
@@ -104,7 +117,7 @@ def _frame(
     screen: Picture,
     names: tuple[str, ...],
     odds: list[float],
-    action: int,
+    taken: set[int],
     values: list[float],
     score: float,
     step: int,
@@ -124,8 +137,8 @@ def _frame(
     room = min(40, 200 // len(names))
     for i, (name, p) in enumerate(zip(names, odds, strict=True)):
         y = 62 + i * room
-        color = ORANGE if i == action else BLUE
-        write(name, 10, y + 12, color if i == action else INK)
+        color = ORANGE if i in taken else BLUE
+        write(name, 10, y + 12, color if i in taken else INK)
         write(f"{p:.2f}", PANEL - 44, y + 12)
         cv2.rectangle(panel, (10, y + 17), (PANEL - 10, y + 25), PALE, -1)
         cv2.rectangle(panel, (10, y + 17), (10 + int(p * (PANEL - 20)), y + 25), color, -1)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Game(Protocol):
     """One environment; its episode depends only on the seed of `reset` and the actions since."""
 
-    observation_space: spaces.Box
-    action_space: spaces.Discrete
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
     action_names: tuple[str, ...]
     goes_on: bool
     """the last step ended something for learning (a life), but not the episode: no reset is due"""
@@ -37,8 +37,11 @@ class Game(Protocol):
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode and write its first observation into `out`."""
 
-    def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
-        """Play one decision, write the next observation into `out`; returns raw reward, terminated, truncated."""
+    def step(self, action: Any, out: Array) -> tuple[float, bool, bool]:
+        """Play one decision, a number or a row of them, and write the next observation into `out`.
+
+        Returns raw reward, terminated, truncated.
+        """
         ...
 
     def render(self) -> Array:
@@ -112,6 +115,7 @@ class Games:
     def __init__(self, env: Env, seed: int, indices: range, restarts: int = 0, pulse: Pulse | None = None) -> None:
         import numpy as np
 
+        from surefoot.envs.spaces import blank
         from surefoot.pulse import Pulse
 
         self.env, self.indices, self.seed, self.restarts = env, indices, seed, restarts
@@ -119,7 +123,8 @@ class Games:
         self.games = [self.make(i) for i in range(len(indices))]
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
-        self.obs: Array = np.zeros((len(indices), *first.observation_space.shape), first.observation_space.dtype)
+        row = blank(first.observation_space)
+        self.obs: Array = np.zeros((len(indices), *row.shape), row.dtype)
         self.episodes = [0] * len(indices)
         """how many episodes each game has begun"""
         self.score = [0.0] * len(indices)
@@ -158,7 +163,7 @@ class Games:
         self.check_all(self.obs)
         self.pulse.rest()
 
-    def step(self, actions: list[int], out: Array, only: Sequence[int] | None = None) -> Steps:
+    def step(self, actions: Any, out: Array, only: Sequence[int] | None = None) -> Steps:
         """One decision in every game, or in those of `only`; the next observations go into `out` [N, ...].
 
         Raises Fault where a game raises and no restart is left, or where a number is not finite.
@@ -166,7 +171,7 @@ class Games:
         n = len(self)
         steps = Steps([0.0] * n, [False] * n, [False] * n, {}, [])
         self.played += only is None
-        self.pulse.decide(actions, self.length, only is not None)
+        self.pulse.decide(actions if isinstance(actions, list) else [], self.length, only is not None)
         for i in range(n) if only is None else only:
             self.pulse.at(i)
             try:

@@ -108,8 +108,8 @@ class PongGame(Console):
         super().__init__("pong", spec.actions, spec)
         self.spec = spec
         self.gray = bytes(np.rint(palette().mean(1)).astype(np.uint8))
-        self.observation_space: spaces.Box = spaces.Box(0, 255, (2, 80, 80), np.uint8)
-        self.action_space = spaces.Discrete(len(self.buttons))
+        self.observation_space: spaces.Space[Any] = spaces.Box(0, 255, (2, 80, 80), np.uint8)
+        self.action_space: spaces.Space[Any] = spaces.Discrete(len(self.buttons))
         self.frames = np.zeros((2, 80, 80), np.uint8)
 
     def reset(self, seed: int, out: Array) -> None:
@@ -170,8 +170,8 @@ class AtariGame(Console):
         super().__init__(spec.game, spec.all_buttons, spec)
         self.spec = spec
         shape = (spec.stack, spec.size, spec.size)
-        self.observation_space: spaces.Box = spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = spaces.Discrete(len(self.buttons))
+        self.observation_space: spaces.Space[Any] = spaces.Box(0, 255, shape, np.uint8)
+        self.action_space: spaces.Space[Any] = spaces.Discrete(len(self.buttons))
         self.frames = np.zeros(shape, np.uint8)
         self.before, self.screen = (np.zeros(self.ale.getScreenDims(), np.uint8) for _ in range(2))
         self.lives, self.goes_on = 0, False

@@ -1,10 +1,13 @@
-"""Any Gymnasium environment with vector observations and discrete actions, restored by replaying its episode."""
+"""Any Gymnasium environment, by its id or by a function that makes it, restored by replaying its episode."""
 
 from __future__ import annotations
 
+import functools
+import re
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -12,6 +15,13 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MAX_REPLAY = 100_000  # decisions: a longer episode is not restored, a new one begins
+EXTRAS = {
+    "mujoco": "mujoco",
+    "box2d": "box2d",
+    "classic-control": "classic-control",
+    "classic_control": "classic-control",
+}
+HERE: dict[str, Callable[..., Any]] = {}  # functions that only this process knows, by the names in Gymnasium.id
 
 
 @dataclass(frozen=True)
@@ -19,72 +29,210 @@ class Gymnasium:
     """An environment by its Gymnasium id."""
 
     id: str = "CartPole-v1"
-    """as for gymnasium.make; `module:Name-v0` imports the module first"""
+    """as for gymnasium.make; `module:Name-v0` imports the module first; `module:function` calls a function"""
 
     def make(self, render: bool = False) -> GymnasiumGame:
         """An environment of this kind; `render`: one whose pictures can be taken."""
         return GymnasiumGame(self, render)
 
 
+def describe(maker: Any) -> Gymnasium:
+    """The description of an environment that is given as an object, or as a function that makes one.
+
+    A function that other processes can import is known by its name; of an object every game gets a copy, made from its
+    Gymnasium id where it has one.
+    """
+    import copy
+    import sys
+
+    if callable(maker):
+        name, where = f"{maker.__module__}:{getattr(maker, '__qualname__', '')}", sys.modules.get(maker.__module__)
+        if maker.__module__ != "__main__" and getattr(where, getattr(maker, "__qualname__", ""), None) is maker:
+            return Gymnasium(name)
+        make = maker
+    else:
+        spec = getattr(maker, "spec", None)
+
+        def make(**how: Any) -> Any:
+            import gymnasium
+
+            return gymnasium.make(spec, **how) if spec is not None else copy.deepcopy(maker)
+
+        _require_gymnasium(maker, type(maker).__name__)
+        name = f"{type(maker).__module__}:{type(maker).__qualname__}"
+    name = f"{name}#{len(HERE)}"
+    HERE[name] = make
+    return Gymnasium(name)
+
+
+def is_local(env: object) -> TypeGuard[Gymnasium]:
+    """Whether an environment can be made in this process alone."""
+    return isinstance(env, Gymnasium) and env.id in HERE
+
+
+def open_env(id: str, render: bool = False) -> Any:
+    """The Gymnasium environment behind an id; raises UserError with what can be done where there is none."""
+    import difflib
+    import importlib
+
+    import gymnasium
+
+    from surefoot.errors import UserError
+
+    how: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
+    module, _, name = id.partition(":")
+    try:
+        if "#" in id:
+            if id not in HERE:
+                raise UserError(
+                    f"'{id}' was made by a function of another program: name one to import, module:function"
+                )
+            env = HERE[id](**how)
+        elif name and not re.search(r"-v\d+$", name):
+            make = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+            env = make(**how)  # type: ignore[operator]
+        else:
+            env = gymnasium.make(id, disable_env_checker=True, **how)
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+        text = str(error).replace("\n", " ").rstrip(". ")
+        wanted = re.search(r"gymnasium\[([\w-]+)\]", text)
+        extra = EXTRAS.get(wanted[1]) if wanted else None
+        if isinstance(error, gymnasium.error.DependencyNotInstalled) or extra:
+            cure = f"pip install 'surefoot[{extra}]'" if extra else text
+            raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
+        lacking = getattr(error.__cause__ or error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if lacking and lacking not in (module, module.partition(".")[0]):
+            raise UserError(f"environment '{id}' needs a package that is missing: {text}") from error
+        near = difflib.get_close_matches(id, gymnasium.registry, 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; see gymnasium.registry for the known ids"
+        raise UserError(f"no environment '{id}' ({text}){hint}") from error
+    except TypeError as error:
+        if render:
+            raise UserError(f"'{id}' cannot be filmed: its function takes no render_mode ({error})") from error
+        raise
+    _require_gymnasium(env, id)
+    return env
+
+
+def _require_gymnasium(env: Any, name: str) -> None:
+    import gymnasium
+
+    from surefoot.errors import UserError
+
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise UserError(f"'{name}' is a VectorEnv: give the function that makes one of its environments")
+    if not isinstance(env, gymnasium.Env):
+        kinds = {base.__module__.partition(".")[0] for base in type(env).__mro__}
+        cure = "pip install 'shimmy[gym-v26]', and gymnasium.make('GymV26Environment-v0', env=...) converts it"
+        what = f"of the old Gym package: {cure}" if "gym" in kinds else "no gymnasium.Env"
+        raise UserError(f"'{name}' gives {type(env).__name__}, which is {what}")
+
+
+@functools.cache
+def examine(id: str) -> bool:
+    """Whether its info holds action masks; raises UserError where it breaks Gymnasium's contract. Once a process."""
+    import warnings
+
+    import gymnasium
+    from gymnasium.utils.env_checker import check_env
+
+    from surefoot.errors import UserError
+
+    env = open_env(id)
+    try:
+        spec = env.spec
+        known = spec is not None and (spec.disable_env_checker or str(spec.entry_point).startswith("gymnasium."))
+        if not known:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    check_env(env, skip_render_check=True, skip_close_check=True)
+            except (AssertionError, gymnasium.error.Error, TypeError, ValueError) as error:
+                finding = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+                cure = "mend it, or register it with disable_env_checker=True"
+                raise UserError(f"environment '{id}' breaks Gymnasium's contract: {finding}; {cure}") from error
+        discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
+        return discrete and "action_mask" in env.reset(seed=0)[1]
+    finally:
+        env.close()
+
+
 class GymnasiumGame:
-    """One Gymnasium environment; observations float32 or uint8 as its Box says."""
+    """One Gymnasium environment; its observations are rows as `envs.spaces` lays them."""
 
     goes_on = False
 
     def __init__(self, spec: Gymnasium, render: bool) -> None:
-        import difflib
-
-        import gymnasium
-        import numpy as np
         from gymnasium import spaces
 
+        from surefoot.envs.spaces import MASK, blank, choices, parts, translator
         from surefoot.errors import UserError
 
-        try:
-            self.env = gymnasium.make(spec.id)
-            if render and "rgb_array" in (self.env.metadata.get("render_modes") or ()):
-                self.env.close()
-                self.env = gymnasium.make(spec.id, render_mode="rgb_array")
-            elif render:
+        masks = examine(spec.id)
+        self.env = open_env(spec.id)
+        if render:
+            modes = self.env.metadata.get("render_modes") or ()
+            self.env.close()
+            if "rgb_array" not in modes:
                 raise UserError(f"'{spec.id}' cannot be filmed: it has no render_mode 'rgb_array'")
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise UserError(f"environment '{spec.id}' needs a package that is missing: {error}") from error
-        except (gymnasium.error.Error, ModuleNotFoundError) as error:
-            near = difflib.get_close_matches(spec.id, gymnasium.registry, 3)
-            hint = f"; did you mean {', '.join(near)}?" if near else "; see gymnasium.registry for the known ids"
-            raise UserError(f"no environment '{spec.id}' ({str(error).rstrip('.')}){hint}") from error
-        observation, action = self.env.observation_space, self.env.action_space
-        if not isinstance(observation, spaces.Box) or len(observation.shape) != 1:
-            raise UserError(f"'{spec.id}' observes {observation}: only one-dimensional Box spaces can be learned yet")
-        if not isinstance(action, spaces.Discrete) or action.start != 0:
-            raise UserError(f"'{spec.id}' acts in {action}: only Discrete spaces that start at 0 can be learned yet")
-        self.observation_space, self.action_space = observation, action
-        self.action_names = tuple(str(a) for a in range(int(action.n)))
-        self.seed, self.actions, self.steps, self.score = 0, array("q"), 0, 0.0
-        self.obs = np.zeros(observation.shape, observation.dtype)
+            self.env = open_env(spec.id, True)
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+        self.masks = masks
+        if masks:
+            mask = spaces.MultiBinary(int(self.action_space.n))
+            self.observation_space = spaces.Dict({"observation": self.observation_space, MASK[0]: mask})
+        try:
+            self.layout = parts(self.observation_space)
+            self.translate = translator(self.action_space)
+        except UserError as error:
+            raise UserError(f"'{spec.id}' cannot be learned: {error}") from error
+        self.discrete = isinstance(self.action_space, spaces.Discrete)
+        if isinstance(self.action_space, spaces.Box):
+            self.action_names = tuple(f"action {a}" for a in range(self.action_space.low.size))
+        else:
+            sizes = enumerate(choices(self.action_space))
+            self.action_names = tuple(str(a) if self.discrete else f"{d}: {a}" for d, n in sizes for a in range(n))
+        self.kind = "f" if isinstance(self.action_space, spaces.Box) else "q"
+        self.seed, self.actions, self.steps, self.score = 0, array(self.kind), 0, 0.0
+        self.obs = blank(self.observation_space)
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode with Gymnasium's own seeded reset."""
-        self.seed, self.actions, self.steps, self.score = seed, array("q"), 0, 0.0
-        self._see(self.env.reset(seed=seed)[0], out)
+        self.seed, self.actions, self.steps, self.score = seed, array(self.kind), 0, 0.0
+        obs, info = self.env.reset(seed=seed)
+        self._see(obs, info, False, out)
 
-    def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
+    def step(self, action: Any, out: Array) -> tuple[float, bool, bool]:
         """One step of the environment."""
         self.steps += 1
         if self.steps <= MAX_REPLAY:
-            self.actions.append(action)
-        obs, reward, terminated, truncated, _ = self.env.step(action)
-        self._see(obs, out)
-        self.score += float(reward)
-        return float(reward), bool(terminated), bool(truncated)
+            if self.discrete:
+                self.actions.append(action)
+            else:
+                self.actions.extend(action)
+        if self.translate is not None:
+            action = self.translate(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._see(obs, info, terminated or truncated, out)
+        reward = float(reward)
+        self.score += reward
+        return reward, bool(terminated), bool(truncated)
 
-    def _see(self, obs: Any, out: Array) -> None:
-        """Take an observation over; raises where its shape or type is not the announced one."""
-        import numpy as np
+    def _see(self, obs: Any, info: Any, over: bool, out: Array) -> None:
+        """Take an observation over; raises where it is not the announced one, or where no action is allowed."""
 
-        if np.shape(obs) != self.obs.shape:
-            raise ValueError(f"its observation has shape {np.shape(obs)}, announced was {self.obs.shape}")
-        np.copyto(self.obs, obs, casting="same_kind")
+        from surefoot.envs.spaces import MASK, lay
+
+        first = self.layout[0]
+        if first.path:
+            if self.masks:
+                obs = {"observation": obs, MASK[0]: info["action_mask"]}
+            lay(self.layout, obs, self.obs)
+            last = self.layout[-1]
+            if last.path == MASK and self.discrete and not over and not self.obs[last.start :].any():
+                raise ValueError("its action mask allows no action")
+        else:
+            first.fill(obs, "its observation", self.obs)
         out[...] = self.obs
 
     def render(self) -> Array:
@@ -103,7 +251,7 @@ class GymnasiumGame:
         """The episode's seed, the actions since, and where they led."""
         import numpy as np
 
-        place, actions = np.array([self.seed, self.steps], np.int64), np.array(self.actions, np.int64)
+        place, actions = np.array([self.seed, self.steps], np.int64), np.array(self.actions)
         return {"place": place, "actions": actions, "obs": self.obs.copy(), "total": np.array([self.score])}
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
@@ -112,7 +260,8 @@ class GymnasiumGame:
         if steps > MAX_REPLAY:
             return False
         self.reset(seed, out)
-        for action in saved["actions"].tolist():
+        actions = saved["actions"]
+        for action in actions.tolist() if self.discrete or not steps else actions.reshape(steps, -1):
             self.step(action, out)
         return bool(self.obs.tobytes() == saved["obs"].tobytes() and self.score == saved["total"][0])
 

@@ -1,0 +1,70 @@
+"""Running statistics of observations and returns: frozen from collection through update, then brought up to date."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from surefoot.credit import ScaledReward, discounted_sum
+from surefoot.policy import Vector
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+    from surefoot.ranks import Ranks
+    from surefoot.rollout import Rollout
+    from surefoot.state import State
+
+
+def merge(count: Tensor, mean: Tensor, square: Tensor, more: int, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments of everything, from those of `count` samples and those of every game, `more` samples each, in order.
+
+    `mean` and `square`, sum of (x - mean)^2, [K]; `parts` [N, 2, K], each game's. Source: Chan et al. 1983.
+    """
+    for their_mean, their_square in parts:
+        total, gap = count + more, their_mean - mean
+        mean = mean + gap * (more / total)
+        square = square + their_square + gap * gap * (count * more / total)
+        count = total
+    return count, mean, square
+
+
+def of_games(x: Tensor, ranks: Ranks) -> Tensor:
+    """Every game's own moments, of all ranks: `x` [T, own games, K] to [games, 2, K] in double precision.
+
+    One game at a time, so that its bits do not depend on how many share its rank.
+    """
+    found = []
+    for game in x.double().unbind(1):
+        game = game.contiguous()
+        mean = game.mean(0)
+        found.append(torch.cat((mean, (game - mean).square().sum(0))))
+    return ranks.gather(torch.stack(found, 1)).T.view(-1, 2, x.shape[2])
+
+
+def past_return(reward: Tensor, ended: Tensor, gamma: float, carry: Tensor) -> tuple[Tensor, Tensor]:
+    """What an episode has paid so far, discounted: P_t = r_t + gamma (1 - ended_{t-1}) P_{t-1}.
+
+    `reward` [T, N], `ended` [T, N] bool, `carry` [N] what stands for P_{-1}; returns [T, N], and the next carry.
+    """
+    paid = reward.double().clone()
+    paid[0] += gamma * carry
+    decay = gamma * torch.cat((torch.zeros_like(paid[:1]), (~ended[:-1]).double()))
+    total = discounted_sum(paid.flip(0), decay.flip(0)).flip(0)
+    return total, total[-1] * ~ended[-1]
+
+
+def measure(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
+    """Bring a run's running statistics up to date with a rollout that has been learned from."""
+    horizon, n = rollout.reward.shape
+    for layer in state.policy.modules():
+        if isinstance(layer, Vector) and layer.moments is not None:
+            x = layer.numbers(rollout.obs.flatten(0, 1)).view(horizon, n, -1)
+            seen, parts = layer.moments, of_games(x, ranks).to(layer.moments.mean.device)
+            seen.take(*merge(seen.count, seen.mean, seen.square, horizon, parts))
+    if isinstance(cfg.reward, ScaledReward):
+        past, state.carry = past_return(rollout.reward.cpu(), rollout.ended.cpu(), cfg.credit.gamma, state.carry)
+        before, mean, square = (torch.tensor([x], dtype=torch.float64) for x in state.returns)
+        total, mean, square = merge(before, mean, square, horizon, of_games(past[..., None], ranks))
+        state.returns = float(total), float(mean), float(square)

@@ -1,0 +1,69 @@
+"""Environments and functions that make them, as a user's own module may have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from worlds import Catch, Target
+
+
+def make_catch(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    assert render_mode is None
+    return Catch()
+
+
+def make_target() -> gymnasium.Env[Any, Any]:
+    return Target()
+
+
+def make_vector() -> Any:
+    return gymnasium.make_vec("CartPole-v1", 2)
+
+
+class Unseeded(Catch):
+    """Does not pass the seed on."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        return super().reset(seed=None)
+
+
+class Outside(Catch):
+    """Shows what its space does not contain."""
+
+    def _see(self) -> np.ndarray:
+        return super()._see() + 1000
+
+
+class FourTuple(Catch):
+    """The old step."""
+
+    def step(self, action: int):
+        obs, reward, over, _, info = super().step(action)
+        return obs, reward, over, info
+
+
+class Stranger:
+    """No gymnasium.Env at all."""
+
+    observation_space, action_space = spaces.Discrete(2), spaces.Discrete(2)
+
+
+class Image(Catch):
+    """Catch as a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, 255, (48, 40, 3), np.uint8)
+
+    def _see(self) -> np.ndarray:
+        picture = np.zeros((48, 40, 3), np.uint8)
+        picture[8 * min(self.row, 5) : 8 * min(self.row, 5) + 8, 8 * self.ball : 8 * self.ball + 8, 0] = 255
+        picture[40:, 8 * self.paddle : 8 * self.paddle + 8, 1] = 255
+        return picture
+
+
+Old = type("Old", (), {"__module__": "gym.core", "observation_space": None, "action_space": None})

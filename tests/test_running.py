@@ -1,0 +1,172 @@
+"""Running statistics: against numpy, the same on any number of ranks, frozen while learned from, kept exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import surefoot
+from surefoot import runner
+from surefoot.config import Config
+from surefoot.credit import ScaledReward
+from surefoot.envs.gym import Gymnasium
+from surefoot.evaluation import evaluate
+from surefoot.files import checkpoints, unseal
+from surefoot.networks import MLP
+from surefoot.policy import Moments, Policy
+from surefoot.ranks import Ranks
+from surefoot.report import Reporter
+from surefoot.running import merge, of_games, past_return
+from surefoot.state import State, initial
+from test_state import assert_same_run, interrupt_at
+
+
+@pytest.fixture
+def control(small: Config) -> Config:
+    return replace(
+        small, env=Gymnasium("worlds:Target-v0"), network=MLP((16,), running=True), reward=ScaledReward(), task="target"
+    )
+
+
+def nothing(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.zeros(()).double(), torch.zeros(size).double(), torch.zeros(size).double()
+
+
+def test_moments_are_numpys() -> None:
+    x = 1e4 + torch.randn(3, 50, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    now = nothing(5)
+    for rollout in x:
+        now = merge(*now, 50, of_games(rollout, Ranks()))
+    everything = x.reshape(-1, 5).numpy()
+    assert now[0] == 3 * 50 * 8
+    np.testing.assert_allclose(now[1], everything.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(now[2] / now[0], everything.var(0), rtol=1e-9)
+
+
+def test_moments_have_the_same_bits_however_the_games_are_shared() -> None:
+    x = torch.randn(37, 8, 3, generator=torch.Generator().manual_seed(0))
+    whole = of_games(x, Ranks())
+    for count in (2, 4, 8):
+        parts = [of_games(x[:, Ranks(r, count).columns(8)], Ranks()) for r in range(count)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_past_return_by_hand() -> None:
+    # gamma 1/2. Game 0: 8 before, then 1, 2 (ends), 3; game 1: nothing before, 4, 4, 4
+    reward = torch.tensor([[1.0, 4], [2, 4], [3, 4]])
+    ended = torch.tensor([[False, False], [True, False], [False, False]])
+    past, carry = past_return(reward, ended, 0.5, torch.tensor([8.0, 0]).double())
+    assert past.tolist() == [[5, 4], [4.5, 6], [3, 7]]
+    assert carry.tolist() == [3, 7]
+    assert past_return(reward[:2], ended[:2], 0.5, torch.zeros(2).double())[1].tolist() == [0, 6]  # an episode's end
+
+
+def test_numbers_are_seen_by_their_moments_and_nowhere_beyond_ten() -> None:
+    seen = Moments(2)
+    assert seen(torch.tensor([[3.0, 4.0]])).tolist() == [[3, 4]]  # before there are any
+    seen.take(torch.tensor(4.0), torch.tensor([1.0, -1.0]), torch.tensor([16.0, 4.0]))  # deviations 2 and 1
+    assert seen(torch.tensor([[5.0, -1.0], [99.0, -99.0]])).tolist() == [
+        pytest.approx([2, 0], abs=1e-6),
+        pytest.approx([10, -10]),
+    ]
+    other = Moments(2)
+    other.load_state_dict(seen.state_dict())
+    assert torch.equal(other(torch.ones(1, 2)), seen(torch.ones(1, 2)))
+
+
+def test_rewards_are_scaled_and_clipped() -> None:
+    assert ScaledReward(10.0)(torch.tensor([[3.0, -500.0]]), 2.0).tolist() == [[1.5, -10]]
+
+
+class Watching(Reporter):
+    """Keeps the rollouts and what the policy made of them, before and after learning."""
+
+    seen: list[tuple[torch.Tensor, torch.Tensor, float]]
+
+    def iteration(self, state: State, rollout, *rest):  # type: ignore[no-untyped-def, override]
+        self.seen.append((rollout.obs.clone(), rollout.reward.clone(), state.deviation))
+        super().iteration(state, rollout, *rest)
+
+
+def moments(policy: Policy) -> Moments:
+    (found,) = [m for m in policy.modules() if isinstance(m, Moments)]
+    return found
+
+
+def test_a_runs_moments_are_those_of_all_it_saw_and_its_rewards_stay_raw(
+    control: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Watching.seen = []
+    monkeypatch.setattr(runner, "Reporter", Watching)
+    run = surefoot.train(control, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    policy, env, facts = surefoot.load_policy(run.path)
+    obs = torch.stack([obs for obs, *_ in Watching.seen]).view(-1, 3).double().numpy()
+    np.testing.assert_allclose(moments(policy).mean, obs.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments(policy).square / len(obs), obs.var(0), rtol=1e-12)
+    reward = torch.cat([reward for _, reward, _ in Watching.seen]).double().numpy()
+    assert reward.min() < -5  # raw
+    past, carry = [], np.zeros(8)
+    for t, paid in enumerate(reward):
+        carry = paid + control.credit.gamma * carry * (t % 10 > 0)  # an episode has 10 steps
+        past.append(carry)
+    want = np.sqrt(np.var(past) + 1e-8)
+    assert Watching.seen[-1][2] == pytest.approx(want, rel=1e-9)
+    assert facts["returns"][0] == len(obs)
+    before = moments(policy).state_dict()
+    evaluate(policy, env, range(3))  # frozen
+    assert all(torch.equal(x, before[k]) for k, x in moments(policy).state_dict().items())
+
+
+def test_collection_and_learning_see_the_same_until_both_are_over(control: Config) -> None:
+    """The first minibatch's ratios are 1 although the statistics move every rollout."""
+    from contextlib import nullcontext
+
+    from surefoot.learn import NAMES
+    from surefoot.loop import train
+
+    drifts = []
+
+    class Silent:
+        def done(self, state: State) -> bool:
+            return state.iteration >= 4
+
+        def iteration(self, state: State, rollout, target, stats, learn_s) -> None:  # type: ignore[no-untyped-def]
+            drifts.append(float(stats[0, NAMES.index("ratio_drift")]))
+
+        def due(self) -> bool:
+            return False
+
+        def playing(self) -> nullcontext[None]:
+            return nullcontext()
+
+    state = initial(control, Ranks())
+    train(control, state, Ranks(), Silent())  # type: ignore[arg-type]
+    assert moments(state.policy).count == 4 * 16 * 8
+    assert max(drifts) < 1e-5
+
+
+def test_a_stopped_and_resumed_run_has_the_same_bits(
+    control: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(control, horizon=(12,), minibatch=24)  # rollouts end in the middle of episodes
+    surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "Reporter", interrupt_at(2))
+        surefoot.train(cfg, run_dir=tmp_path / "parts", ranks=1, quiet=True)
+    surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    facts = [unseal((checkpoints(tmp_path / d)[-1] / "state.json").read_bytes()) for d in ("whole", "parts")]
+    assert facts[0]["returns"] == facts[1]["returns"]
+    assert facts[0]["returns"][0] > 0
+
+
+def test_fine_tuning_keeps_the_statistics(control: Config, tmp_path: Path) -> None:
+    run = surefoot.train(control, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    state = initial(replace(control, seed=9), Ranks())
+    returns = runner.load_source(state.policy, control, run.path)
+    assert returns[0] == moments(state.policy).count == 6 * 128
+    assert torch.equal(moments(state.policy).mean, moments(surefoot.load_policy(run.path)[0]).mean)
