@@ -149,6 +149,7 @@ def test_collection_and_learning_see_the_same_until_both_are_over(control: Confi
     assert max(drifts) < 1e-5
 
 
+@pytest.mark.usefixtures("signals_interrupt")
 def test_a_stopped_and_resumed_run_has_the_same_bits(
     control: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +157,8 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "Reporter", interrupt_at(2))
-        surefoot.train(cfg, run_dir=tmp_path / "parts", ranks=1, quiet=True)
+        with pytest.raises(KeyboardInterrupt):
+            surefoot.train(cfg, run_dir=tmp_path / "parts", ranks=1, quiet=True)
     surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     facts = [unseal((checkpoints(tmp_path / d)[-1] / "state.json").read_bytes()) for d in ("whole", "parts")]
