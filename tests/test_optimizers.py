@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from surefoot.actions import Categorical, Head
 from surefoot.config import Config
 from surefoot.optimizers import Adam, Muon
 from surefoot.policy import Policy, flatten, matrices
@@ -21,7 +22,7 @@ def small_policy() -> Policy:
     from torch import nn
 
     body = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 8))
-    return Policy(nn.Identity(), body, nn.Linear(8, 3), nn.Linear(8, 1)).double()
+    return Policy(nn.Identity(), body, nn.Linear(8, 3), nn.Linear(8, 1), Head(3, (), Categorical)).double()
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(16, 128), (128, 16), (32, 32)])
