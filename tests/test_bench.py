@@ -20,6 +20,8 @@ from surefoot.benching import bare, measure
 from surefoot.cli import Train, main, parse
 from surefoot.config import Config
 from surefoot.envs.atari import Pong
+from surefoot.envs.gym import Gymnasium
+from surefoot.errors import Fault
 
 
 def test_a_rank_measures_every_stage_and_the_whole(small: Config) -> None:
@@ -180,3 +182,9 @@ def test_what_speed_runs_is_a_command(contestant: speed.Contestant) -> None:
     command = parse(contestant.command(1.0, Path("x"), "")[3:])
     assert isinstance(command, Train)
     assert command.config.games % command.ranks == 0
+
+
+def test_the_bare_environment_may_have_any_actions_and_a_faulty_one_is_a_sentence() -> None:
+    assert bare(Gymnasium("Pendulum-v1"), 0.001) > 0
+    with pytest.raises(Fault, match="the simulator exploded"):
+        bare(Gymnasium("worlds:Faulty-raises-v0"), 0.1)

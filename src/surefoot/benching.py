@@ -7,7 +7,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from surefoot.config import Config
 from surefoot.envs import Env
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
-from surefoot.errors import Fault, UserError, note
-from surefoot.launch import choose_ranks, die_with_launcher, launch, leave, usable_cores
+from surefoot.errors import Fault, UserError
+from surefoot.launch import choose_ranks, die_with_launcher, launch, leave, leave_because, usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +50,10 @@ class Speed:
 def bare(env: Env, seconds: float) -> float:
     """Steps per second of one environment alone in this process: an emulator takes a decision's frames in one call."""
     game: Any = env.make()
-    choices: Sequence[Any]
     if isinstance(env, Gymnasium):
-        world, choices = game.env, range(int(game.action_space.n))
+        world, space = game.env, game.env.action_space
+        space.seed(0)
+        actions = [space.sample() for _ in range(512)]
         world.reset(seed=0)
 
         def step(action: Any) -> None:
@@ -62,7 +63,7 @@ def bare(env: Env, seconds: float) -> float:
     else:
         import ale_py
 
-        ale, choices = ale_py.ALEInterface(), game.buttons
+        ale, actions = ale_py.ALEInterface(), random.Random(0).choices(game.buttons, k=512)
         ale.setInt("random_seed", 0)
         ale.setFloat("repeat_action_probability", 0.0)
         ale.setInt("frame_skip", env.frame_skip[1])
@@ -73,11 +74,13 @@ def bare(env: Env, seconds: float) -> float:
             if ale.game_over():
                 ale.reset_game()
 
-    actions = random.Random(0).choices(choices, k=512)
     steps, start = 0, perf_counter()
     while (spent := perf_counter() - start) < seconds:
-        for action in actions:
-            step(action)
+        try:
+            for action in actions:
+                step(action)
+        except Exception as error:
+            raise Fault(f"the environment {env} failed: {type(error).__name__}: {error}") from error
         steps += len(actions)
     game.close()
     return steps / spent
@@ -142,7 +145,7 @@ def measure(cfg: Config, seconds: float) -> Speed:
 def bench(cfg: Config, seconds: float = 5.0, ranks: int = 0) -> Iterator[Speed]:
     """Measure on 1, 2, ... ranks as the games divide and the usable cores allow, or on `ranks` alone.
 
-    Raises UserError for a user's mistake, SystemExit where a rank has failed and said why.
+    Raises UserError for a user's mistake, Fault where a rank has failed.
     """
     if not 0 < seconds < float("inf"):
         raise UserError(f"seconds is {seconds}; allowed is above 0, finite")
@@ -155,9 +158,7 @@ def launched(cfg: Config, seconds: float, count: int) -> Speed:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "speed.json")
         order = json.dumps([cfg.to_json(), seconds, str(out)])
-        code = launch([sys.executable, "-m", "surefoot.benching", order], count, cfg.games // count, cfg.timeout)
-        if code:
-            raise SystemExit(code)
+        launch([sys.executable, "-m", "surefoot.benching", order], count, cfg.games // count, cfg.timeout)
         return Speed(**json.loads(out.read_text()))
 
 
@@ -189,5 +190,4 @@ if __name__ == "__main__":  # one rank of a measurement, as `bench` launches it
             Path(out).write_text(json.dumps(asdict(speed)))
         leave(0)
     except UserError as mistake:
-        note(str(mistake))
-        leave(1 if isinstance(mistake, Fault) else 2)
+        leave_because(mistake)

@@ -75,6 +75,13 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def leave_because(mistake: UserError) -> NoReturn:
+    """End this rank; its launcher raises the mistake."""
+    with suppress(OSError):
+        last_word(os.environ[VARIABLE]).write_text(str(mistake))
+    leave(1 if isinstance(mistake, Fault) else 2)
+
+
 def last_word(memory: str | Path) -> Path:
     """The file that says what a rank has ended of, beside the memory that it shares with its launcher."""
     return Path(memory).with_suffix(".word")

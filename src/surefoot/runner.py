@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from surefoot.envs import Env
 from surefoot.errors import Fault, UserError, note
 from surefoot.evaluation import Evaluation, evaluate, load_policy
 from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.launch import HANGING, POLITE, die_with_launcher, last_word, leave, stops
+from surefoot.launch import HANGING, POLITE, die_with_launcher, leave, leave_because, stops
 from surefoot.loop import train as train_loop
 from surefoot.metrics import read
 from surefoot.policy import Policy, has_matrix_units
@@ -292,7 +292,4 @@ if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
         stopped = run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
         leave(POLITE if stopped else 0)
     except (UserError, OSError) as error:
-        mistake = error if isinstance(error, UserError) else unwritable(error, Path(where))
-        with suppress(OSError):
-            last_word(os.environ[VARIABLE]).write_text(str(mistake))
-        leave(1 if isinstance(mistake, Fault) else 2)
+        leave_because(error if isinstance(error, UserError) else unwritable(error, Path(where)))
