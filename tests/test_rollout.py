@@ -124,7 +124,7 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
     state = initial(small, Ranks())
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
     r = collect(state.policy, state.games, noise)
-    batch = next(minibatches(state.policy, r, r.reward, r.reward, small, 0, slice(0, 8)))
+    batch = next(minibatches(r, r.reward, r.reward, small, 0, slice(0, 8)))
     ratio = (state.policy.judge(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
     assert (ratio - 1).abs().max() < 1e-5
 
@@ -135,7 +135,7 @@ def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
     state = initial(small, Ranks())
     r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
-    parts = [b.weight for b in minibatches(state.policy, r, number, number, small, 3, slice(0, 8))]
+    parts = [b.weight for b in minibatches(r, number, number, small, 3, slice(0, 8))]
     assert len(parts) == 2 * 4
     first, second = torch.cat(parts[:4]), torch.cat(parts[4:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == number.flatten().tolist()
@@ -150,10 +150,10 @@ def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
     state = initial(small, Ranks())
     r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
-    whole = [set(b.weight.tolist()) for b in minibatches(state.policy, r, number, number, small, 3, slice(0, 8))]
+    whole = [set(b.weight.tolist()) for b in minibatches(r, number, number, small, 3, slice(0, 8))]
     fields = {k: v[:, 4:] if isinstance(v, torch.Tensor) else v for k, v in vars(r).items()}
     own = number[:, 4:]
-    half = minibatches(state.policy, Rollout(**fields), own, own, small, 3, slice(4, 8))
+    half = minibatches(Rollout(**fields), own, own, small, 3, slice(4, 8))
     for everything, part in zip(whole, half, strict=True):
         assert set(part.weight.tolist()) == {x for x in everything if x % 8 >= 4}
 

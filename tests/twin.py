@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -100,5 +101,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     for kind, cfg in KINDS.items():
+        if kind == "control":
+            del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
         main(kind, cfg, Path(sys.argv[1]))
     leave(0)

@@ -22,6 +22,8 @@ from surefoot.errors import Fault, UserError
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 
+FORMAT = 3  # of a policy file, and of a checkpoint around it; 3: what a convolution puts out is flattened channels-last
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -150,7 +152,7 @@ def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[floa
     Running statistics of observations are among its tensors, those of `returns` in the header.
     """
     plain = cfg.to_json()
-    facts = {"format": 1, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
+    facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
     facts["returns"] = list(returns)
     tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
     return save_tensors(tensors, {"surefoot": json.dumps(facts)})
@@ -166,8 +168,8 @@ def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dic
     try:
         with safe_open(file, "pt") as opened:
             facts = json.loads((opened.metadata() or {})["surefoot"])
-            if facts["format"] > 1:
-                raise UserError(f"'{file}' has format {facts['format']}; this surefoot knows 1: update it")
+            if facts["format"] != FORMAT:
+                raise UserError(f"'{file}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:

@@ -17,7 +17,6 @@ from surefoot.objectives import ClippedSurrogate, clip_fraction, clipped_value_l
 
 if TYPE_CHECKING:
     from surefoot.config import Config
-    from surefoot.policy import Policy
     from surefoot.ranks import Ranks
     from surefoot.rollout import Rollout
     from surefoot.state import State
@@ -46,7 +45,7 @@ class Batch:
 
 
 def minibatches(
-    policy: Policy, rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, columns: slice
+    rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, columns: slice
 ) -> Iterator[Batch]:
     """`cfg.epochs` passes over the rollout, each cut afresh into minibatches.
 
@@ -54,10 +53,8 @@ def minibatches(
     (`columns`) to give its share of a minibatch that all ranks learn from.
     """
     horizon, n = rollout.action.shape[:2]
-    with torch.no_grad():
-        prepared = policy.prepare(rollout.obs.flatten(0, 1).to(weight.device))
-    rest = (rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
-    flat = Batch(prepared, *(x.flatten(0, 1) for x in rest))
+    rows = (rollout.prepared, rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
+    flat = Batch(*(x.flatten(0, 1) for x in rows))
     parts = cfg.minibatches(horizon)
     for epoch in range(cfg.epochs):
         if parts == 1:
@@ -100,11 +97,10 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
         loss = -gain.mean() + cfg.value_coef * error
         (share * loss).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            clipped = clip_fraction(logp, piece.logp, epsilon)
-            drift = (logp - piece.logp).expm1().abs().mean()
             ratio = (logp - piece.logp).exp()
-            worth = ratio.mean(), (ratio**2).mean()
-            stats += share * torch.stack((new.kl(old).mean(), clipped, new.entropy().mean(), error, drift, *worth))
+            drift, worth = (ratio - 1).abs().mean(), (ratio.mean(), ratio.square().mean())
+            means = new.kl(old).mean(), clip_fraction(ratio, epsilon), new.entropy().mean(), error, drift, *worth
+            stats += share * torch.stack(means)
     ranks.average(gradient, stats)
     norm = gradient.norm().item()
     stats[-2], stats[-1] = stats[-2] ** 2 / stats[-1], norm  # the effective sample size's share, of the whole minibatch

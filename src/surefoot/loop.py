@@ -77,7 +77,7 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         paid = replace(rollout, reward=cfg.reward(rollout.reward, state.deviation))
         weight, target = cfg.credit(paid)  # what each action earned             [T, N]
         weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
-        batches = minibatches(state.policy, rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
+        batches = minibatches(rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
         updates = []
         for batch in batches:
             updates.append(update(state, batch, cfg, ranks))

@@ -138,7 +138,7 @@ def _eye(
     """What cuts an image into patches, the convolutions, and how many numbers they put out."""
     from torch import nn
 
-    from surefoot.policy import Patches, PixelConv
+    from surefoot.policy import Flat, Patches, PixelConv
 
     size = part.shape if len(part.shape) == 3 else (1, *part.shape)
     last = size[2] < min(size[:2])  # [height, width, channels]
@@ -154,7 +154,7 @@ def _eye(
     for _, window, stride in shape:
         edges = [(edge - window) // stride + 1 for edge in edges]
     _require(min(edges) > 0, f"{name}'s windows do not fit into images of {part.shape}")
-    return Patches(step, last), nn.Sequential(*layers, nn.Flatten()), shape[-1][0] * edges[0] * edges[1]
+    return Patches(step, last), nn.Sequential(*layers, Flat()), shape[-1][0] * edges[0] * edges[1]
 
 
 @dataclass(frozen=True)

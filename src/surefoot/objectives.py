@@ -46,9 +46,9 @@ def clipped_value_loss(value: Tensor, value_old: Tensor, target: Tensor, epsilon
     return value_loss(value, target).maximum(value_loss(near, target))
 
 
-def clip_fraction(logp: Tensor, logp_old: Tensor, epsilon: float) -> Tensor:
+def clip_fraction(ratio: Tensor, epsilon: float) -> Tensor:
     """Share of samples whose ratio has left [1 - epsilon, 1 + epsilon]; scalar."""
-    return (((logp - logp_old).exp() - 1).abs() > epsilon).to(logp.dtype).mean()
+    return ((ratio - 1).abs() > epsilon).to(ratio.dtype).mean()
 
 
 def straight_line(end_factor: float, progress: float) -> float:
@@ -119,8 +119,8 @@ class Entropy:
         """This bonus as it stands when `progress` (0 to 1) of the run is done."""
         return Entropy(self.coefficient * straight_line(self.end_factor, progress))
 
-    def __call__(self, new: Distribution, old: Distribution) -> Tensor:
-        return self.coefficient * new.entropy()
+    def __call__(self, new: Distribution, old: Distribution) -> Tensor | float:
+        return self.coefficient and self.coefficient * new.entropy()  # without one, nothing is computed
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,14 @@ class PixelConv(nn.Conv2d):
         return F.conv2d(patches.to(weight.dtype).permute(0, 3, 1, 2), weight, bias)
 
 
+class Flat(nn.Module):
+    """[B, C, H, W] to [B, H W C]: the order in which convolutions leave their numbers, so nothing moves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers, as rows."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
 class Moments(nn.Module):
     """Running mean and variance of some numbers, in double precision; what is seen is (x - mean) / deviation.
 
@@ -226,15 +234,20 @@ class Policy(nn.Module):
         """compute the body in bfloat16; the heads stay as exact as their weights"""
 
     def player(self) -> Policy:
-        """The same policy to play with: where the body computes in bfloat16, a copy that was rounded once for all."""
-        if not self.bf16 or not isinstance(self.prepare, Patches):
+        """The same policy to play with: for images a copy with weights rounded, or laid out for few games, once.
+
+        NatureCNN's hidden layer: 0.26 ms instead of 0.46 for four games.
+        """
+        if not isinstance(self.prepare, Patches):
             return self
         copied = copy.deepcopy(self).requires_grad_(False)
-        copied.bf16 = False
+        copied.bf16, dtype = False, torch.bfloat16 if self.bf16 else self.actor.weight.dtype
         for layer in copied.body:
             if isinstance(layer, PixelConv):
-                layer.folded = layer.fold(torch.bfloat16)
-        copied.body.to(torch.bfloat16)
+                layer.folded = layer.fold(dtype)
+            elif isinstance(layer, nn.Linear) and not self.bf16:
+                layer.weight.data = layer.weight.T.contiguous().T
+        copied.body.to(dtype)
         return copied
 
     def forward(self, obs: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
@@ -291,9 +304,7 @@ def matrices(policy: nn.Module) -> list[nn.Parameter]:
 def flatten(policy: Policy) -> nn.Parameter:
     """Make every parameter and gradient a view of one flat tensor: one optimizer step, one norm, one exchange.
 
-    The `matrices` come first.
-
-    Returns the flat parameter, whose `.grad` is the flat gradient; zero it in place, never set it to None.
+    Returns it, the `matrices` first; its `.grad` is the flat gradient: zero it in place, never set it to None.
     """
     first = matrices(policy)
     ids = {id(p) for p in first}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -26,13 +30,18 @@ class Ranks:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def average(self, gradient: Tensor, stats: Tensor) -> None:
-        """Replace both, in place, by their means over the ranks; the figures ride at the end of one buffer."""
+        """Replace both, in place, by their means over the ranks."""
         if self.count == 1:
             return
-        buffer = torch.cat((gradient, stats)).div_(self.count)
-        dist.all_reduce(buffer)
-        gradient.copy_(buffer[: len(gradient)])
-        stats.copy_(buffer[len(gradient) :])
+        turns = boards(self, len(gradient), gradient.dtype) if gradient.is_cpu else None
+        if turns is None:
+            dist.all_reduce(gradient.div_(self.count))
+            dist.all_reduce(stats.div_(self.count))
+            return
+        board = next(turns)
+        torch.div(gradient, self.count, out=board[self.rank])
+        dist.all_reduce(stats.div_(self.count))  # which ends when all have written
+        torch.sum(board, 0, out=gradient)
 
     def mean(self, numbers: Tensor) -> Tensor:
         """The ranks' mean of some numbers."""
@@ -74,6 +83,33 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
         dist.gather(padded, parts)
         return [bytes(p[:size].numpy()) for p, size in zip(parts or [], sizes, strict=False)]
+
+
+@functools.cache
+def boards(ranks: Ranks, size: int, dtype: torch.dtype) -> Iterator[Tensor] | None:
+    """Memory [ranks, size] that all ranks of one machine see; None where they are on several, or it cannot be had.
+
+    Twice as fast as sockets. There are two that take turns: who writes on one again has met all others since, at the
+    second one, and so they have read it. The memory has no name: it goes with the processes, however they end.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(ranks.count) or not hasattr(os, "memfd_create"):
+        return None
+    numbers, place, seen = 2 * ranks.count * size, torch.tensor([os.getpid(), -1]), None
+    if ranks.rank == 0:
+        memory = os.memfd_create("surefoot")
+        with suppress(OSError):
+            os.posix_fallocate(memory, 0, numbers * dtype.itemsize)
+            place[1] = memory
+    dist.broadcast(place, 0)
+    with suppress(RuntimeError):
+        path = "/proc/{}/fd/{}".format(*place.tolist())
+        seen = torch.from_file(path, shared=True, size=numbers, dtype=dtype)
+    everywhere = not ranks.agree(seen is None)
+    if ranks.rank == 0:
+        os.close(memory)  # the mapping stays
+    if seen is None or not everywhere:
+        return None
+    return itertools.cycle(seen.view(2, ranks.count, size))
 
 
 def join(timeout: float = 300.0) -> Ranks:

@@ -23,6 +23,8 @@ class Rollout:
 
     obs: Tensor
     """[T, N, ...] in the environment's dtype (uint8 stays uint8)"""
+    prepared: Tensor
+    """[T, N, ...] as the policy prepared them"""
     action: Tensor
     """[T, N] int64; of several choices [T, N, D]; continuous [T, N, A], as sampled"""
     logp: Tensor
@@ -81,12 +83,14 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     obs[0] = games.obs
     reward = np.empty((horizon, n), np.float32)
     terminated, truncated = np.empty((horizon, n), np.bool_), np.empty((horizon, n), np.bool_)
-    params, actions, values = [], [], []
+    prepared, params, actions, values = [], [], [], []
     finals: dict[tuple[int, int], np.ndarray] = {}
     env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(horizon):
-        dist, value, _ = policy(torch.from_numpy(obs[t]).to(device))
+        seen = policy.prepare(torch.from_numpy(obs[t]).to(device))
+        dist, value, _ = policy.judge(seen)
         action = dist.sample(noise[t])
+        prepared.append(seen)
         params.append(dist.params)
         actions.append(action)
         values.append(value)
@@ -97,7 +101,8 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
                 if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
                     truncated[t - 1, i], finals[t - 1, i] = True, obs[t, i].copy()
             obs[t, lost] = obs[t + 1, lost]
-            dist, values[t], _ = policy(torch.from_numpy(obs[t]).to(device))
+            prepared[t] = policy.prepare(torch.from_numpy(obs[t]).to(device))
+            dist, values[t], _ = policy.judge(prepared[t])
             params[t], actions[t] = dist.params, dist.sample(noise[t])
             steps.take(lost, games.step(_plain(actions[t]), obs[t + 1], lost))
         env_s += perf_counter() - before
@@ -116,6 +121,7 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     old, played = torch.stack(params), torch.stack(actions)
     rollout = Rollout(
         obs=torch.from_numpy(obs[:length]),
+        prepared=torch.stack(prepared),
         action=played,
         logp=policy.distribution(old).log_prob(played),
         params=old,

@@ -24,7 +24,7 @@ from torch import nn
 from surefoot.config import Config
 from surefoot.envs import Episode, Games
 from surefoot.errors import UserError, note
-from surefoot.evaluation import policy_bytes
+from surefoot.evaluation import FORMAT, policy_bytes
 from surefoot.files import checkpoints, digest, read_plain, seal, unseal, write_folder
 from surefoot.noise import Purpose, integer
 from surefoot.policy import Policy, flatten, has_matrix_units
@@ -32,7 +32,6 @@ from surefoot.pulse import Pulse
 from surefoot.ranks import Ranks
 from surefoot.steps import Steps
 
-FORMAT = 2
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
 COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped", "returns")
@@ -185,14 +184,14 @@ def _score(checkpoint: Path) -> float:
 
 
 def look(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A checkpoint's facts and files; raises UserError for a newer format, ValueError where anything is damaged."""
+    """A checkpoint's facts and files; raises UserError for another format, ValueError where anything is damaged."""
     name = "state.json"
     try:
         if checkpoint.is_symlink():
             raise ValueError("it lies behind a link")
         facts = unseal(read_plain(checkpoint / name))
         if facts["format"] != FORMAT:
-            raise UserError(f"'{checkpoint}' has format {facts['format']}; this surefoot knows {FORMAT}: update it")
+            raise UserError(f"'{checkpoint}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
         files = {}
         for name in FILES:
             size, expected = facts["files"][name]

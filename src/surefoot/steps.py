@@ -5,8 +5,6 @@ They do without `torch.optim.Optimizer`, whose first use imports PyTorch's compi
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
@@ -68,9 +66,10 @@ class MuonSteps:
     def __init__(self, policy: Policy, flat: nn.Parameter, momentum: float, eps: float) -> None:
         assert flat.grad is not None
         self.momentum = momentum
-        self.dtype = torch.bfloat16 if policy.bf16 else flat.dtype
         self.matrices = [p.data.flatten(1) for p in matrices(policy)]
         self.sizes = [p.numel() for p in self.matrices]
+        # 16x128 takes 245 us in bfloat16 and 51 as it is; 256x2048 takes 5 ms and 19
+        self.dtypes = [torch.bfloat16 if policy.bf16 and n > 100_000 else flat.dtype for n in self.sizes]
         size = sum(self.sizes)
         self.rest = AdamSteps(flat.data[size:], flat.grad[size:], eps)
         self.gradient = flat.grad[:size]
@@ -81,9 +80,8 @@ class MuonSteps:
         mean, new = self.moments["momentum"], 1 - self.momentum
         mean.lerp_(self.gradient, new)
         ahead = mean.lerp(self.gradient, new)
-        for matrix, part in zip(self.matrices, torch.split(ahead, self.sizes), strict=True):
-            length = 0.2 * math.sqrt(max(matrix.shape))
-            matrix.add_(orthogonalize(part.view_as(matrix), self.dtype), alpha=-rate * length)
+        for matrix, part, dtype in zip(self.matrices, torch.split(ahead, self.sizes), self.dtypes, strict=True):
+            matrix.add_(orthogonalize(part.view_as(matrix), dtype), alpha=-0.2 * max(matrix.shape) ** 0.5 * rate)
         self.rest.step(rate)
 
 
