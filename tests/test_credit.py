@@ -442,6 +442,7 @@ def rollout(data: Data, terminated: Tensor, truncated: Tensor) -> Rollout:
     shape = data.reward.shape
     return Rollout(
         obs=torch.zeros(*shape, 2),
+        prepared=torch.zeros(*shape, 2),
         action=torch.zeros(shape, dtype=torch.int64),
         logp=torch.zeros(shape, dtype=torch.float64),
         params=torch.zeros(shape, dtype=torch.float64),
