@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -20,8 +20,13 @@ def make_target() -> gymnasium.Env[Any, Any]:
     return Target()
 
 
-def make_vector() -> Any:
-    return gymnasium.make_vec("CartPole-v1", 2)
+def make_vector(number: int = 2) -> Any:
+    return gymnasium.make_vec("CartPole-v1", number, "sync", {"autoreset_mode": "SameStep"})
+
+
+def make_pictures(num_envs: int, render_mode: str | None = None) -> Any:
+    assert render_mode in (None, "rgb_array")
+    return gymnasium.vector.SyncVectorEnv([Image] * num_envs, autoreset_mode="SameStep")
 
 
 class Unseeded(Catch):
@@ -55,6 +60,8 @@ class Stranger:
 class Image(Catch):
     """Catch as a picture."""
 
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
     def __init__(self) -> None:
         super().__init__()
         self.observation_space = spaces.Box(0, 255, (48, 40, 3), np.uint8)
@@ -64,6 +71,9 @@ class Image(Catch):
         picture[8 * min(self.row, 5) : 8 * min(self.row, 5) + 8, 8 * self.ball : 8 * self.ball + 8, 0] = 255
         picture[40:, 8 * self.paddle : 8 * self.paddle + 8, 1] = 255
         return picture
+
+    def render(self) -> Any:
+        return self._see()
 
 
 Old = type("Old", (), {"__module__": "gym.core", "observation_space": None, "action_space": None})

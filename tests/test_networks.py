@@ -11,8 +11,8 @@ from gymnasium import spaces
 import surefoot
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
-from surefoot.networks import MLP, LessonCNN, Network, SmallCNN
-from surefoot.policy import Palette, Patches, Policy, flatten
+from surefoot.networks import MLP, ImpalaCNN, LessonCNN, Network, SmallCNN
+from surefoot.policy import Palette, Patches, Policy, Residual, flatten
 
 FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -34,6 +34,8 @@ def built(network: Network, space: spaces.Box, actions: int) -> Policy:
         (LessonCNN(critic=True), FRAMES, 2, 334_897 + 257),
         # 16*2*64+16, 32*16*16+32, 2048*256+256, 256*3+3, 256+1
         (SmallCNN(), FRAMES, 3, 2_064 + 8_224 + 524_544 + 771 + 257),
+        # 2*9*16+16, 4*(16*9*16+16), 16*9*32+32, 9*(32*9*32+32), 32*10*10*256+256, 256*3+3, 256+1
+        (ImpalaCNN(), FRAMES, 3, 304 + 9_280 + 4_640 + 83_232 + 819_456 + 771 + 257),
         # twice (4*64+64 + 64*64+64), 64*2+2, 64+1
         (MLP(), VECTOR, 2, 2 * (320 + 4_160) + 130 + 65),
     ],
@@ -63,10 +65,28 @@ def test_the_first_layer_is_a_plain_convolution_of_scaled_pixels() -> None:
     plain = conv.weight.view(16, 2, 4, 4, 2, 2).permute(0, 1, 4, 2, 5, 3).reshape(16, 2, 8, 8)
     want = F.conv2d((obs.double() - 78) / 64, plain, conv.bias, stride=4)
     assert torch.allclose(conv(policy.prepare(obs)), want, atol=1e-12)
+    padded = built(ImpalaCNN(), FRAMES, 3).double()
+    want = F.conv2d(obs.double() / 255, padded.body[0].weight, padded.body[0].bias, padding=1)
+    assert torch.allclose(padded.body[0](padded.prepare(obs)), want, atol=1e-12)
 
 
-def test_bfloat16_is_close_and_leaves_the_heads_exact() -> None:
-    policy = built(SmallCNN(), FRAMES, 3)
+def test_a_residual_unit_adds_to_what_it_is_given() -> None:
+    """It begins as the identity; with 1 in the middle of both windows it is x + relu(relu(x)); what it got stays."""
+    policy = built(ImpalaCNN(), FRAMES, 3)
+    units = [layer for layer in policy.body if isinstance(layer, Residual)]
+    assert len(units) == 6
+    given = torch.randn(2, 16, 5, 5, generator=torch.Generator().manual_seed(0))
+    x = given.clone()
+    assert torch.equal(units[0](x), given)
+    for layer in (units[0].first, units[0].last):
+        torch.nn.init.dirac_(layer.weight)
+    assert torch.allclose(units[0](x), given + given.clamp(min=0))
+    assert torch.equal(x, given)
+
+
+@pytest.mark.parametrize("network", [SmallCNN(), ImpalaCNN()], ids=str)
+def test_bfloat16_is_close_and_leaves_the_heads_exact(network: Network) -> None:
+    policy = built(network, FRAMES, 3)
     exact, value, _ = policy(images(8))
     policy.bf16 = True
     rough, rough_value, _ = policy(images(8))
@@ -75,8 +95,9 @@ def test_bfloat16_is_close_and_leaves_the_heads_exact() -> None:
     assert (exact.params - rough.params).abs().max() < 0.01
 
 
-def test_whoever_plays_with_rounded_weights_plays_the_same_policy() -> None:
-    policy = built(SmallCNN(), FRAMES, 3)
+@pytest.mark.parametrize("network", [SmallCNN(), ImpalaCNN()], ids=str)
+def test_whoever_plays_with_rounded_weights_plays_the_same_policy(network: Network) -> None:
+    policy = built(network, FRAMES, 3)
     for part, same in zip(policy(images(4))[:2], policy.player()(images(4))[:2], strict=True):
         torch.testing.assert_close(getattr(part, "params", part), getattr(same, "params", same))
     policy.bf16 = True
@@ -122,6 +143,7 @@ def test_spaces_that_do_not_fit_are_refused() -> None:
         (LessonCNN(), FRAMES, 3),
         (LessonCNN(), VECTOR, 2),
         (SmallCNN(), VECTOR, 2),
+        (ImpalaCNN(), VECTOR, 2),
         (SmallCNN(kernel=(6, 4)), FRAMES, 3),
         (SmallCNN(kernel=(80, 4), stride=(80, 2)), FRAMES, 3),
     ):

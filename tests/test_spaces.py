@@ -18,7 +18,7 @@ from surefoot.envs.gym import Gymnasium
 from surefoot.envs.spaces import blank, choices, lay, masked, parts, translator
 from surefoot.errors import Fault, UserError
 from surefoot.evaluation import evaluate
-from surefoot.networks import MLP, NatureCNN
+from surefoot.networks import MLP, ImpalaCNN, NatureCNN, Network
 from surefoot.policy import Policy
 from surefoot.rollout import Rollout, collect
 
@@ -191,8 +191,8 @@ def test_one_hot_bytes_and_switches_are_what_they_should_be() -> None:
     assert Vector(parts(space))(torch.from_numpy(row[None])).tolist() == [pytest.approx([0, 0, 1, 0, 0.2, 1, 0])]
 
 
-@pytest.mark.parametrize("network", [MLP((8,), running=True), NatureCNN()], ids=str)
-def test_a_dict_is_seen_whole_and_its_mask_is_obeyed(network: MLP | NatureCNN) -> None:
+@pytest.mark.parametrize("network", [MLP((8,), running=True), NatureCNN(), ImpalaCNN()], ids=str)
+def test_a_dict_is_seen_whole_and_its_mask_is_obeyed(network: Network) -> None:
     """Every part changes what the policy thinks, but the mask only what it may do; forbidden actions never happen."""
     torch.manual_seed(0)
     policy = network.build(EVERYTHING, spaces.Discrete(5))
@@ -220,16 +220,17 @@ def test_a_mask_of_another_size_is_refused() -> None:
     assert masked(EVERYTHING, spaces.Box(-1, 1, (5,))) == 0
 
 
+@pytest.mark.parametrize("network", [NatureCNN(), ImpalaCNN()], ids=str)
 @pytest.mark.parametrize("shape", [(40, 44, 3), (3, 40, 44), (40, 44)], ids=str)
-def test_images_may_have_their_channels_first_last_or_not_at_all(shape: tuple[int, ...]) -> None:
+def test_images_may_have_their_channels_first_last_or_not_at_all(shape: tuple[int, ...], network: Network) -> None:
     torch.manual_seed(0)
     space = spaces.Box(0, 255, shape, np.uint8)
-    policy = NatureCNN().build(space, spaces.Discrete(2))
+    policy = network.build(space, spaces.Discrete(2))
     image = torch.randint(0, 256, (2, *shape), dtype=torch.uint8)
     assert policy(image)[1].shape == (2,)
     if shape == (40, 44, 3):
         torch.manual_seed(0)
-        first = NatureCNN().build(spaces.Box(0, 255, (3, 40, 44), np.uint8), spaces.Discrete(2))
+        first = network.build(spaces.Box(0, 255, (3, 40, 44), np.uint8), spaces.Discrete(2))
         first.load_state_dict(policy.state_dict())
         torch.testing.assert_close(first(image.permute(0, 3, 1, 2))[1], policy(image)[1])
 

@@ -93,7 +93,7 @@ def test_an_object_is_copied_for_every_game() -> None:
         ("no_such_module:Env-v0", "no environment"),
         ("no_such_module:make", "no environment"),
         ("makers:no_such_function", "no environment 'makers:no_such_function'"),
-        ("makers:make_vector", "VectorEnv: give the function"),
+        ("makers:make_vector", "VectorEnv: give a function of num_envs"),
         ("makers:Stranger", "Stranger, which is no gymnasium.Env"),
         ("makers:Old", "of the old Gym package: pip install 'shimmy"),
         ("makers:Unseeded", "breaks Gymnasium's contract: .*seed"),

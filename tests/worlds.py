@@ -38,6 +38,18 @@ class Identity(World):
         return self._show(), reward, self.left == 0, False, {}
 
 
+class Lamps(Identity):
+    """Identity as a picture: which quarter is lit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, 255, (12, 12, 1), np.uint8)
+
+    def _show(self) -> np.ndarray:
+        lit = super()._show().reshape(2, 2, 1).astype(np.uint8)
+        return 255 * lit.repeat(6, 0).repeat(6, 1)
+
+
 class Catch(World):
     """A ball falls through 6 rows of 5 columns; stand under it. Left, stay, right; +1 or -1 at the end."""
 
@@ -319,6 +331,7 @@ class Nested(Target):
 KINDS = (Target, Switches, Doors, Nested)
 for world in (
     Identity,
+    Lamps,
     Catch,
     Carrying,
     Crashing,

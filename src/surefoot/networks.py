@@ -5,9 +5,11 @@ A Config holds one of these frozen descriptions; `build` turns it into a `policy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from surefoot.errors import UserError
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -74,7 +76,8 @@ class SmallCNN:
     def build(self, observation: Space, action: Space) -> Policy:
         """For images and Dicts with images in them, and any actions."""
         shape = tuple(zip(self.filters, self.kernel, self.stride, strict=True))
-        return _convolutional("SmallCNN", observation, action, shape, self.hidden, self.background, self.scale)
+        look = _plain("SmallCNN", shape, self.background, self.scale)
+        return _convolutional("SmallCNN", observation, action, self.stride[0], look, self.hidden)
 
 
 @dataclass(frozen=True)
@@ -89,72 +92,93 @@ class NatureCNN:
 
     def build(self, observation: Space, action: Space) -> Policy:
         """For images and Dicts with images in them, and any actions; 1,687,719 parameters for Pong's six."""
-        shape = (32, 8, 4), (64, 4, 2), (64, 3, 1)
-        return _convolutional("NatureCNN", observation, action, shape, 512, 0.0, self.scale)
+        look = _plain("NatureCNN", ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 0.0, self.scale)
+        return _convolutional("NatureCNN", observation, action, 4, look, 512)
+
+
+@dataclass(frozen=True)
+class ImpalaCNN:
+    """IMPALA's residual network: 16, 32 and 32 filters 3x3, each halved and with two residual units, 256 units, ReLU.
+
+    Source: Espeholt et al. 2018, figure 3, the deep one without its LSTM; initialised as the others.
+    """
+
+    def build(self, observation: Space, action: Space) -> Policy:
+        """For images and Dicts with images in them, and any actions; 1,090,517 parameters for Breakout's four."""
+
+        def look(channels: int) -> list[nn.Module]:
+            from torch import nn
+
+            from surefoot.policy import PixelConv, Residual
+
+            layers: list[nn.Module] = []
+            for before, filters in ((channels, 16), (16, 32), (32, 32)):
+                first = nn.Conv2d(before, filters, 3, padding=1) if layers else PixelConv(before, filters, 3, padding=1)
+                layers += [first, nn.MaxPool2d(3, 2, 1), Residual(filters), Residual(filters)]
+            return [*layers, nn.ReLU()]
+
+        return _convolutional("ImpalaCNN", observation, action, 1, look, 256)
+
+
+def _plain(
+    name: str, shape: Sequence[tuple[int, int, int]], background: float, scale: float
+) -> Callable[[int], list[nn.Module]]:
+    """Convolutions (filters, kernel, stride) over patches of the first one's stride, with so many channels."""
+    (first, kernel, step), *others = shape
+    _require(kernel % step == 0, f"{name}'s first window {kernel} is no multiple of its stride {step}")
+
+    def look(channels: int) -> list[nn.Module]:
+        from torch import nn
+
+        from surefoot.policy import PixelConv
+
+        layers: list[nn.Module] = [PixelConv(channels, first, kernel // step, background, scale)]
+        for (before, *_), (filters, window, stride) in zip(shape, others, strict=False):
+            layers += [nn.ReLU(inplace=True), nn.Conv2d(before, filters, window, stride)]
+        return [*layers, nn.ReLU(inplace=True)]
+
+    return look
 
 
 def _convolutional(
-    name: str,
-    observation: Space,
-    action: Space,
-    shape: Sequence[tuple[int, int, int]],
-    hidden: int,
-    background: float,
-    scale: float,
+    name: str, observation: Space, action: Space, step: int, look: Callable[[int], list[nn.Module]], hidden: int
 ) -> Policy:
-    """Convolutions (filters, kernel, stride), a hidden layer, policy and critic; a Dict's other parts join them."""
+    """`look` over patches of `step` pixels, a hidden layer, policy and critic; a Dict's other parts join them."""
+    import torch
     from torch import nn
 
     from surefoot.actions import head
-    from surefoot.envs.spaces import MASK, masked, parts
+    from surefoot.envs.spaces import MASK, blank, masked, parts
     from surefoot.policy import Joined, Policy, Vector, orthogonal
 
     layout, mask, top = parts(observation), masked(observation, action), head(action)
     images = [part for part in layout if len(part.shape) == 3 or part.is_image()]
     _require(len(images) > 0, f"{name} sees images [channels, height, width], not {observation.shape or observation}")
-    eyes = [_eye(name, part, shape, background, scale) for part in images]
-    actor, critic = nn.Linear(hidden, top.outputs), nn.Linear(hidden, 1)
-    if not images[0].path:
-        (prepare, body, width), *_ = eyes
-    else:
+    eyes = [_eye(part, step, look) for part in images]
+    prepare, body = eyes[0]
+    if images[0].path:
         rest = Vector([part for part in layout if part not in images and not (mask and part.path == MASK)])
-        looks = [nn.Sequential(first, *convolutions) for first, convolutions, _ in eyes]
-        prepare, body = nn.Identity(), nn.Sequential(Joined(images, looks, rest))
-        width = sum(size for *_, size in eyes) + rest.width
-    return orthogonal(
-        Policy(
-            prepare, body.append(nn.Linear(width, hidden)).append(nn.ReLU(inplace=True)), actor, critic, top, masks=mask
-        )
-    )
+        joined = Joined(images, [nn.Sequential(first, *convolutions) for first, convolutions in eyes], rest)
+        prepare, body = nn.Identity(), nn.Sequential(joined)
+    try:
+        width = body(prepare(torch.from_numpy(blank(observation))[None])).shape[1]
+    except RuntimeError as error:
+        sizes = " and ".join(str(part.shape) for part in images)
+        raise UserError(f"{name}'s windows do not fit into images of {sizes}") from error
+    body.append(nn.Linear(width, hidden)).append(nn.ReLU(inplace=True))
+    actor, critic = nn.Linear(hidden, top.outputs), nn.Linear(hidden, 1)
+    return orthogonal(Policy(prepare, body, actor, critic, top, masks=mask))
 
 
-def _eye(
-    name: str,
-    part: Part,
-    shape: Sequence[tuple[int, int, int]],
-    background: float,
-    scale: float,
-) -> tuple[nn.Module, nn.Sequential, int]:
-    """What cuts an image into patches, the convolutions, and how many numbers they put out."""
+def _eye(part: Part, step: int, look: Callable[[int], list[nn.Module]]) -> tuple[nn.Module, nn.Sequential]:
+    """What cuts an image into patches, and the convolutions."""
     from torch import nn
 
-    from surefoot.policy import Flat, Patches, PixelConv
+    from surefoot.policy import Flat, Patches
 
     size = part.shape if len(part.shape) == 3 else (1, *part.shape)
     last = size[2] < min(size[:2])  # [height, width, channels]
-    channels, *edges = (size[2], *size[:2]) if last else size
-    (first, kernel, step), *others = shape
-    _require(kernel % step == 0, f"{name}'s first window {kernel} is no multiple of its stride {step}")
-    layers: list[nn.Module] = [
-        PixelConv(channels * step**2, first, kernel // step, background, scale),
-        nn.ReLU(inplace=True),
-    ]
-    for (before, *_), (filters, window, stride) in zip(shape, others, strict=False):
-        layers += [nn.Conv2d(before, filters, window, stride), nn.ReLU(inplace=True)]
-    for _, window, stride in shape:
-        edges = [(edge - window) // stride + 1 for edge in edges]
-    _require(min(edges) > 0, f"{name}'s windows do not fit into images of {part.shape}")
-    return Patches(step, last), nn.Sequential(*layers, Flat()), shape[-1][0] * edges[0] * edges[1]
+    return Patches(step, last), nn.Sequential(*look(size[2 if last else 0] * step**2), Flat())
 
 
 @dataclass(frozen=True)
@@ -187,11 +211,9 @@ class MLP:
         return orthogonal(Policy(prepare, body(), actor, critic, top, body(), mask))
 
 
-Network = LessonCNN | SmallCNN | NatureCNN | MLP
+Network = LessonCNN | SmallCNN | NatureCNN | ImpalaCNN | MLP
 
 
 def _require(condition: bool, message: str) -> None:
-    from surefoot.errors import UserError
-
     if not condition:
         raise UserError(message)

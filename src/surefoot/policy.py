@@ -67,11 +67,14 @@ class Patches(nn.Module):
 class PixelConv(nn.Conv2d):
     """A convolution of (pixel - background) / scale over Patches.
 
-    Both are folded into weights and bias, which is the same function and spares two passes over the pixels.
+    Both are folded into weights and bias, which is the same function and spares two passes over the pixels. Padding is
+    black: it goes with a background of 0.
     """
 
-    def __init__(self, channels: int, filters: int, kernel: int, background: float, scale: float) -> None:
-        super().__init__(channels, filters, kernel)
+    def __init__(
+        self, channels: int, filters: int, kernel: int, background: float = 0.0, scale: float = 255.0, padding: int = 0
+    ) -> None:
+        super().__init__(channels, filters, kernel, padding=padding)
         self.background, self.scale = background, scale
         self.folded: tuple[Tensor, Tensor] | None = None
 
@@ -86,7 +89,19 @@ class PixelConv(nn.Conv2d):
         """[B, rows, columns, C] of any dtype to [B, filters, rows', columns']."""
         fast = torch.is_autocast_enabled("cpu")
         weight, bias = self.folded or self.fold(torch.bfloat16 if fast else self.weight.dtype)
-        return F.conv2d(patches.to(weight.dtype).permute(0, 3, 1, 2), weight, bias)
+        return F.conv2d(patches.to(weight.dtype).permute(0, 3, 1, 2), weight, bias, padding=self.padding)
+
+
+class Residual(nn.Module):
+    """x + last(relu(first(relu(x)))), both 3x3 convolutions. Source: He et al. 2016."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, height, width] to the same."""
+        return torch.add(x, self.last(F.relu(self.first(F.relu(x)))))
 
 
 class Flat(nn.Module):
@@ -278,7 +293,8 @@ class Policy(nn.Module):
 def orthogonal(policy: Policy) -> Policy:
     """Orthogonal weights, gain sqrt 2 in the body, 0.01 on the actions (nearly uniform), 1 on the value; biases 0.
 
-    Source: Andrychowicz et al. 2021, section 3.2 (a small last policy layer matters most).
+    Residual units begin as the identity, or the first values would be many times larger. Sources: Andrychowicz et al.
+    2021, section 3.2 (a small last policy layer matters most); Goyal et al. 2017, section 5.1 (residual units).
     """
     for layer in policy.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -286,6 +302,9 @@ def orthogonal(policy: Policy) -> Policy:
             nn.init.orthogonal_(layer.weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    for unit in policy.modules():
+        if isinstance(unit, Residual):
+            nn.init.zeros_(unit.last.weight)
     return policy
 
 

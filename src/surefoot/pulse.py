@@ -42,7 +42,7 @@ class Pulse:
         self.cells[0], self.cells[self.lengths + i] = i, -2
 
     def begin(self, i: int, seed: int) -> None:
-        """Game i is about to begin an episode, or to go on with one."""
+        """Game i is about to begin an episode, or to go on with one; `seed`: below 0 where it is not known."""
         cells = self.cells
         cells[0], cells[3 + i], cells[self.lengths + i] = i, seed, -1
         cells[2] += 1
@@ -63,7 +63,7 @@ class Pulse:
             cells[place : place + n] = array("q", [-1] * n)
 
     def at(self, i: int) -> None:
-        """Game i is about to be played."""
+        """Game i is about to be played; that after the last one: all of a VectorEnv."""
         self.cells[0] = i
 
     def rest(self) -> None:
@@ -78,15 +78,17 @@ class Pulse:
     def where(self, i: int, name: int) -> str:
         """Game i, called `name`, so that what it does can be done again."""
         cells, n = self.cells, self.games
-        length = cells[self.lengths + i]
+        if i == n:
+            return f"the VectorEnv of environments {name - n} to {name - 1} (decision {cells[1]})"
+        length, seed = cells[self.lengths + i], f"episode's seed {cells[3 + i]}, " if cells[3 + i] >= 0 else ""
         if length < -1:
             return f"environment {name} (while it is made)"
         if length < 0:
-            return f"environment {name} (episode's seed {cells[3 + i]}, at its beginning)"
+            return f"environment {name} ({seed}at its beginning)"
         past = range(max(cells[1] - min(length, RING - 1), 1), cells[1] + 1)
         numbers = [cells[self.ring + t % RING * n + i] for t in past]
         actions = "" if numbers[-1] < 0 else f", last actions {' '.join(map(str, numbers))}"
-        return f"environment {name} (episode's seed {cells[3 + i]}, decision {length + 1}{actions})"
+        return f"environment {name} ({seed}decision {length + 1}{actions})"
 
 
 class Watchdog:

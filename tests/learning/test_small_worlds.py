@@ -14,7 +14,8 @@ from surefoot.config import Config
 from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames
 from surefoot.envs.gym import Gymnasium
 from surefoot.evaluation import evaluate
-from surefoot.networks import MLP
+from surefoot.metrics import read
+from surefoot.networks import MLP, ImpalaCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce, Surrogate
 from surefoot.presets import CARTPOLE
 from surefoot.ranks import Ranks
@@ -37,6 +38,17 @@ def test_identity_is_learned(seed: int, tmp_path: Path) -> None:
     """A random policy scores 2.5, a perfect one 10."""
     cfg = replace(WORLD, seed=seed, task="identity", env=Gymnasium("worlds:Identity-v0"), total_steps=12_000)
     assert score(cfg, tmp_path) > 9
+
+
+def test_a_picture_is_read_by_the_residual_network(tmp_path: Path) -> None:
+    """Identity shown as the quarter that is lit; from the policy's file it plays as it did in the run's evaluation."""
+    cfg = replace(WORLD, network=ImpalaCNN(), env=Gymnasium("worlds:Lamps-v0"), horizon=(16,), epochs=2)
+    cfg = replace(cfg, total_steps=1_536, eval_episodes=20)
+    run = surefoot.train(cfg, run_dir=tmp_path / "run", ranks=1, quiet=True)
+    assert read(run.path)[0]["ratio_drift_first"] < 1e-5
+    assert run.evaluation is not None
+    assert run.evaluation.mean > 6
+    assert surefoot.evaluate(run.path, episodes=20, seed=cfg.seed).scores == run.evaluation.scores
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -7,8 +7,8 @@ fake transition ever enters the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -96,10 +96,17 @@ class Steps:
 
 def make(env: Env, render: bool = False) -> Game:
     """A game; raises Fault where its own program fails, UserError where it cannot be had."""
+    with making(env):
+        return env.make(render)
+
+
+@contextmanager
+def making(env: Env) -> Iterator[None]:
+    """Whatever an environment's own program raises while it is made is a Fault."""
     from surefoot.errors import Fault, UserError
 
     try:
-        return env.make(render)
+        yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -107,7 +114,7 @@ def make(env: Env, render: bool = False) -> Game:
 
 
 class Games:
-    """The games `indices` of a run, stepped one after another in this process.
+    """The games `indices` of a run, stepped one after another in this process, or as a VectorEnv.
 
     `restarts`: how often, in all, a game that raises may be made again; `pulse` shows a watchdog where we are.
     """
@@ -116,11 +123,18 @@ class Games:
         import numpy as np
 
         from surefoot.envs.spaces import blank
+        from surefoot.errors import UserError
         from surefoot.pulse import Pulse
 
         self.env, self.indices, self.seed, self.restarts = env, indices, seed, restarts
         self.pulse = pulse or Pulse.of(len(indices))
-        self.games = [self.make(i) for i in range(len(indices))]
+        self.pulse.make(0)
+        with making(env):
+            self.vector = env.together(len(indices)) if isinstance(env, Gymnasium) else None
+        if self.vector is not None and restarts:
+            self.vector.env.close()
+            raise UserError(f"env_restarts is {restarts}; allowed is 0 with a VectorEnv, whose games fail together")
+        self.games: list[Game] = self.vector.games if self.vector else [self.make(i) for i in range(len(indices))]
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         row = blank(first.observation_space)
@@ -145,8 +159,9 @@ class Games:
         """Begin the next episode of game i, with a seed that depends on the run's seed, the game and the episode."""
         from surefoot.noise import Purpose, integer
 
-        seed = integer(self.seed, Purpose.RESETS, self.indices[i], self.episodes[i])
-        self.pulse.begin(i, seed)
+        n, k = self.indices[i], self.episodes[i]
+        seed = integer(self.seed, Purpose.RESETS, 0 if self.vector else n, k) + (n if self.vector else 0)
+        self.pulse.begin(i, -1 if self.vector else seed)
         self.episodes[i] += 1
         self.score[i], self.length[i] = 0.0, 0
         try:
@@ -160,7 +175,7 @@ class Games:
         self.finished = []
         for i in range(len(self)):
             self.reset(i, self.obs[i])
-        self.check_all(self.obs)
+        self.check(self.obs)
         self.pulse.rest()
 
     def step(self, actions: Any, out: Array, only: Sequence[int] | None = None) -> Steps:
@@ -172,6 +187,12 @@ class Games:
         steps = Steps([0.0] * n, [False] * n, [False] * n, {}, [])
         self.played += only is None
         self.pulse.decide(actions if isinstance(actions, list) else [], self.length, only is not None)
+        if self.vector is not None:
+            self.pulse.at(n)
+            try:
+                self.vector.step(actions)
+            except (Exception, SystemExit) as error:
+                raise self.fault(n, error) from error
         for i in range(n) if only is None else only:
             self.pulse.at(i)
             try:
@@ -187,35 +208,28 @@ class Games:
             steps.reward[i], steps.terminated[i], steps.truncated[i] = reward, terminated, truncated
             if terminated or truncated:
                 steps.final[i] = out[i].copy()
-                self.check(i, out[i])
+                self.check(out[i : i + 1], i)
             if (terminated or truncated) and not self.games[i].goes_on:
                 self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.played))
                 self.reset(i, out[i])
-        self.check_all(out)
+        self.check(out)
         self.pulse.rest()
         self.obs = out
         return steps
 
-    def check(self, i: int, obs: Array) -> None:
-        """Refuse an observation of game i that is not finite."""
+    def check(self, obs: Array, first: int = 0) -> None:
+        """Refuse observations [n, ...] of game `first` and those after it that are not finite."""
         import numpy as np
 
         if obs.dtype.kind == "f" and not np.isfinite(obs).all():
-            raise self.fault(i, ValueError("its observation is not finite"))
-
-    def check_all(self, obs: Array) -> None:
-        """The same for all games; at once, for speed."""
-        import numpy as np
-
-        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
-            for i, row in enumerate(obs):
-                self.check(i, row)
+            wrong = next(i for i, row in enumerate(obs) if not np.isfinite(row).all())
+            raise self.fault(first + wrong, ValueError("its observation is not finite"))
 
     def fault(self, i: int, error: BaseException) -> Fault:
         """What there is to say of game i, which failed."""
         from surefoot.errors import Fault
 
-        return Fault(f"{self.pulse.where(i, self.indices[i])} failed: {type(error).__name__}: {error}")
+        return Fault(f"{self.pulse.where(i, self.indices.start + i)} failed: {type(error).__name__}: {error}")
 
     def restart(self, i: int, out: Array, error: BaseException) -> None:
         """Make game i again and begin a new episode, where that is allowed; what went wrong is said."""

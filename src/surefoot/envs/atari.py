@@ -99,18 +99,12 @@ def lesson_table() -> Array:
 class PongGame(Console):
     """One emulator with the lesson's preprocessing; observations uint8 [2, 80, 80], older frame first."""
 
-    goes_on = False
-
     def __init__(self, spec: Pong) -> None:
         import numpy as np
-        from gymnasium import spaces
 
-        super().__init__("pong", spec.actions, spec)
+        super().__init__("pong", spec.actions, spec, (2, 80, 80))
         self.spec = spec
         self.gray = bytes(np.rint(palette().mean(1)).astype(np.uint8))
-        self.observation_space: spaces.Space[Any] = spaces.Box(0, 255, (2, 80, 80), np.uint8)
-        self.action_space: spaces.Space[Any] = spaces.Discrete(len(self.buttons))
-        self.frames = np.zeros((2, 80, 80), np.uint8)
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode: no-ops, then the lesson's opening, both drawn from `seed`."""
@@ -146,35 +140,17 @@ class PongGame(Console):
         else:  # bytes.translate is the fastest table look-up there is here: 5 microseconds
             self.frames[1] = np.frombuffer(screen.tobytes().translate(self.gray), np.uint8).reshape(80, 80)
 
-    def snapshot(self) -> dict[str, Array]:
-        """The console's, and the frames."""
-        return super().snapshot() | {"frames": self.frames.copy()}
-
-    def restore(self, saved: dict[str, Array], out: Array) -> bool:
-        """Exact, always."""
-        self.put_back(saved)
-        self.frames[...] = out[...] = saved["frames"]
-        return True
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
 
 class AtariGame(Console):
     """One emulator with the literature's preprocessing; observations uint8 [stack, size, size], oldest frame first."""
 
     def __init__(self, spec: Atari) -> None:
         import numpy as np
-        from gymnasium import spaces
 
-        super().__init__(spec.game, spec.all_buttons, spec)
+        super().__init__(spec.game, spec.all_buttons, spec, (spec.stack, spec.size, spec.size))
         self.spec = spec
-        shape = (spec.stack, spec.size, spec.size)
-        self.observation_space: spaces.Space[Any] = spaces.Box(0, 255, shape, np.uint8)
-        self.action_space: spaces.Space[Any] = spaces.Discrete(len(self.buttons))
-        self.frames = np.zeros(shape, np.uint8)
         self.before, self.screen = (np.zeros(self.ale.getScreenDims(), np.uint8) for _ in range(2))
-        self.lives, self.goes_on = 0, False
+        self.lives = 0
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode; all frames show its first screen."""
@@ -208,17 +184,12 @@ class AtariGame(Console):
         cv2.resize(pooled, (self.spec.size, self.spec.size), dst=self.frames[-1], interpolation=cv2.INTER_AREA)
 
     def snapshot(self) -> dict[str, Array]:
-        """The console's, the frames, and the lives."""
+        """The console's, and the lives."""
         import numpy as np
 
-        return super().snapshot() | {"frames": self.frames.copy(), "lives": np.array([self.lives], np.int64)}
+        return super().snapshot() | {"lives": np.array([self.lives], np.int64)}
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
         """Exact, always."""
-        self.put_back(saved)
-        self.frames[...] = out[...] = saved["frames"]
         self.lives = int(saved["lives"][0])
-        return True
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+        return super().restore(saved, out)

@@ -38,11 +38,15 @@ class Randomness(Protocol):
 
 
 class Console:
-    """An emulator that plays `rom` with some of its buttons."""
+    """An emulator that plays `rom` with some of its buttons, and the frames [stack, height, width] a policy sees."""
 
-    def __init__(self, rom: str, buttons: Sequence[str] | bool, spec: Randomness) -> None:
+    goes_on = False
+
+    def __init__(self, rom: str, buttons: Sequence[str] | bool, spec: Randomness, shape: tuple[int, ...]) -> None:
         """`buttons`: ALE's names; or False for those the game uses, True for all 18. Raises UserError."""
         import ale_py
+        import numpy as np
+        from gymnasium import spaces
 
         from surefoot.errors import UserError
 
@@ -70,6 +74,9 @@ class Console:
             raise UserError(f"there is no button {' or '.join(sorted(unknown))}: choose from {', '.join(names)}")
         self.action_names = tuple(buttons)
         self.buttons = [names[name] for name in buttons]
+        self.observation_space: spaces.Space[Any] = spaces.Box(0, 255, shape, np.uint8)
+        self.action_space: spaces.Space[Any] = spaces.Discrete(len(self.buttons))
+        self.frames = np.zeros(shape, np.uint8)
         self.noop, self.fire = ale_py.Action.NOOP, ale_py.Action.FIRE
         self.last = self.noop
         self.seed = self.steps = 0
@@ -123,16 +130,17 @@ class Console:
         return screen
 
     def snapshot(self) -> dict[str, Array]:
-        """The emulator's state and the noise's place; a restored screen is stale until the next frame."""
+        """Emulator, frames, the noise's place; a restored screen is stale until the next frame."""
         import numpy as np
 
         state: Any = self.ale.cloneState()
         return {
             "emulator": np.frombuffer(state.__getstate__(), np.uint8),
+            "frames": self.frames.copy(),
             "place": np.array([self.seed, self.steps, self.last.value], np.int64),
         }
 
-    def put_back(self, saved: dict[str, Array]) -> None:
+    def restore(self, saved: dict[str, Array], out: Array) -> bool:
         """Exact, always."""
         import ale_py
 
@@ -142,3 +150,8 @@ class Console:
         self.seed, self.steps = (int(x) for x in saved["place"][:2])
         self.last = ale_py.Action(int(saved["place"][2]))
         self._draw()
+        self.frames[...] = out[...] = saved["frames"]
+        return True
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from array import array
 from collections.abc import Callable
@@ -12,15 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from surefoot.envs.vector import Seat, Vector
+
     Array = NDArray[Any]
 
 MAX_REPLAY = 100_000  # decisions: a longer episode is not restored, a new one begins
-EXTRAS = {
-    "mujoco": "mujoco",
-    "box2d": "box2d",
-    "classic-control": "classic-control",
-    "classic_control": "classic-control",
-}
+EXTRAS = ("mujoco", "box2d", "classic-control")
 HERE: dict[str, Callable[..., Any]] = {}  # functions that only this process knows, by the names in Gymnasium.id
 
 
@@ -29,11 +27,20 @@ class Gymnasium:
     """An environment by its Gymnasium id."""
 
     id: str = "CartPole-v1"
-    """as for gymnasium.make; `module:Name-v0` imports the module first; `module:function` calls a function"""
+    """as for gymnasium.make; `module:Name-v0` imports the module first; `module:function` calls a function, which makes
+    a VectorEnv where it takes `num_envs`"""
 
     def make(self, render: bool = False) -> GymnasiumGame:
         """An environment of this kind; `render`: one whose pictures can be taken."""
         return GymnasiumGame(self, render)
+
+    def together(self, count: int) -> Vector | None:
+        """A VectorEnv of `count` games, which are stepped at once; None where they are made one by one."""
+        vector: Vector | None = open_env(self.id, count=count)
+        if vector is not None:
+            vector.games = [GymnasiumGame(self, False, seat) for seat in vector.seats]
+            vector.translate = vector.games[0].translate
+        return vector
 
 
 def describe(maker: Any) -> Gymnasium:
@@ -70,8 +77,11 @@ def is_local(env: object) -> TypeGuard[Gymnasium]:
     return isinstance(env, Gymnasium) and env.id in HERE
 
 
-def open_env(id: str, render: bool = False) -> Any:
-    """The Gymnasium environment behind an id; raises UserError with what can be done where there is none."""
+def open_env(id: str, render: bool = False, count: int = 0) -> Any:
+    """The Gymnasium environment behind an id; with a `count` the Vector of so many, None where it makes no VectorEnv.
+
+    Raises UserError with what can be done where there is none.
+    """
     import difflib
     import importlib
 
@@ -81,24 +91,25 @@ def open_env(id: str, render: bool = False) -> Any:
 
     how: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
     module, _, name = id.partition(":")
+    make: Any = functools.partial(gymnasium.make, id, disable_env_checker=True)
     try:
         if "#" in id:
             if id not in HERE:
-                raise UserError(
-                    f"'{id}' was made by a function of another program: name one to import, module:function"
-                )
-            env = HERE[id](**how)
+                raise UserError(f"'{id}' was made by a function of another program: name a module:function")
+            make = HERE[id]
         elif name and not re.search(r"-v\d+$", name):
             make = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-            env = make(**how)  # type: ignore[operator]
-        else:
-            env = gymnasium.make(id, disable_env_checker=True, **how)
+        if many := "num_envs" in inspect.signature(make).parameters:
+            how["num_envs"] = count or 1
+        elif count:
+            return None
+        env = make(**how)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
         text = str(error).replace("\n", " ").rstrip(". ")
         wanted = re.search(r"gymnasium\[([\w-]+)\]", text)
-        extra = EXTRAS.get(wanted[1]) if wanted else None
-        if isinstance(error, gymnasium.error.DependencyNotInstalled) or extra:
-            cure = f"pip install 'surefoot[{extra}]'" if extra else text
+        extra = wanted[1].replace("_", "-") if wanted else ""
+        if isinstance(error, gymnasium.error.DependencyNotInstalled) or extra in EXTRAS:
+            cure = f"pip install 'surefoot[{extra}]'" if extra in EXTRAS else text
             raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
         lacking = getattr(error.__cause__ or error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if lacking and lacking not in (module, module.partition(".")[0]):
@@ -110,21 +121,27 @@ def open_env(id: str, render: bool = False) -> Any:
         if render:
             raise UserError(f"'{id}' cannot be filmed: its function takes no render_mode ({error})") from error
         raise
-    _require_gymnasium(env, id)
+    _require_gymnasium(env, id, many)
+    if many:
+        from surefoot.envs.vector import Vector
+
+        vector = Vector(env, id, count)
+        return vector if count else vector.seats[0]
     return env
 
 
-def _require_gymnasium(env: Any, name: str) -> None:
+def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
     import gymnasium
 
     from surefoot.errors import UserError
 
-    if isinstance(env, gymnasium.vector.VectorEnv):
-        raise UserError(f"'{name}' is a VectorEnv: give the function that makes one of its environments")
-    if not isinstance(env, gymnasium.Env):
+    if isinstance(env, gymnasium.vector.VectorEnv) and not many:
+        raise UserError(f"'{name}' is a VectorEnv: give a function of num_envs that makes one of so many environments")
+    if not isinstance(env, gymnasium.vector.VectorEnv if many else gymnasium.Env):
         kinds = {base.__module__.partition(".")[0] for base in type(env).__mro__}
         cure = "pip install 'shimmy[gym-v26]', and gymnasium.make('GymV26Environment-v0', env=...) converts it"
-        what = f"of the old Gym package: {cure}" if "gym" in kinds else "no gymnasium.Env"
+        what = "no gymnasium.vector.VectorEnv, though it takes num_envs" if many else "no gymnasium.Env"
+        what = f"of the old Gym package: {cure}" if "gym" in kinds else what
         raise UserError(f"'{name}' gives {type(env).__name__}, which is {what}")
 
 
@@ -162,14 +179,15 @@ class GymnasiumGame:
 
     goes_on = False
 
-    def __init__(self, spec: Gymnasium, render: bool) -> None:
+    def __init__(self, spec: Gymnasium, render: bool, seat: Seat | None = None) -> None:
         from gymnasium import spaces
 
         from surefoot.envs.spaces import MASK, blank, choices, parts, translator
         from surefoot.errors import UserError
 
         masks = examine(spec.id)
-        self.env = open_env(spec.id)
+        self.env: Any = seat or open_env(spec.id)
+        self.alone = seat is None  # otherwise a VectorEnv has its actions and the seeds of its episodes
         if render:
             modes = self.env.metadata.get("render_modes") or ()
             self.env.close()
@@ -205,12 +223,12 @@ class GymnasiumGame:
     def step(self, action: Any, out: Array) -> tuple[float, bool, bool]:
         """One step of the environment."""
         self.steps += 1
-        if self.steps <= MAX_REPLAY:
+        if self.steps <= MAX_REPLAY and self.alone:
             if self.discrete:
                 self.actions.append(action)
             else:
                 self.actions.extend(action)
-        if self.translate is not None:
+        if self.translate is not None and self.alone:
             action = self.translate(action)
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._see(obs, info, terminated or truncated, out)
@@ -257,7 +275,7 @@ class GymnasiumGame:
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
         """Play the episode again; False where it is too long, or where observation or score come out otherwise."""
         seed, steps = (int(x) for x in saved["place"])
-        if steps > MAX_REPLAY:
+        if steps > MAX_REPLAY or not self.alone:
             return False
         self.reset(seed, out)
         actions = saved["actions"]
