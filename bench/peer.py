@@ -26,7 +26,7 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from common import Rule
 
@@ -44,8 +44,8 @@ ATARI: dict[str, Any] = {
 }
 ATARI_STEPS = 10_000_000
 
-# surefoot's settings for vectors, for a comparison at equal work (the zoo's differ).
-VECTORS: dict[str, Any] = {
+# surefoot's settings of CartPole and of continuous control, for a comparison at equal work (the zoo's differ).
+POLE: dict[str, Any] = {
     "n_steps": 64,
     "n_epochs": 10,
     "batch_size": 128,
@@ -55,6 +55,7 @@ VECTORS: dict[str, Any] = {
     "clip_range": 0.2,
     "max_grad_norm": 1.0,
 }
+CONTROL = POLE | {"n_steps": 256, "batch_size": 256, "gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5}
 
 
 class Looking(BaseCallback):
@@ -115,7 +116,9 @@ def run(args: argparse.Namespace) -> None:
         model = PPO("CnnPolicy", env, seed=args.seed, device="cpu", **ATARI)
     else:
         env = make_vec_env(args.env, 8, args.seed, vec_env_cls=kind)
-        model = PPO("MlpPolicy", env, seed=args.seed, device="cpu", **VECTORS)
+        pole = args.env.startswith("CartPole")
+        env = env if pole else VecNormalize(env)
+        model = PPO("MlpPolicy", env, seed=args.seed, device="cpu", **(POLE if pole else CONTROL))
     looking = Looking(args, model.env)
     model.learn(ATARI_STEPS, looking, log_interval=1_000_000)
     if args.save_every:

@@ -27,7 +27,7 @@ from surefoot.presets import PONG
 
 HERE = Path(__file__).parent
 STAGES = {"emulate": "env_s", "act": "act_s", "learn": "learn_s"}
-ATARI, POLE, FP32 = "PongNoFrameskip-v4", "CartPole-v1", ("--no-bf16",)
+ATARI, POLE, CHEETAH, FP32 = "PongNoFrameskip-v4", "CartPole-v1", "HalfCheetah-v5", ("--no-bf16",)
 TWICE = ("--games", "16", "--minibatch", "512")  # on 2 ranks: what 1 rank does with 8 games and 256
 HALF = ("--games", str(PONG.games // 2), "--minibatch", str(PONG.minibatch // 2))
 
@@ -75,6 +75,11 @@ CONTESTANTS = (
     Contestant("CartPole, 2 ranks", POLE, 2),
     Contestant("CartPole, peer, 1 thread", POLE, 0, ("--threads", "1")),
     Contestant("CartPole, peer, 2 threads", POLE, 0, ("--threads", "2")),
+    Contestant("HalfCheetah, 1 rank", CHEETAH, 1),
+    Contestant("HalfCheetah, 2 ranks", CHEETAH, 2),
+    Contestant("HalfCheetah, peer, 1 thread", CHEETAH, 0, ("--threads", "1")),
+    Contestant("HalfCheetah, peer, 2 threads", CHEETAH, 0, ("--threads", "2")),
+    Contestant("HalfCheetah, peer, SubprocVecEnv", CHEETAH, 0, ("--threads", "2", "--vec", "subproc")),
 )
 
 # What is divided by what, within a round; a pattern that several match means the fastest of them.
@@ -85,6 +90,7 @@ RATIOS = {
     "2 ranks / 1, the same work a rank, bf16": ("Atari, 2 ranks, 16 games, bf16", "Atari, 1 rank, bf16"),
     "2 ranks / 1, the same work a rank, pong": ("pong, 2 ranks", "pong, 1 rank, half the games"),
     "CartPole / peer": ("CartPole, . ranks?", "CartPole, peer, .*"),
+    "HalfCheetah / peer": ("HalfCheetah, . ranks?", "HalfCheetah, peer, .*"),
 }
 
 
@@ -153,7 +159,9 @@ def picture(facts: Row, path: Path) -> None:
     """What a decision costs, stage by stage, in steps that the bare emulator would make meanwhile on the same cores."""
     from matplotlib.figure import Figure
 
-    kinds = {n: row["stages_in_bare_steps"] for n, row in facts["contestants"].items() if not n.startswith("CartPole")}
+    kinds = {
+        n: row["stages_in_bare_steps"] for n, row in facts["contestants"].items() if n.startswith(("Atari", "pong"))
+    }
     if not kinds:
         return
     figure = Figure((8, 1 + 0.4 * len(kinds)), layout="constrained")
