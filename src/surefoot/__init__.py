@@ -41,8 +41,8 @@ def train(
 
     `task`: a name, a Config, a function that makes a Gymnasium environment (of any number of ranks where it can be
     imported, of one otherwise; where it takes `num_envs`, a VectorEnv), or an environment, of which every game gets a
-    copy (one rank).
-    `fields` change the task's Config; `source`: start from this run's policy; `ranks`: processes, 0 for all cores.
+    copy (one rank). `fields` change the task's Config; `source`: start from this run's policy; `ranks`: processes, 0
+    for all cores where the network sees images, else one.
     Raises UserError for a mistake, Fault (a UserError too) for what the run cannot go on with. Ctrl-C and SIGTERM save
     first and then do what they always do: KeyboardInterrupt, and the end of the program.
     """

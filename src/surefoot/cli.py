@@ -36,7 +36,7 @@ class Train:
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """start from the policy of this run or policy file"""
     ranks: int = 0
-    """processes that share the games; 0: the largest divisor of the games that is not above the usable cores"""
+    """processes that share the games; 0: for images the largest divisor of the games within the cores, else 1"""
     seeds: int = 1
     """train so many runs, with this seed and those after it, and say what they have in common"""
     quiet: bool = False
@@ -77,7 +77,7 @@ class Resume:
     eval_episodes: int | None = None
     """episodes of the closing evaluation; 0: none"""
     ranks: int = 0
-    """processes that share the games; 0: the largest divisor of the games that is not above the usable cores"""
+    """processes that share the games; 0: as many as the run had"""
     quiet: bool = False
     """print nothing"""
 

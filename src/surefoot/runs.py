@@ -23,6 +23,7 @@ from surefoot.errors import Fault, UserError, note
 from surefoot.files import checkpoints, read_plain, replace_file, unseal
 from surefoot.launch import choose_ranks, launch, usable_cores, world
 from surefoot.metrics import read
+from surefoot.networks import MLP
 
 if TYPE_CHECKING:
     from surefoot.evaluation import Evaluation
@@ -118,7 +119,8 @@ def start(
         if (world() or ranks) > 1:
             raise UserError(f"'{cfg.env.id}' can be made in this process alone: for more ranks name module:function")
         ranks = 1
-    count = choose_ranks(world() or ranks or ranks_of(found, cfg.games), cfg.games)
+    alone = isinstance(cfg.network, MLP)  # which updates faster than ranks can meet
+    count = choose_ranks(world() or ranks or ranks_of(found, cfg.games) or alone, cfg.games)
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
         same_run(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
