@@ -175,7 +175,7 @@ def picture(facts: Row, path: Path) -> None:
         axes.text(end, i, f" {facts['contestants'][name]['rate']['median']:,.0f}/s", va="center", fontsize=8)
     axes.axvline(1.0, color="0.6", lw=0.8)
     axes.set_xlim(0, max(left) * 1.12)
-    axes.set_xlabel("time a decision takes, in steps of the bare emulator on all cores (line: the emulator alone)")
+    axes.set_xlabel("time of a decision, in steps of the bare emulator on all cores")
     axes.invert_yaxis()
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
