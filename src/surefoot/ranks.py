@@ -94,10 +94,10 @@ def boards(ranks: Ranks, size: int, dtype: torch.dtype) -> Iterator[Tensor] | No
     """
     if os.environ.get("LOCAL_WORLD_SIZE") != str(ranks.count) or not hasattr(os, "memfd_create"):
         return None
-    numbers, place, seen = 2 * ranks.count * size, torch.tensor([os.getpid(), -1]), None
+    numbers, place, memory, seen = 2 * ranks.count * size, torch.tensor([os.getpid(), -1]), -1, None
     if ranks.rank == 0:
-        memory = os.memfd_create("surefoot")
         with suppress(OSError):
+            memory = os.memfd_create("surefoot")
             os.posix_fallocate(memory, 0, numbers * dtype.itemsize)
             place[1] = memory
     dist.broadcast(place, 0)
@@ -105,7 +105,7 @@ def boards(ranks: Ranks, size: int, dtype: torch.dtype) -> Iterator[Tensor] | No
         path = "/proc/{}/fd/{}".format(*place.tolist())
         seen = torch.from_file(path, shared=True, size=numbers, dtype=dtype)
     everywhere = not ranks.agree(seen is None)
-    if ranks.rank == 0:
+    if memory >= 0:
         os.close(memory)  # the mapping stays
     if seen is None or not everywhere:
         return None
