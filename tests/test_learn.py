@@ -11,7 +11,7 @@ from surefoot import learn
 from surefoot.config import AdaptiveRate, Config, LinearRate
 from surefoot.credit import FutureReturn, OverGames
 from surefoot.errors import UserError
-from surefoot.learn import NAMES, Batch, minibatches, update
+from surefoot.learn import NAMES, Batch, figures, minibatches, update
 from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce
 from surefoot.ranks import Ranks
 from surefoot.rollout import Rollout, collect
@@ -76,17 +76,18 @@ def test_pieces_give_the_same_gradient_and_figures(small: Config, monkeypatch: p
     monkeypatch.setattr(learn, "PIECE", 50)  # 128 rows: 50, 50 and 28
     pieces = update(state, batch, cfg, Ranks())
     assert torch.allclose(gradient, state.gradient, rtol=0, atol=1e-12)
-    assert torch.allclose(whole, pieces, rtol=0, atol=1e-12)
+    found = [figures([u], state, cfg, Ranks()) for u in (whole, pieces)]
+    assert torch.allclose(*found, rtol=0, atol=1e-12)
 
 
 def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None:
     state, _, batch = prepared(small)
-    stats = dict(zip(NAMES, update(state, batch, small, Ranks()).tolist(), strict=True))
+    rows = figures([update(state, batch, small, Ranks()) for _ in range(2)], state, small, Ranks())
+    stats, second = (dict(zip(NAMES, row.tolist(), strict=True)) for row in rows)
     assert stats["kl"] == pytest.approx(0, abs=1e-12)
     assert stats["ratio_drift"] == pytest.approx(0, abs=1e-12)
     assert stats["clip_fraction"] == 0
     assert 0 < stats["entropy"] <= 1.0987  # log 3
-    second = dict(zip(NAMES, update(state, batch, small, Ranks()).tolist(), strict=True))
     assert second["kl"] > 0
     assert second["ratio_drift"] > 0
 

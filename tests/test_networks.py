@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -129,13 +131,55 @@ def test_the_flat_parameter_is_the_policy() -> None:
     before = [p.detach().clone() for p in policy.parameters()]
     flat = flatten(policy)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    assert torch.equal(flat[: 4 * 8].view(8, 4), policy.body[0].weight)  # matrices first
+    assert torch.equal(flat[: 4 * 8].view(8, 4), policy.body[0].weight[0])  # matrices first
     policy(torch.ones(3, 4))[1].sum().backward()
     assert flat.grad is not None
     assert flat.grad.norm() > 0
     with torch.no_grad():
         flat.zero_()
     assert all((p == 0).all() for p in policy.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "space"),
+    [
+        (MLP((8, 5)), spaces.Discrete(3)),
+        (MLP((8,)), spaces.Box(-1, 1, (2,))),
+        (MLP((8, 6, 4), running=True), spaces.MultiDiscrete([2, 3])),
+    ],
+    ids=str,
+)
+def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces.Space[Any]) -> None:
+    """The same distribution and value, and the same gradient of something of both, added to what is there."""
+    torch.manual_seed(0)
+    policy = network.build(VECTOR, space).double()
+    flat = flatten(policy)
+    assert flat.grad is not None
+    obs = policy.prepare(torch.randn(7, 4, dtype=torch.float64))
+    gradients = []
+    for traced in (False, True):
+        flat.grad.fill_(0.5)
+        if traced:
+            dist, value, pull = policy.traced(obs)
+        else:
+            (dist, value, _), pull = policy.judge(obs), lambda: None
+        action = dist.sample(torch.full((7, *policy.draws), 0.3)).detach()
+        (dist.log_prob(action) * value).sum().backward()
+        with torch.no_grad():
+            pull()
+        gradients.append(flat.grad.clone())
+        torch.testing.assert_close(policy.acting()(obs).params, dist.params, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+    assert (gradients[0] != 0.5).all()
+
+
+def test_actor_and_critic_of_a_pair_know_nothing_of_each_other() -> None:
+    policy = built(MLP((8, 8)), VECTOR, 2)
+    policy(torch.randn(5, 4))[1].sum().backward()
+    for pair in policy.pairs:
+        assert pair.weight.grad is not None
+        assert not pair.weight.grad[0].any()
+        assert pair.weight.grad[1].any()
 
 
 def test_spaces_that_do_not_fit_are_refused() -> None:

@@ -15,7 +15,7 @@ from surefoot.objectives import (
     OldPolicyCrossEntropy,
     Reinforce,
     Surrogate,
-    clip_fraction,
+    clipped,
     effective_sample_size,
     trajectory_ratio,
     value_loss,
@@ -226,8 +226,8 @@ def test_value_loss_pulls_the_value_to_its_target() -> None:
     assert slope.tolist() == [-4, 2]  # 2 (V - target)
 
 
-def test_clip_fraction_by_hand() -> None:
+def test_clipped_by_hand() -> None:
     ratio = numbers(0.5, 0.79, 0.81, 1.0, 1.0, 1.19, 1.21, 9.0)
-    assert clip_fraction(ratio, 0.2).item() == 0.5  # 0.5, 0.79, 1.21 and 9 of eight
-    assert clip_fraction(ratio, 0.4).item() == 0.25  # 0.5 and 9
-    assert clip_fraction(torch.ones(8), 0.2).item() == 0
+    assert clipped(ratio, 0.2).mean() == 0.5  # 0.5, 0.79, 1.21 and 9 of eight
+    assert clipped(ratio, 0.4).mean() == 0.25  # 0.5 and 9
+    assert not clipped(torch.ones(8), 0.2).any()

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 import surefoot
 from surefoot.config import Config
 from surefoot.errors import UserError
+from surefoot.files import checkpoints
 from surefoot.launch import choose_ranks, launch, usable_cores
 from surefoot.metrics import read
 from surefoot.ranks import Ranks
-from surefoot.state import initial
+from surefoot.state import initial, look
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,14 @@ def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest
     for asked in (3, 64, -1):
         with pytest.raises(UserError, match="divisors of the 32 games"):
             choose_ranks(asked, 32)
+
+
+def test_an_mlp_has_one_rank_unless_told_otherwise(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surefoot.launch.usable_cores", lambda: 2)
+    surefoot.train(replace(small, total_steps=256), run_dir=tmp_path / "a", quiet=True)
+    assert look(checkpoints(tmp_path / "a")[-1])[0]["ranks"] == 1
 
 
 def test_the_cores_are_those_this_process_may_use() -> None:

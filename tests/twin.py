@@ -20,7 +20,7 @@ from surefoot.loop import train
 from surefoot.networks import MLP
 from surefoot.objectives import ClippedSurrogate
 from surefoot.policy import flatten
-from surefoot.ranks import join
+from surefoot.ranks import join, memory
 from surefoot.state import initial
 
 CFG = Config(
@@ -95,6 +95,9 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     state.optimizer = cfg.optimizer.build(state.policy, state.flat)
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
+    if ranks.count > 1 and sys.platform == "linux":  # both ways of exchanging gradients are really taken
+        shared = memory(ranks, len(state.gradient) + 1, state.gradient.dtype) is not None
+        assert shared == ("LOCAL_WORLD_SIZE" in os.environ)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")
 
 

@@ -22,7 +22,7 @@ from surefoot.errors import Fault, UserError
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 
-FORMAT = 3  # of a policy file, and of a checkpoint around it; 3: what a convolution puts out is flattened channels-last
+FORMAT = 4  # of a policy file, and of a checkpoint around it; 4: an MLP's layers are pairs
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ def layers(policy: Policy, obs: Tensor) -> list[tuple[str, tuple[int, ...], int,
 
     def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         parameters = sum(p.numel() for p in module.parameters())
-        found.append((repr(module), tuple(out.shape[1:]), given[0].numel(), parameters))
+        shape = list(out.shape)
+        shape.remove(1)  # the one observation
+        found.append((repr(module), tuple(shape), given[0].numel(), parameters))
 
     leaves = [m for m in policy.modules() if not list(m.children())]
     hooks = [m.register_forward_hook(note) for m in leaves]

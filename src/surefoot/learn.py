@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from surefoot.credit import OverMinibatch
 from surefoot.errors import Fault
 from surefoot.noise import Purpose, stream
-from surefoot.objectives import ClippedSurrogate, clip_fraction, clipped_value_loss, value_loss
+from surefoot.objectives import ClippedSurrogate, clipped, clipped_value_loss, value_loss
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -65,56 +66,94 @@ def minibatches(
             continue  # the lesson's way: everything at once, nothing copied
         draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
         order = torch.from_numpy(draws[:, columns].argsort(0)) * n + torch.arange(n)
-        for part in order.chunk(parts):
-            index = part.flatten().to(weight.device)
-            yield Batch(*(x.index_select(0, index) for x in vars(flat).values()))
+        obs, *others = vars(flat).values()
+        index, size = order.flatten().to(weight.device), horizon // parts * n
+        shuffled = (torch.split(x.index_select(0, index), size) for x in others)  # small: all minibatches at once
+        for part, *rest in zip(torch.split(index, size), *shuffled, strict=True):
+            yield Batch(obs.index_select(0, part), *rest)
 
 
 NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")
 
 
-def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Tensor:
-    """One step up the mean gain; returns the minibatch's figures, in the order of NAMES.
+class Update(NamedTuple):
+    """What an update has found: `figures` makes the rest of it once a rollout, since many small sums take long."""
+
+    kl: float
+    """of the whole minibatch, all ranks"""
+    grad_norm: float
+    """the same"""
+    pieces: list[tuple[Tensor, ...]]
+    """of this rank's samples: parameters of the new policy, its log probability, the old one's, the critic's error"""
+
+
+def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
+    """One step up the mean gain.
 
     The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Where its gradient is not finite nothing is
     changed: the update is skipped `cfg.skip_updates` times a run, then Fault is raised.
     """
-    objective = cfg.objective.at(state.iteration, state.progress(cfg))
-    bonus = cfg.regularizer.at(state.iteration, state.progress(cfg))
-    epsilon = objective.epsilon if isinstance(objective, ClippedSurrogate) else 0.2
+    progress = state.progress(cfg)
+    objective, bonus = cfg.objective.at(state.iteration, progress), cfg.regularizer.at(state.iteration, progress)
     gradient = state.gradient
     gradient.zero_()
     state.games.pulse.rest()
     if isinstance(cfg.normalize, OverMinibatch):
         batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.mean))
-    stats = gradient.new_zeros(len(NAMES))
+    divergence, pieces = gradient.new_zeros(1), list[tuple[Tensor, ...]]()
     for piece, share in batch.pieces():
-        new, value, _ = state.policy.judge(piece.obs)
+        new, value, pull = state.policy.traced(piece.obs)
         old = state.policy.distribution(piece.params)
         logp = new.log_prob(piece.action)
-        gain = objective(logp, piece.logp, piece.weight) + bonus(new, old)
+        gain, extra = objective(logp, piece.logp, piece.weight), bonus(new, old)
+        gain = gain if isinstance(extra, float) else gain + extra
         if cfg.value_clip < math.inf:
-            error = clipped_value_loss(value, piece.value, piece.target, cfg.value_clip).mean()
+            error = clipped_value_loss(value, piece.value, piece.target, cfg.value_clip)
         else:
-            error = value_loss(value, piece.target).mean()
-        loss = -gain.mean() + cfg.value_coef * error
-        (share * loss).backward()  # type: ignore[no-untyped-call]
+            error = value_loss(value, piece.target)
+        ends = (gain, error) if error.requires_grad else (gain,)  # without a critic
+        starts = slopes(len(gain), share, cfg.value_coef, gain.dtype, gain.device)
+        torch.autograd.backward(ends, starts[: len(ends)])
         with torch.no_grad():
-            ratio = (logp - piece.logp).exp()
-            drift, worth = (ratio - 1).abs().mean(), (ratio.mean(), ratio.square().mean())
-            means = new.kl(old).mean(), clip_fraction(ratio, epsilon), new.entropy().mean(), error, drift, *worth
-            stats += share * torch.stack(means)
-    ranks.average(gradient, stats)
-    norm = gradient.norm().item()
-    stats[-2], stats[-1] = stats[-2] ** 2 / stats[-1], norm  # the effective sample size's share, of the whole minibatch
-    if not norm < float("inf"):
+            pull()
+            divergence += share * new.kl(old).mean()
+        pieces.append((new.params.detach(), logp.detach(), piece.logp, error.detach()))
+    ranks.average(gradient, divergence)
+    found = Update(divergence.item(), gradient.norm().item(), pieces)
+    if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
             where = f"iteration {state.iteration + 1}, after {state.steps:,} decisions"
             raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
-        return stats
-    if norm > cfg.max_grad_norm:
-        gradient.mul_(cfg.max_grad_norm / norm)
-    state.rate = cfg.rate(state.rate, float(stats[0]), state.progress(cfg))
+        return found
+    if found.grad_norm > cfg.max_grad_norm:
+        gradient.mul_(cfg.max_grad_norm / found.grad_norm)
+    state.rate = cfg.rate(state.rate, found.kl, progress)
     state.optimizer.step(state.rate)
-    return stats
+    return found
+
+
+@functools.lru_cache(8)
+def slopes(size: int, share: float, value_coef: float, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """The loss's slope in the gain and in the critic's error of each of `size` samples, a minibatch's `share`.
+
+    Going back from here spares two means and their sum, forth and back.
+    """
+    each = torch.full((size,), share / size, dtype=dtype, device=device)
+    return [-each, value_coef * each]
+
+
+@torch.no_grad()
+def figures(updates: Sequence[Update], state: State, cfg: Config, ranks: Ranks) -> Tensor:
+    """What a rollout's updates have found, all ranks together: [updates, len(NAMES)]."""
+    objective = cfg.objective.at(state.iteration, state.progress(cfg))
+    epsilon = objective.epsilon if isinstance(objective, ClippedSurrogate) else 0.2
+    pieces = (piece for found in updates for piece in found.pieces)
+    rows = (torch.stack(torch.cat(some).chunk(len(updates))) for some in zip(*pieces, strict=True))
+    params, logp, logp_old, error = rows
+    ratio = (logp - logp_old).exp()
+    drift, entropy = (ratio - 1).abs(), state.policy.distribution(params).entropy()
+    samples = torch.stack((clipped(ratio, epsilon), entropy, error, drift, ratio, ratio.square()))
+    *means, ratio, square = ranks.mean(samples.mean(2))  # of whole minibatches
+    kl, norm = ratio.new_tensor([(found.kl, found.grad_norm) for found in updates]).T
+    return torch.stack((kl, *means, ratio.square() / square, norm), 1)  # the last but one: Kish's effective sample size

@@ -12,7 +12,7 @@ import torch
 
 from surefoot.envs import Episode
 from surefoot.errors import Fault, Interrupted
-from surefoot.learn import minibatches, update
+from surefoot.learn import figures, minibatches, update
 from surefoot.noise import Purpose, stream
 from surefoot.rollout import Rollout, collect
 from surefoot.running import measure
@@ -81,9 +81,9 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         updates = []
         for batch in batches:
             updates.append(update(state, batch, cfg, ranks))
-            if updates[-1][0] > cfg.max_kl:  # as all ranks have found
+            if updates[-1].kl > cfg.max_kl:  # as all ranks have found
                 break
-        stats = torch.stack(updates)
+        stats = figures(updates, state, cfg, ranks)
         measure(state, rollout, cfg, ranks)
         count(state, rollout, cfg, ranks)
         watcher.iteration(state, rollout, target, stats, perf_counter() - began)

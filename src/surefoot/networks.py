@@ -196,19 +196,15 @@ class MLP:
 
         from surefoot.actions import head
         from surefoot.envs.spaces import masked, parts
-        from surefoot.policy import Policy, Vector, orthogonal
+        from surefoot.policy import Pair, Policy, Vector, orthogonal
 
         mask, top, prepare = masked(observation, action), head(action), Vector(parts(observation), self.running)
         _require(prepare.width > mask, f"there is nothing to see in {observation}")
-
-        def body() -> nn.Sequential:
-            sizes = (prepare.width - mask, *self.hidden)
-            layers = [(nn.Linear(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
-            return nn.Sequential(*(layer for pair in layers for layer in pair))
-
-        last = self.hidden[-1]
+        sizes, last = (prepare.width - mask, *self.hidden), self.hidden[-1]
+        layers = [(Pair(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
+        body = nn.Sequential(*(layer for both in layers for layer in both))
         actor, critic = nn.Linear(last, top.outputs), nn.Linear(last, 1)
-        return orthogonal(Policy(prepare, body(), actor, critic, top, body(), mask))
+        return orthogonal(Policy(prepare, body, actor, critic, top, mask))
 
 
 Network = LessonCNN | SmallCNN | NatureCNN | ImpalaCNN | MLP

@@ -46,9 +46,9 @@ def clipped_value_loss(value: Tensor, value_old: Tensor, target: Tensor, epsilon
     return value_loss(value, target).maximum(value_loss(near, target))
 
 
-def clip_fraction(ratio: Tensor, epsilon: float) -> Tensor:
-    """Share of samples whose ratio has left [1 - epsilon, 1 + epsilon]; scalar."""
-    return ((ratio - 1).abs() > epsilon).to(ratio.dtype).mean()
+def clipped(ratio: Tensor, epsilon: float) -> Tensor:
+    """1 where a sample's ratio has left [1 - epsilon, 1 + epsilon], 0 elsewhere; same shape in and out."""
+    return ((ratio - 1).abs() > epsilon).to(ratio.dtype)
 
 
 def straight_line(end_factor: float, progress: float) -> float:
@@ -99,8 +99,10 @@ class ClippedSurrogate:
         return ClippedSurrogate(self.epsilon * self.decay**iteration * straight_line(self.end_factor, progress))
 
     def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
-        ratio = (logp - logp_old).exp()
-        return (ratio * weight).minimum(ratio.clamp(1 - self.epsilon, 1 + self.epsilon) * weight)
+        import torch
+
+        most = torch.add(weight, weight.abs(), alpha=self.epsilon)  # (1 + eps) w where w > 0, (1 - eps) w where w < 0
+        return ((logp - logp_old).exp() * weight).minimum(most)
 
 
 # Regularizers: `bonus(new, old) -> coefficient times bonus per sample`, added to the gain.

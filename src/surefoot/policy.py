@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -220,6 +220,23 @@ class Joined(nn.Module):
         return torch.cat([*seen, self.rest(row).to(seen[0].dtype)], 1)
 
 
+class Pair(nn.Module):
+    """Two fully connected layers side by side, the actor's and the critic's, computed at once."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(2 * outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs], which both see, or [2, B, inputs] to [2, B, outputs]."""
+        return torch.baddbmm(self.bias.view(2, 1, -1), x.expand(2, -1, -1), self.weight.mT)
+
+    def extra_repr(self) -> str:
+        """Shown by `surefoot summary`."""
+        return f"2 x {self.weight.shape[2]} to {self.weight.shape[1]}"
+
+
 class Policy(nn.Module):
     """prepare -> body -> features -> (policy distribution, value).
 
@@ -234,12 +251,13 @@ class Policy(nn.Module):
         actor: nn.Linear,
         critic: nn.Linear | None,
         head: Head,
-        critic_body: nn.Sequential | None = None,
         masks: int = 0,
     ) -> None:
         super().__init__()
-        self.prepare, self.body, self.critic_body = prepare, body, critic_body
+        self.prepare, self.body = prepare, body
         self.actor, self.critic = actor, critic
+        self.pairs = [layer for layer in body if isinstance(layer, Pair)]
+        """of an MLP: the layers between observation and heads"""
         self.distribution, self.draws, self.masks = head.distribution, head.draws, masks
         """distribution: that with some parameters, as a rollout stores them; draws: shape of the noise for an action"""
         gaussian = head.distribution is DiagonalGaussian
@@ -271,23 +289,83 @@ class Policy(nn.Module):
 
     def judge(self, prepared: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`forward` for observations that went through `prepare`."""
+        x, allowed = self._see(prepared)
+        dtype = self.actor.weight.dtype
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = self.body(x).to(dtype)
+        features, own = features if self.pairs else (features, features)
+        out = self.actor(features)
+        value = out.new_zeros(len(out)) if self.critic is None else self.critic(own)[:, 0]
+        return self._choose(out, allowed), value, memory
+
+    def acting(self) -> Callable[[Tensor], Distribution]:
+        """For an MLP: prepared observations to the distribution alone, by the actor's layers alone."""
+        layers = [(pair.bias[: pair.weight.shape[1]], pair.weight[0].T) for pair in self.pairs]
+        top = self.actor.bias, self.actor.weight.T
+
+        def act(prepared: Tensor) -> Distribution:
+            x, allowed = self._see(prepared)
+            for bias, weight in layers:
+                x = torch.addmm(bias, x, weight).tanh_()
+            return self._choose(torch.addmm(top[0], x, top[1]), allowed)
+
+        return act
+
+    def traced(self, prepared: Tensor) -> tuple[Distribution, Tensor, Callable[[], None]]:
+        """`judge` for learning: distribution, value, and what is to be called once the loss has gone backward.
+
+        Autograd goes back through everything; but for an MLP only to the outputs of its layers, and the call goes on
+        from there: these are so small that autograd's notes would take longer than the arithmetic.
+        """
+        if not self.pairs:
+            return *self.judge(prepared)[:2], lambda: None
+        assert self.critic is not None
+        heads = self.actor, self.critic
+        x, allowed = self._see(prepared)
+        seen = [x.expand(2, -1, -1)]
+        with torch.no_grad():
+            for pair in self.pairs:
+                seen.append(pair(seen[-1]).tanh_())
+            outs = [head(x).requires_grad_() for head, x in zip(heads, seen[-1], strict=True)]
+
+        def pull() -> None:
+            below = []
+            for head, out, x in zip(heads, outs, seen[-1], strict=True):
+                assert out.grad is not None
+                _grad(head.weight).addmm_(out.grad.T, x)
+                _grad(head.bias).add_(out.grad.sum(0))
+                below.append(out.grad.mm(head.weight))
+            slope = torch.stack(below)
+            for i, pair in reversed(list(enumerate(self.pairs))):
+                slope = torch.ops.aten.tanh_backward(slope, seen[i + 1])
+                _grad(pair.weight).baddbmm_(slope.mT, seen[i])
+                _grad(pair.bias).view(2, -1).add_(slope.sum(1))
+                if i:
+                    slope = slope.bmm(pair.weight)
+
+        return self._choose(outs[0], allowed), outs[1][:, 0], pull
+
+    def _see(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the body sees, and which actions are allowed, where a mask says so."""
         allowed = None
         if self.masks:
             prepared, allowed = prepared[:, : -self.masks], prepared[:, -self.masks :] > 0
-        dtype = self.actor.weight.dtype
-        x = prepared if prepared.dtype == torch.uint8 else prepared.to(dtype)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            features = self.body(x)
-            own = features if self.critic_body is None else self.critic_body(x)
-        features, own = features.to(dtype), own.to(dtype)
-        out = self.actor(features)
+        return prepared if prepared.dtype == torch.uint8 else prepared.to(self.actor.weight.dtype), allowed
+
+    def _choose(self, out: Tensor, allowed: Tensor | None) -> Distribution:
+        """The distribution that the actor's numbers stand for."""
         if allowed is not None:
             out = out.masked_fill(~allowed, FORBIDDEN)
         elif self.log_std is not None:
             out = torch.cat((out, self.log_std.expand_as(out)), -1)
-        dist = self.distribution(out[:, 0] if self.distribution is Bernoulli else out)
-        value = out.new_zeros(len(out)) if self.critic is None else self.critic(own)[:, 0]
-        return dist, value, memory
+        dist: Distribution = self.distribution(out[:, 0] if self.distribution is Bernoulli else out)
+        return dist
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    """A parameter's gradient, which `flatten` has given it."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def orthogonal(policy: Policy) -> Policy:
@@ -297,9 +375,10 @@ def orthogonal(policy: Policy) -> Policy:
     2021, section 3.2 (a small last policy layer matters most); Goyal et al. 2017, section 5.1 (residual units).
     """
     for layer in policy.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d | Pair):
             gain = 0.01 if layer is policy.actor else 1.0 if layer is policy.critic else math.sqrt(2)
-            nn.init.orthogonal_(layer.weight, gain)
+            for weight in layer.weight if isinstance(layer, Pair) else [layer.weight]:
+                nn.init.orthogonal_(weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     for unit in policy.modules():

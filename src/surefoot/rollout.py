@@ -83,45 +83,52 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     obs[0] = games.obs
     reward = np.empty((horizon, n), np.float32)
     terminated, truncated = np.empty((horizon, n), np.bool_), np.empty((horizon, n), np.bool_)
-    prepared, params, actions, values = [], [], [], []
+    prepared, actions, params, values = ([torch.empty(0)] * horizon for _ in range(4))
     finals: dict[tuple[int, int], np.ndarray] = {}
+    rows, draws, act = torch.from_numpy(obs).unbind(), noise.unbind(), policy.acting()
+
+    def decide(t: int) -> Any:
+        prepared[t] = policy.prepare(rows[t].to(device))
+        if policy.pairs:
+            dist = act(prepared[t])
+        else:
+            dist, values[t], _ = policy.judge(prepared[t])
+            params[t] = dist.params
+        actions[t] = dist.sample(draws[t])
+        return actions[t].tolist() if actions[t].ndim == 1 else actions[t].cpu().numpy()
+
     env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(horizon):
-        seen = policy.prepare(torch.from_numpy(obs[t]).to(device))
-        dist, value, _ = policy.judge(seen)
-        action = dist.sample(noise[t])
-        prepared.append(seen)
-        params.append(dist.params)
-        actions.append(action)
-        values.append(value)
+        action = decide(t)
         before = perf_counter()
-        steps = games.step(_plain(action), obs[t + 1])
+        steps = games.step(action, obs[t + 1])
         while lost := steps.lost:  # their decision never was: what they played ends before it, and they decide anew
             for i in lost:
                 if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
                     truncated[t - 1, i], finals[t - 1, i] = True, obs[t, i].copy()
             obs[t, lost] = obs[t + 1, lost]
-            prepared[t] = policy.prepare(torch.from_numpy(obs[t]).to(device))
-            dist, values[t], _ = policy.judge(prepared[t])
-            params[t], actions[t] = dist.params, dist.sample(noise[t])
-            steps.take(lost, games.step(_plain(actions[t]), obs[t + 1], lost))
+            steps.take(lost, games.step(decide(t), obs[t + 1], lost))
         env_s += perf_counter() - before
         reward[t], terminated[t], truncated[t] = steps.reward, steps.terminated, steps.truncated
         finals |= {(t, i): final for i, final in steps.final.items() if steps.truncated[i] and not steps.terminated[i]}
         if episode is not None and steps.final:
             break
-    length = len(actions)
-    value = torch.stack(values)
+    length = t + 1
+    seen, played = torch.stack(prepared[:length]), torch.stack(actions[:length])
+    if policy.pairs:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
+        dist, value, _ = policy.judge(seen.flatten(0, 1))
+        old, value = dist.params.view(length, n, *dist.params.shape[1:]), value.view(length, n)
+    else:
+        old, value = torch.stack(params[:length]), torch.stack(values[:length])
     last = policy(torch.from_numpy(obs[length]).to(device))[1]
     next_value = torch.cat((value[1:], last[None]))
     if finals:
         at = tuple(torch.tensor(list(finals)).T)
         next_value[at] = policy(torch.from_numpy(np.stack(list(finals.values()))).to(device))[1]
     ended = torch.from_numpy(terminated[:length]).to(device)
-    old, played = torch.stack(params), torch.stack(actions)
     rollout = Rollout(
         obs=torch.from_numpy(obs[:length]),
-        prepared=torch.stack(prepared),
+        prepared=seen,
         action=played,
         logp=policy.distribution(old).log_prob(played),
         params=old,
@@ -135,8 +142,3 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
         act_s=perf_counter() - start - env_s,
     )
     return rollout if episode is None else rollout.cut(length, games.indices)
-
-
-def _plain(action: Tensor) -> Any:
-    """Actions as games take them: a list of numbers, or an array's rows."""
-    return action.tolist() if action.ndim == 1 else action.cpu().numpy()
