@@ -16,9 +16,12 @@ from surefoot.objectives import (
     Reinforce,
     Surrogate,
     clipped,
+    clipped_value_loss,
+    clipped_value_slope,
     effective_sample_size,
     trajectory_ratio,
     value_loss,
+    value_slope,
 )
 
 # Off the kinks at 0.8 and 1.2, and w = 0 left out: there every gradient is 0
@@ -86,6 +89,13 @@ def test_at_the_old_policy_every_objective_has_reinforces_gradient(objective) ->
         for logp_old in (-0.01, -0.7, -12.0):
             # d/dlogp of w log pi is w
             assert gain_and_slope(objective, 1.0, weight, logp_old)[1] == pytest.approx(weight, rel=1e-12)
+
+
+@pytest.mark.parametrize("objective", [Reinforce(), Surrogate(), ClippedSurrogate(0.15), ClippedSurrogate(0.2)])
+def test_what_is_learned_from_is_the_gains_slope(objective) -> None:
+    for ratio, weight in GRID:
+        slope = objective.slope(numbers(-0.7 + math.log(ratio)), numbers(-0.7), numbers(weight))
+        assert slope.item() == pytest.approx(gain_and_slope(objective, ratio, weight)[1], rel=1e-12)
 
 
 def test_away_from_the_old_policy_reinforce_keeps_its_gradient_and_the_surrogate_scales_it() -> None:
@@ -156,9 +166,13 @@ def test_entropys_weight_moves_in_a_straight_line_with_progress() -> None:
 
 def test_entropys_bonus_by_hand() -> None:
     uniform = Categorical(torch.zeros(1, 4, dtype=torch.float64))
-    certain = Categorical(numbers(0, 100)[None])
-    assert Entropy(0.5)(uniform, certain).item() == pytest.approx(0.5 * math.log(4))  # of the new policy
-    assert Entropy(0.5)(certain, uniform).item() == pytest.approx(0, abs=1e-12)
+    leaning = Categorical(numbers(1, 3).log()[None])  # 1/4, 3/4
+    assert Entropy(0.5).slope(uniform, leaning).abs().max() < 1e-12  # of the new policy: nothing is more even
+    # dH/dx_k = -p_k (log p_k + H), the same the other way for the other: 3/16 log 3 up for the less likely
+    assert Entropy(0.5).slope(leaning, uniform)[0].tolist() == pytest.approx(
+        [0.5 * 3 / 16 * math.log(3), -0.5 * 3 / 16 * math.log(3)]
+    )
+    assert Entropy(0.0).slope(leaning, uniform) is None
 
 
 def logit(p: float) -> Tensor:
@@ -167,10 +181,10 @@ def logit(p: float) -> Tensor:
 
 def test_old_policy_cross_entropy_by_hand() -> None:
     bonus = OldPolicyCrossEntropy(coefficient=0.5)
-    # p = 1/4, old 1/2: log 2 whatever p is
-    assert bonus(Bernoulli(logit(0.25)), Bernoulli(logit(0.5))).item() == pytest.approx(0.5 * math.log(2))
-    # p = 1/2, old 1/4: -(log(1/4) + log(3/4)) / 2 = log(16 / 3) / 2
-    assert bonus(Bernoulli(logit(0.5)), Bernoulli(logit(0.25))).item() == pytest.approx(0.25 * math.log(16 / 3))
+    # old 1/2: log 2 whatever p is
+    assert bonus.slope(Bernoulli(logit(0.25)), Bernoulli(logit(0.5))).item() == pytest.approx(0)
+    # p = 1/2, old 1/4: dp/dx = 1/4 times log(3/4) - log(1/4), taken from what is lost with the likelier action
+    assert bonus.slope(Bernoulli(logit(0.5)), Bernoulli(logit(0.25))).item() == pytest.approx(0.125 * math.log(3))
 
 
 def test_old_policy_cross_entropys_weight_decays_with_the_iteration() -> None:
@@ -181,9 +195,7 @@ def test_old_policy_cross_entropys_weight_decays_with_the_iteration() -> None:
 
 
 def slope_of_bonus(bonus, p: float, p_old: float) -> float:
-    x = logit(p).requires_grad_()
-    (slope,) = torch.autograd.grad(bonus(Bernoulli(x), Bernoulli(logit(p_old))).sum(), x)
-    return slope.item()
+    return bonus.slope(Bernoulli(logit(p)), Bernoulli(logit(p_old))).item()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.6, 0.9])
@@ -223,7 +235,16 @@ def test_value_loss_is_the_squared_error_of_each_sample() -> None:
 def test_value_loss_pulls_the_value_to_its_target() -> None:
     value = numbers(1, 5).requires_grad_()
     (slope,) = torch.autograd.grad(value_loss(value, numbers(3, 4)).sum(), value)
-    assert slope.tolist() == [-4, 2]  # 2 (V - target)
+    assert slope.tolist() == value_slope(value.detach(), numbers(3, 4)).tolist() == [-4, 2]  # 2 (V - target)
+
+
+def test_the_clipped_critics_slope_is_that_of_its_loss() -> None:
+    draw = torch.Generator().manual_seed(0)
+    value, old, target = (torch.randn(500, generator=draw, dtype=torch.float64) for _ in range(3))
+    value.requires_grad_()
+    (slope,) = torch.autograd.grad(clipped_value_loss(value, old, target, 0.3).sum(), value)
+    torch.testing.assert_close(clipped_value_slope(value.detach(), old, target, 0.3), slope)
+    assert 50 < int((slope == 0).sum()) < 450
 
 
 def test_clipped_by_hand() -> None:

@@ -1,14 +1,15 @@
 """Policy distributions over actions: sample from given noise, log probability, entropy, divergence.
 
 Built straight from a network's output; `params` is what a rollout stores of the old policy, and a distribution made
-from it again is the old policy's.
+from it again is the old policy's. `score` and `cross_entropy_slope` are gradients by that output, written out: autograd
+would take longer for them than for an MLP. Tests hold them to it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,10 +43,20 @@ class Bernoulli:
         """log pi(a|s) per sample."""
         return F.logsigmoid(torch.where(action == 1, self.params, -self.params))
 
+    def score(self, action: Tensor, factor: Tensor) -> Tensor:
+        """`factor` grad log pi(a|s) = factor (a - P(1)), [...]."""
+        return factor * (action - self.params.sigmoid())
+
     def cross_entropy(self, old: Any) -> Tensor:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
         p = self.params.sigmoid()
         return -(p * F.logsigmoid(old.params) + (1 - p) * F.logsigmoid(-old.params))
+
+    def cross_entropy_slope(self, old: Any) -> Tensor:
+        """Its gradient, [...]; of the entropy where `old` is this one."""
+        p = self.params.sigmoid()
+        slope: Tensor = -p * (1 - p) * old.params
+        return slope
 
     def entropy(self) -> Tensor:
         """H(pi') per sample, in nats."""
@@ -81,10 +92,21 @@ class Categorical:
         """log pi(a|s) per sample."""
         return self.params.gather(-1, action[..., None])[..., 0]
 
+    def score(self, action: Tensor, factor: Tensor) -> Tensor:
+        """`factor` grad log pi(a|s) = factor ([a = k] - P(k)), [..., A]."""
+        factor = factor[..., None]
+        return (self.params.exp() * -factor).scatter_add_(-1, action[..., None], factor)
+
     def cross_entropy(self, old: Any) -> Tensor:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
         expected: Tensor = (self.params.exp() * old.params).sum(-1)
         return -expected
+
+    def cross_entropy_slope(self, old: Any) -> Tensor:
+        """Its gradient, [..., A]; of the entropy where `old` is this one."""
+        p = self.params.exp()
+        slope: Tensor = p * ((p * old.params).sum(-1, keepdim=True) - old.params)
+        return slope
 
     def entropy(self) -> Tensor:
         """H(pi') per sample, in nats."""
@@ -103,6 +125,11 @@ class DiagonalGaussian:
         self.params = params
         self.mean, self.log_std = params.chunk(2, -1)
 
+    @cached_property
+    def precision(self) -> Tensor:
+        """1 / sigma, [..., A]."""
+        return (-self.log_std).exp()
+
     def sample(self, noise: Tensor) -> Tensor:
         """mean + sigma z, z the normal distribution's inverse at uniform noise in [0, 1), [..., A].
 
@@ -118,14 +145,24 @@ class DiagonalGaussian:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """log pi(a|s) per sample: of the action as it was sampled, whatever an environment clips off it."""
-        z = (action - self.mean) * (-self.log_std).exp()
+        z = (action - self.mean) * self.precision
         constant = LOG_ROOT * self.mean.shape[-1]
         return -constant - torch.addcmul(self.log_std, z, z, value=0.5).sum(-1)
+
+    def score(self, action: Tensor, factor: Tensor) -> Tensor:
+        """`factor` grad log pi(a|s) = factor (z / sigma, z^2 - 1) with z = (a - mean) / sigma, [..., 2A]."""
+        z = (action - self.mean) * self.precision
+        return torch.cat((z * self.precision, z * z - 1), -1) * factor[..., None]
 
     def cross_entropy(self, old: Any) -> Tensor:
         """H(pi', pi) = -E_pi' log pi per sample, in nats."""
         divergence: Tensor = old.kl(self)
         return self.entropy() + divergence
+
+    def cross_entropy_slope(self, old: Any) -> Tensor:
+        """Its gradient, [..., 2A]; of the entropy where `old` is this one."""
+        precision = old.precision.square()
+        return torch.cat(((self.mean - old.mean) * precision, (2 * self.log_std).exp() * precision), -1)
 
     def entropy(self) -> Tensor:
         """H(pi') per sample, in nats."""
@@ -133,7 +170,7 @@ class DiagonalGaussian:
 
     def kl(self, old: Any) -> Tensor:
         """Exact KL(old || new) per sample, in nats."""
-        shift = (old.mean - self.mean) * (-self.log_std).exp()
+        shift = (old.mean - self.mean) * self.precision
         log_ratio = old.log_std - self.log_std
         kl: Tensor = ((shift * shift + (2 * log_ratio).expm1()) / 2 - log_ratio).sum(-1)
         return kl
@@ -157,6 +194,15 @@ class Independent(Categorical):
     def log_prob(self, action: Tensor) -> Tensor:
         """log pi(a|s) per sample."""
         return torch.stack([choice.log_prob(action[..., d]) for d, choice in enumerate(self.choices)]).sum(0)
+
+    def score(self, action: Tensor, factor: Tensor) -> Tensor:
+        """`factor` grad log pi(a|s) of every choice, side by side."""
+        return torch.cat([choice.score(action[..., d], factor) for d, choice in enumerate(self.choices)], -1)
+
+    def cross_entropy_slope(self, old: Any) -> Tensor:
+        """Its gradient, of every choice, side by side."""
+        both = zip(self.choices, old.choices, strict=True)
+        return torch.cat([new.cross_entropy_slope(before) for new, before in both], -1)
 
 
 Distribution = Bernoulli | Categorical | DiagonalGaussian

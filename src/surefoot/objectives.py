@@ -1,6 +1,8 @@
 """How hard the policy is pushed: gains per sample, to be maximised, and the terms that go with them.
 
 Everything here is a pure function of tensors of one shape (`[B]` or `[T, N]`); no mean is taken, no sign is turned.
+What is learned from is a gain's `slope` in log pi(a|s): in REINFORCE's gradient, w grad log pi(a|s), it stands where
+the weight stood. Tests hold every slope to what autograd makes of the gain.
 """
 
 from __future__ import annotations
@@ -37,6 +39,19 @@ def value_loss(value: Tensor, target: Tensor) -> Tensor:
     return (value - target).square()
 
 
+def value_slope(value: Tensor, target: Tensor) -> Tensor:
+    """The derivative of `value_loss` by the value, 2 (V - target)."""
+    return 2 * (value - target)
+
+
+def clipped_value_slope(value: Tensor, value_old: Tensor, target: Tensor, epsilon: float) -> Tensor:
+    """The derivative of `clipped_value_loss` by the value: `value_slope`, or 0 where moving on wins nothing."""
+    move = value - value_old
+    near = value_old + move.clamp(-epsilon, epsilon)
+    enough = (move.abs() > epsilon) & (value_loss(near, target) > value_loss(value, target))
+    return value_slope(value, target).masked_fill(enough, 0.0)
+
+
 def clipped_value_loss(value: Tensor, value_old: Tensor, target: Tensor, epsilon: float) -> Tensor:
     """The larger of (V - target)^2 and (V_old + clip(V - V_old, -eps, eps) - target)^2 per sample, to be minimised.
 
@@ -56,7 +71,7 @@ def straight_line(end_factor: float, progress: float) -> float:
     return 1 + (end_factor - 1) * min(1.0, progress)
 
 
-# What a Config can choose. Each is `gain(logp, logp_old, weight) -> gain per sample`.
+# What a Config can choose. Each is `gain(logp, logp_old, weight) -> gain per sample`, with its `slope` in logp.
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,10 @@ class Reinforce:
     def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
         return weight * logp
 
+    def slope(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+        """w."""
+        return weight
+
 
 @dataclass(frozen=True)
 class Surrogate:
@@ -81,6 +100,10 @@ class Surrogate:
 
     def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
         return (logp - logp_old).exp() * weight
+
+    def slope(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+        """r w."""
+        return self(logp, logp_old, weight)
 
 
 @dataclass(frozen=True)
@@ -99,13 +122,21 @@ class ClippedSurrogate:
         return ClippedSurrogate(self.epsilon * self.decay**iteration * straight_line(self.end_factor, progress))
 
     def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+        return ((logp - logp_old).exp() * weight).minimum(self.most(weight))
+
+    def slope(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+        """r w, but 0 where there is nothing more to win."""
+        plain = (logp - logp_old).exp() * weight
+        return plain.masked_fill(plain > self.most(weight), 0.0)
+
+    def most(self, weight: Tensor) -> Tensor:
+        """What can be won: (1 + eps) w where w > 0, (1 - eps) w where w < 0, clip(r) w on the side where it bounds."""
         import torch
 
-        most = torch.add(weight, weight.abs(), alpha=self.epsilon)  # (1 + eps) w where w > 0, (1 - eps) w where w < 0
-        return ((logp - logp_old).exp() * weight).minimum(most)
+        return torch.add(weight, weight.abs(), alpha=self.epsilon)
 
 
-# Regularizers: `bonus(new, old) -> coefficient times bonus per sample`, added to the gain.
+# Regularizers: what is added to the gain, by its `slope(new, old)` in the numbers that the new policy is made of.
 
 
 @dataclass(frozen=True)
@@ -121,8 +152,9 @@ class Entropy:
         """This bonus as it stands when `progress` (0 to 1) of the run is done."""
         return Entropy(self.coefficient * straight_line(self.end_factor, progress))
 
-    def __call__(self, new: Distribution, old: Distribution) -> Tensor | float:
-        return self.coefficient and self.coefficient * new.entropy()  # without one, nothing is computed
+    def slope(self, new: Distribution, old: Distribution) -> Tensor | None:
+        """Coefficient times that of the entropy; without one, nothing is computed."""
+        return self.coefficient * new.cross_entropy_slope(new) if self.coefficient else None
 
 
 @dataclass(frozen=True)
@@ -142,8 +174,9 @@ class OldPolicyCrossEntropy:
         """This bonus as it stands at an iteration: coefficient times decay^iteration."""
         return OldPolicyCrossEntropy(self.coefficient * self.decay**iteration, 1.0)
 
-    def __call__(self, new: Distribution, old: Distribution) -> Tensor:
-        return self.coefficient * new.cross_entropy(old)
+    def slope(self, new: Distribution, old: Distribution) -> Tensor:
+        """Coefficient times that of the cross entropy."""
+        return self.coefficient * new.cross_entropy_slope(old)
 
 
 Objective = Reinforce | Surrogate | ClippedSurrogate

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from surefoot.actions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
 from surefoot.envs.spaces import MASK, Part
 
+tanh_backward = torch.ops.aten.tanh_backward
+
 
 class Palette(nn.Module):
     """A float for each of 256 palette indices: exact colours from uint8 observations."""
@@ -290,13 +292,15 @@ class Policy(nn.Module):
     def judge(self, prepared: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`forward` for observations that went through `prepare`."""
         x, allowed = self._see(prepared)
-        dtype = self.actor.weight.dtype
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            features = self.body(x).to(dtype)
-        features, own = features if self.pairs else (features, features)
-        out = self.actor(features)
-        value = out.new_zeros(len(out)) if self.critic is None else self.critic(own)[:, 0]
+        out, value = self._heads(x)
         return self._choose(out, allowed), value, memory
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The actor's numbers [B, K] and the value [B]."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = self.body(x).to(self.actor.weight.dtype)
+        features, own = features if self.pairs else (features, features)
+        return self.actor(features), features.new_zeros(len(x)) if self.critic is None else self.critic(own)[:, 0]
 
     def acting(self) -> Callable[[Tensor], Distribution]:
         """For an MLP: prepared observations to the distribution alone, by the actor's layers alone."""
@@ -311,39 +315,64 @@ class Policy(nn.Module):
 
         return act
 
-    def traced(self, prepared: Tensor) -> tuple[Distribution, Tensor, Callable[[], None]]:
-        """`judge` for learning: distribution, value, and what is to be called once the loss has gone backward.
+    def traced(self, prepared: Tensor) -> tuple[Distribution, Tensor, Callable[[Tensor, Tensor], None]]:
+        """`judge` for learning: distribution and value, and what adds to the parameters' gradients.
 
-        Autograd goes back through everything; but for an MLP only to the outputs of its layers, and the call goes on
-        from there: these are so small that autograd's notes would take longer than the arithmetic.
+        It is given the loss's gradient by the distribution's numbers, as `score` has it, and by the values. From there
+        on autograd goes back through a network; but an MLP's layers are so small that its notes would take longer than
+        the arithmetic, so their chain rule is written out.
         """
-        if not self.pairs:
-            return *self.judge(prepared)[:2], lambda: None
-        assert self.critic is not None
-        heads = self.actor, self.critic
         x, allowed = self._see(prepared)
+        if self.pairs:
+            out, value, back = self._pairs(x)
+        else:
+            with torch.enable_grad():
+                ends = self._heads(x)
+            out, value = (end.detach() for end in ends)
+
+            def back(*slopes: Tensor) -> None:
+                count = sum(end.requires_grad for end in ends)  # without a critic, one
+                torch.autograd.backward(ends[:count], slopes[:count])
+
+        def pull(slope: Tensor, value_slope: Tensor) -> None:
+            if self.log_std is not None:
+                slope, spread = slope.chunk(2, -1)
+                _grad(self.log_std).add_(spread.sum(0))
+            back(slope.view_as(out), value_slope)
+
+        return self._choose(out, allowed), value, pull
+
+    def bind(self) -> None:
+        """Take hold of an MLP's parameters and gradients as its updates use them; `flatten` has just moved them."""
+        assert self.critic is not None
+        hidden = [(p.weight.data, p.bias.data.view(2, 1, -1), _grad(p.weight), _grad(p.bias)) for p in self.pairs]
+        heads = [(h.weight.data, h.bias.data, _grad(h.weight), _grad(h.bias)) for h in (self.actor, self.critic)]
+        self.bound = [(w, w.mT, b, dw, db.view(2, -1)) for w, b, dw, db in hidden], heads
+
+    def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+        """An MLP's `_heads`, and the way back."""
+        hidden, heads = self.bound
         seen = [x.expand(2, -1, -1)]
-        with torch.no_grad():
-            for pair in self.pairs:
-                seen.append(pair(seen[-1]).tanh_())
-            outs = [head(x).requires_grad_() for head, x in zip(heads, seen[-1], strict=True)]
+        for _, transposed, bias, _, _ in hidden:
+            seen.append(torch.baddbmm(bias, seen[-1], transposed).tanh_())
+        last = seen[-1].unbind()
+        out, value = (torch.addmm(bias, x, weight.T) for (weight, bias, _, _), x in zip(heads, last, strict=True))
 
-        def pull() -> None:
+        def back(slope: Tensor, value_slope: Tensor) -> None:
             below = []
-            for head, out, x in zip(heads, outs, seen[-1], strict=True):
-                assert out.grad is not None
-                _grad(head.weight).addmm_(out.grad.T, x)
-                _grad(head.bias).add_(out.grad.sum(0))
-                below.append(out.grad.mm(head.weight))
-            slope = torch.stack(below)
-            for i, pair in reversed(list(enumerate(self.pairs))):
-                slope = torch.ops.aten.tanh_backward(slope, seen[i + 1])
-                _grad(pair.weight).baddbmm_(slope.mT, seen[i])
-                _grad(pair.bias).view(2, -1).add_(slope.sum(1))
+            for (weight, _, dw, db), by, x in zip(heads, (slope, value_slope[:, None]), last, strict=True):
+                dw.addmm_(by.T, x)
+                db.add_(by.sum(0))
+                below.append(by.mm(weight))
+            both = torch.stack(below)
+            for i, (weight, _, _, dw, db) in reversed(list(enumerate(hidden))):
+                both = tanh_backward(both, seen[i + 1])
+                dw.baddbmm_(both.mT, seen[i])
+                db.add_(both.sum(1))
                 if i:
-                    slope = slope.bmm(pair.weight)
+                    both = both.bmm(weight)
 
-        return self._choose(outs[0], allowed), outs[1][:, 0], pull
+        return out, value[:, 0], back
 
     def _see(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the body sees, and which actions are allowed, where a mask says so."""
@@ -414,4 +443,6 @@ def flatten(policy: Policy) -> nn.Parameter:
         end = start + p.numel()
         p.data, p.grad = flat.data[start:end].view_as(p), flat.grad[start:end].view_as(p)
         start = end
+    if policy.pairs:
+        policy.bind()
     return flat

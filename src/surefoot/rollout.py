@@ -88,13 +88,14 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     rows, draws, act = torch.from_numpy(obs).unbind(), noise.unbind(), policy.acting()
 
     def decide(t: int) -> Any:
-        prepared[t] = policy.prepare(rows[t].to(device))
-        if policy.pairs:
-            dist = act(prepared[t])
-        else:
-            dist, values[t], _ = policy.judge(prepared[t])
-            params[t] = dist.params
-        actions[t] = dist.sample(draws[t])
+        with torch.inference_mode(bool(policy.pairs)):
+            prepared[t] = policy.prepare(rows[t].to(device))
+            if policy.pairs:
+                dist = act(prepared[t])
+            else:
+                dist, values[t], _ = policy.judge(prepared[t])
+                params[t] = dist.params
+            actions[t] = dist.sample(draws[t])
         return actions[t].tolist() if actions[t].ndim == 1 else actions[t].cpu().numpy()
 
     env_s = perf_counter() - start if episode is not None else 0.0
