@@ -5,8 +5,8 @@
 Trains every task with every seed, on one rank each and as many at a time as there are cores (`--jobs`); a run that is
 in --work goes on, or is only read where it has come to its end. Of each: the largest mean of 100 training episodes
 (what Tianshou's benchmark calls the maximum average return), and 100 full episodes with fresh seeds of the policy that
-is kept at the end, actions sampled and greedy. Writes OUT/record.json, OUT/TASK-sSEED.jsonl (the curves, thinned) and
-OUT/results.png after every task.
+is kept at the end, actions sampled; with --greedy the likeliest ones too. Writes OUT/record.json, OUT/TASK-sSEED.jsonl
+(the curves, thinned) and OUT/results.png after every task.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def train(task: str, seed: int, args: argparse.Namespace) -> Row | None:
         "best_training": round(max(full), 2) if full else None,
         "last_training": round(rows[-1]["return_mean"], 2),
     }
-    for key, more in (("sampled", []), ("greedy", ["--greedy"])):
+    for key, more in (("sampled", []), *([("greedy", ["--greedy"])] if args.greedy else [])):
         call = [
             sys.executable,
             "-m",
@@ -79,9 +79,9 @@ def summary(runs: list[Row]) -> Row:
     """Over the seeds: mean and deviation of each figure."""
     found: Row = {"seeds": [run["seed"] for run in runs]}
     values = {key: [run[key] for run in runs] for key in ("best_training", "last_training")}
-    values |= {key: [run[key]["mean"] for run in runs if run[key]] for key in ("sampled", "greedy")}
+    values |= {key: [run[key]["mean"] for run in runs if run.get(key)] for key in ("sampled", "greedy")}
     for key, numbers in values.items():
-        if len(numbers) == len(runs) and None not in numbers:
+        if numbers and len(numbers) == len(runs) and None not in numbers:
             found[key] = {
                 "mean": round(statistics.fmean(numbers), 2),
                 "deviation": round(statistics.pstdev(numbers), 2),
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--greedy", action="store_true", help="evaluate with the likeliest actions too")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="where runs stay")
     parser.add_argument("--out", type=Path, required=True)

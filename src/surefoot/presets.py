@@ -138,9 +138,10 @@ CONTROL = Config(
     regularizer=Entropy(0.0),
     epochs=10,
     minibatch=256,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.03, cap=2e-3, floor=1e-4),
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4),
     max_grad_norm=0.5,
     optimizer=Adam(eps=1e-5),
+    ema_decay=0.8,
     total_steps=1_001_472,  # 489 rollouts
 )
 LANDER = replace(CONTROL, games=16, credit=GAE(gamma=0.999, lam=0.98))
