@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from gymnasium import spaces
 
 import surefoot
+from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
 from surefoot.networks import MLP, ImpalaCNN, LessonCNN, Network, SmallCNN
 from surefoot.policy import Palette, Patches, Policy, Residual, flatten
+from surefoot.state import build
 
 FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -171,6 +174,13 @@ def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces
         gradients.append(flat.grad.clone())
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
     assert (gradients[0] != 0.5).all()
+
+
+def test_an_mlp_stays_in_single_precision(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surefoot.state.has_matrix_units", lambda: True)
+    for network, space in ((MLP(), VECTOR), (SmallCNN(), FRAMES)):
+        policy = build(replace(small, network=network, bf16=True), space, spaces.Discrete(2))
+        assert policy.bf16 == (space is FRAMES)
 
 
 def test_actor_and_critic_of_a_pair_know_nothing_of_each_other() -> None:

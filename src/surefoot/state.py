@@ -123,7 +123,8 @@ def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
         policy = cfg.network.build(observation, action)
     try:
-        policy.bf16 = cfg.bf16 and torch.device(cfg.device).type == "cpu" and has_matrix_units()
+        large = not policy.pairs  # an MLP's layers are too small to gain
+        policy.bf16 = cfg.bf16 and large and torch.device(cfg.device).type == "cpu" and has_matrix_units()
         return policy.to(cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
