@@ -1,0 +1,57 @@
+"""What one update of a preset takes on one core, without the rest of a run: the smallest of many, and the median.
+
+    PYTHONPATH=src python bench/update.py CartPole-v1 HalfCheetah-v5 --seconds 4
+
+A line of JSON a task. To compare two versions of surefoot, name each one's `src` in PYTHONPATH and take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from time import perf_counter
+
+import torch
+
+from surefoot.learn import minibatches, update
+from surefoot.noise import Purpose, stream
+from surefoot.presets import find
+from surefoot.ranks import Ranks
+from surefoot.rollout import collect
+from surefoot.runner import revision
+from surefoot.state import initial
+
+
+def measure(task: str, seconds: float) -> list[float]:
+    """Seconds an update took, each the mean of a pass over eight minibatches of one rollout."""
+    cfg, ranks = find(task), Ranks()
+    state = initial(cfg, ranks)
+    shape = cfg.horizon[0], cfg.games, *state.policy.draws
+    noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
+    rollout = collect(state.policy, state.games, noise)
+    weight, target = cfg.credit(rollout)
+    batches = list(minibatches(rollout, cfg.normalize(weight), target, cfg, 0, slice(0, cfg.games)))[:8]
+    passes, end = list[float](), perf_counter() + seconds
+    while (start := perf_counter()) < end:
+        for batch in batches:
+            update(state, batch, cfg, ranks)
+        passes.append((perf_counter() - start) / len(batches))
+    state.games.close()
+    return passes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for task in args.tasks:
+        passes = measure(task, args.seconds)
+        figures = {"least_us": round(min(passes) * 1e6), "median_us": round(statistics.median(passes) * 1e6)}
+        print(json.dumps({"task": task, "git": revision(), "passes": len(passes), **figures}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
