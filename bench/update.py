@@ -31,7 +31,7 @@ def measure(task: str, seconds: float) -> list[float]:
     noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
     rollout = collect(state.policy, state.games, noise)
     weight, target = cfg.credit(rollout)
-    batches = list(minibatches(rollout, cfg.normalize(weight), target, cfg, 0, slice(0, cfg.games)))[:8]
+    batches = list(minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.games)))[:8]
     passes, end = list[float](), perf_counter() + seconds
     while (start := perf_counter()) < end:
         for batch in batches:

@@ -451,6 +451,8 @@ def rollout(data: Data, terminated: Tensor, truncated: Tensor) -> Rollout:
         truncated=truncated,
         value=data.value,
         next_value=data.next_value,
+        beyond=torch.zeros(0, 2),
+        beyond_at=torch.zeros(2, 0, dtype=torch.int64),
         episodes=[],
         env_s=0.0,
         act_s=0.0,

@@ -30,7 +30,7 @@ def prepared(cfg: Config) -> tuple[State, Rollout, Batch]:
     weight = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     target = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     whole = replace(cfg, minibatch=0)
-    return state, r, next(minibatches(r, weight, target, whole, 0, slice(0, cfg.games)))
+    return state, r, next(minibatches(r, weight, target, whole, 0, 0, slice(0, cfg.games)))
 
 
 def mean_gain(state: State, batch: Batch, value_coef: float, entropy: float) -> float:
@@ -115,7 +115,7 @@ def test_nothing_is_learned_from_games_that_all_agree(small: Config) -> None:
     r.reward[:] = 0.1
     r.terminated[:] = False
     weight, target = FutureReturn(0.9)(r)
-    batch = next(minibatches(r, OverGames()(weight), target, replace(cfg, minibatch=0), 0, slice(0, 8)))
+    batch = next(minibatches(r, OverGames()(weight), target, replace(cfg, minibatch=0), 0, 0, slice(0, 8)))
     update(state, batch, cfg, Ranks())
     assert float(state.gradient.abs().max()) == 0
 

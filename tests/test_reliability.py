@@ -515,7 +515,7 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     name: str, says: str, small: Config, tmp_path: Path
 ) -> None:
     cfg = replace(small, env=Gymnasium(f"worlds:Faulty-{name.replace(' ', '-')}-v0"))
-    examine(cfg.env.id)  # once a process
+    examine(cfg.env)  # once a process
     worlds.Faulty.made = worlds.Faulty.steps = 0
     with pytest.raises(Fault, match=says) as caught:
         go(cfg, tmp_path / "a")

@@ -15,6 +15,7 @@ from surefoot.policy import Policy
 from surefoot.ranks import Ranks
 from surefoot.rollout import Rollout, collect
 from surefoot.state import initial
+from twin import Notebook
 
 
 def play(env_id: str, horizon: int = 7, games: int = 2, episode: int | None = None) -> tuple[Rollout, Games, Policy]:
@@ -80,6 +81,44 @@ def test_truncation_is_worth_the_value_of_the_real_final_observation() -> None:
         assert not torch.allclose(r.next_value[2], r.value[3], atol=1e-6)
 
 
+@pytest.mark.parametrize("ending", ["truncated", "terminated", "both"])
+@pytest.mark.parametrize("horizon", [6, 7])  # 6: the last decision ends an episode
+def test_a_rollout_is_judged_anew_as_it_was_judged_first(ending: str, horizon: int) -> None:
+    r, _, policy = play(f"worlds:Scripted-{ending}-v0", horizon)
+    again = r.judged(policy)
+    torch.testing.assert_close(again.value, r.value)
+    torch.testing.assert_close(again.next_value, r.next_value)
+    assert policy.critic is not None
+    with torch.no_grad():
+        policy.critic.bias += 3.0  # now every state is worth 3 more, but where nothing follows
+    later = r.judged(policy)
+    torch.testing.assert_close(later.value, r.value + 3)
+    torch.testing.assert_close(later.next_value, (r.next_value + 3).masked_fill(r.terminated, 0.0))
+    assert later.action is r.action
+
+
+def test_recomputed_weights_come_from_the_critic_as_it_is_then(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    from surefoot import loop
+
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def spy(rollout: Rollout, cfg, state, ranks):
+        with torch.no_grad():
+            seen.append((rollout.value, state.policy.judge(rollout.prepared.flatten(0, 1))[1].view_as(rollout.value)))
+        return weigh(rollout, cfg, state, ranks)
+
+    weigh = loop.weigh
+    monkeypatch.setattr(loop, "weigh", spy)
+    for recompute, calls in ((False, 1), (True, small.epochs)):
+        seen.clear()
+        cfg = replace(small, recompute=recompute, total_iterations=1)
+        loop.train(cfg, initial(cfg, Ranks()), Ranks(), Notebook(cfg))
+        assert len(seen) == calls
+        for used, now in seen:
+            torch.testing.assert_close(used, now)
+    assert not torch.allclose(seen[0][0], seen[1][0])
+
+
 def test_both_at_once_is_a_termination() -> None:
     r, _, _ = play("worlds:Scripted-both-v0")
     assert r.terminated[2].all()
@@ -124,7 +163,7 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
     state = initial(small, Ranks())
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
     r = collect(state.policy, state.games, noise)
-    batch = next(minibatches(r, r.reward, r.reward, small, 0, slice(0, 8)))
+    batch = next(minibatches(r, r.reward, r.reward, small, 0, 0, slice(0, 8)))
     ratio = (state.policy.judge(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
     assert (ratio - 1).abs().max() < 1e-5
 
@@ -135,7 +174,7 @@ def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
     state = initial(small, Ranks())
     r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
-    parts = [b.weight for b in minibatches(r, number, number, small, 3, slice(0, 8))]
+    parts = [b.weight for epoch in (0, 1) for b in minibatches(r, number, number, small, 3, epoch, slice(0, 8))]
     assert len(parts) == 2 * 4
     first, second = torch.cat(parts[:4]), torch.cat(parts[4:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == number.flatten().tolist()
@@ -150,10 +189,10 @@ def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
     state = initial(small, Ranks())
     r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
-    whole = [set(b.weight.tolist()) for b in minibatches(r, number, number, small, 3, slice(0, 8))]
+    whole = [set(b.weight.tolist()) for b in minibatches(r, number, number, small, 3, 1, slice(0, 8))]
     fields = {k: v[:, 4:] if isinstance(v, torch.Tensor) else v for k, v in vars(r).items()}
     own = number[:, 4:]
-    half = minibatches(Rollout(**fields), own, own, small, 3, slice(4, 8))
+    half = minibatches(Rollout(**fields), own, own, small, 3, 1, slice(4, 8))
     for everything, part in zip(whole, half, strict=True):
         assert set(part.weight.tolist()) == {x for x in everything if x % 8 >= 4}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,22 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"needs a package that is missing: pip install 'surefoot\[{extra}\]'"):
         Gymnasium(id).make()
+
+
+def test_arguments_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = Gymnasium("FrozenLake-v1", ("map_name=8x8", "is_slippery=False"))
+    game = env.make()
+    assert game.observation_space.n == 64
+    assert game.env.unwrapped.P[0][1] == [(1.0, 8, 0, False)]  # down, without slipping
+    call = ["--games", "2", "--horizon", "16", "--minibatch", "32", "--total-steps", "32", "--eval-episodes", "2"]
+    run = ["train", "FrozenLake-v1", "--run-dir", str(tmp_path / "a"), "--quiet", *call]
+    assert main([*run, "--env.kwargs", "map_name=8x8", "is_slippery=False"]) == 0
+    assert json.loads((tmp_path / "a/config.json").read_text())["config"]["env"]["kwargs"] == list(env.kwargs)
+    assert main(["evaluate", str(tmp_path / "a"), "--episodes", "2"]) == 0
+    capsys.readouterr()
+    for wrong, says in (("slippery", "NAME=VALUE"), ("slip=1", "cannot be made with slip=1: .*'slip'")):
+        assert main([*run[:3], str(tmp_path / "b"), *call, "--env.kwargs", wrong]) == 2
+        assert re.fullmatch(f"surefoot: .*{says}.*\n", capsys.readouterr().err)
 
 
 # PPO as its users know it

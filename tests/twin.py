@@ -49,7 +49,7 @@ LESSON = replace(
     normalize=OverGames(),
     total_iterations=6,
 )
-RUNNING = replace(CFG, network=MLP((16,), running=True), reward=ScaledReward())
+RUNNING = replace(CFG, network=MLP((16,), running=True), reward=ScaledReward(), recompute=True)
 CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
 KINDS = {"continuing": CFG, "lesson": LESSON, "running": RUNNING, "control": CONTROL}
 

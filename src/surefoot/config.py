@@ -98,6 +98,8 @@ class Config:
     """how far the critic may move from its old value before moving on towards the target wins nothing"""
     epochs: int = 3
     """passes over each rollout"""
+    recompute: bool = False
+    """the critic, which learns in every pass, judges the rollout anew before each further one"""
     max_kl: float = math.inf
     """an update that finds the policy further than this from the old one, in nats, ends a rollout's passes"""
     minibatch: int = 0
@@ -157,6 +159,7 @@ class Config:
         for part in (self.env, *chosen):
             for f in dataclasses.fields(part):
                 _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
+        _check(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
         _check(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
         if self.minibatch:
             _check(not self.from_reset, "minibatch", self.minibatch, "0 with from_reset: its rollouts vary in length")
@@ -193,6 +196,8 @@ def _check_knob(full: str, name: str, value: Any) -> None:
         return
     if name in ("filters", "kernel", "stride", "frame_skip"):
         _check(isinstance(value, tuple) and len(value) == 2, full, value, "two numbers")
+    if name == "kwargs":
+        return  # the environment's own
     if name == "actions":
         _check(len(value) >= 2, full, value, "two or more buttons")
         return

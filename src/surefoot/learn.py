@@ -21,15 +21,13 @@ from surefoot.objectives import (
     value_loss,
     value_slope,
 )
+from surefoot.rollout import PIECE
 
 if TYPE_CHECKING:
     from surefoot.config import Config
     from surefoot.ranks import Ranks
     from surefoot.rollout import Rollout
     from surefoot.state import State
-
-
-PIECE = 512
 
 
 @dataclass
@@ -55,28 +53,26 @@ class Batch:
 
 
 def minibatches(
-    rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, columns: slice
+    rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, epoch: int, columns: slice
 ) -> Iterator[Batch]:
-    """`cfg.epochs` passes over the rollout, each cut afresh into minibatches.
+    """One pass over the rollout, in minibatches that are cut afresh in every `epoch`.
 
     Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games
     (`columns`) to give its share of a minibatch that all ranks learn from.
     """
     horizon, n = rollout.action.shape[:2]
     rows = (rollout.prepared, rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
-    flat = Batch(*(x.flatten(0, 1) for x in rows))
+    obs, *others = flat = [x.flatten(0, 1) for x in rows]
     parts = cfg.minibatches(horizon)
-    for epoch in range(cfg.epochs):
-        if parts == 1:
-            yield flat
-            continue  # the lesson's way: everything at once, nothing copied
-        draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
-        order = torch.from_numpy(draws[:, columns].argsort(0)) * n + torch.arange(n)
-        obs, *others = vars(flat).values()
-        index, size = order.flatten().to(weight.device), horizon // parts * n
-        shuffled = (torch.split(x.index_select(0, index), size) for x in others)  # small: all minibatches at once
-        for part, *rest in zip(torch.split(index, size), *shuffled, strict=True):
-            yield Batch(obs.index_select(0, part), *rest)
+    if parts == 1:
+        yield Batch(*flat)
+        return  # the lesson's way: everything at once, nothing copied
+    draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
+    order = torch.from_numpy(draws[:, columns].argsort(0)) * n + torch.arange(n)
+    index, size = order.flatten().to(weight.device), horizon // parts * n
+    shuffled = (torch.split(x.index_select(0, index), size) for x in others)  # small: all minibatches at once
+    for part, *rest in zip(torch.split(index, size), *shuffled, strict=True):
+        yield Batch(obs.index_select(0, part), *rest)
 
 
 NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")

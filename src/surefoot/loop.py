@@ -12,7 +12,7 @@ import torch
 
 from surefoot.envs import Episode
 from surefoot.errors import Fault, Interrupted
-from surefoot.learn import figures, minibatches, update
+from surefoot.learn import Update, figures, minibatches, update
 from surefoot.noise import Purpose, stream
 from surefoot.rollout import Rollout, collect
 from surefoot.running import measure
@@ -74,22 +74,32 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         if length < len(rollout.reward):  # from_reset: all ranks' games stop where the first of them ended
             rollout = rollout.cut(length, state.games.indices)
         began = perf_counter()
-        paid = replace(rollout, reward=cfg.reward(rollout.reward, state.deviation))
-        weight, target = cfg.credit(paid)  # what each action earned             [T, N]
-        weight = ranks.own(cfg.normalize(ranks.gather(weight)))  # compared with all games    [T, N]
-        batches = minibatches(rollout, weight, target, cfg, state.iteration, mine)  # epochs x parts  [B]
-        updates = []
-        for batch in batches:
-            updates.append(update(state, batch, cfg, ranks))
-            if updates[-1].kl > cfg.max_kl:  # as all ranks have found
-                break
+        weight, target = first = weigh(rollout, cfg, state, ranks)
+        updates: list[Update] = []
+        for epoch in range(cfg.epochs):
+            if epoch and cfg.recompute:  # the critic has learned since
+                weight, target = weigh(rollout.judged(state.policy), cfg, state, ranks)
+            for batch in minibatches(rollout, weight, target, cfg, state.iteration, epoch, mine):  # [B]
+                updates.append(update(state, batch, cfg, ranks))
+                if updates[-1].kl > cfg.max_kl:  # as all ranks have found
+                    break
+            else:
+                continue
+            break
         stats = figures(updates, state, cfg, ranks)
         measure(state, rollout, cfg, ranks)
         count(state, rollout, cfg, ranks)
-        watcher.iteration(state, rollout, target, stats, perf_counter() - began)
+        watcher.iteration(state, rollout, first[1], stats, perf_counter() - began)
         if ranks.agree(watcher.due()):
             watcher.save(state)
     return state
+
+
+def weigh(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """How hard each action is pushed, and what the critic should have said, both [T, N]."""
+    paid = replace(rollout, reward=cfg.reward(rollout.reward, state.deviation))
+    weight, target = cfg.credit(paid)  # what each action earned
+    return ranks.own(cfg.normalize(ranks.gather(weight))), target  # compared with all games
 
 
 def count(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:

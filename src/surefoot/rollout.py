@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from surefoot.envs import Episode
 if TYPE_CHECKING:
     from surefoot.envs import Games
     from surefoot.policy import Policy
+
+PIECE = 512  # rows; what fits the cache is judged and learned from twice as fast
 
 
 @dataclass
@@ -41,6 +43,10 @@ class Rollout:
     """[T, N] the critic's V(s_t)"""
     next_value: Tensor
     """[T, N] V of the true successor; 0 at a termination"""
+    beyond: Tensor
+    """[K, ...] prepared: the successors that are no rows here, of the last decision and where truncated"""
+    beyond_at: Tensor
+    """[2, K] whose they are: t, n"""
     episodes: list[Episode]
     """finished during this rollout"""
     env_s: float
@@ -53,16 +59,31 @@ class Rollout:
         """[T, N] bool: the next row belongs to another episode."""
         return self.terminated | self.truncated
 
+    @torch.no_grad()
+    def judged(self, policy: Policy) -> Rollout:
+        """The same with the values that `policy` gives it."""
+        seen = torch.cat((self.prepared.flatten(0, 1), self.beyond))
+        values = torch.cat([policy.judge(piece)[1] for piece in torch.split(seen, PIECE)])
+        value, later = values[: self.value.numel()].view_as(self.value), values[self.value.numel() :]
+        return replace(self, value=value, next_value=successors(value, later, self.beyond_at, self.terminated))
+
     def cut(self, length: int, indices: range) -> Rollout:
         """The first `length` decisions, as trajectories of the games `indices` that all ended there."""
         changes = {f.name: getattr(self, f.name) for f in fields(self)}
-        changes = {k: v[:length] if isinstance(v, Tensor) else v for k, v in changes.items()}
-        shorter = Rollout(**changes)
+        rows = {k: v[:length] for k, v in changes.items() if isinstance(v, Tensor) and not k.startswith("beyond")}
+        shorter = Rollout(**changes | rows)
         shorter.truncated = shorter.truncated.clone()
         shorter.truncated[-1] = ~shorter.terminated[-1]
         scores = shorter.reward.sum(0).tolist()
         shorter.episodes = [Episode(n, score, length) for n, score in zip(indices, scores, strict=True)]
         return shorter
+
+
+def successors(value: Tensor, beyond: Tensor, at: Tensor, terminated: Tensor) -> Tensor:
+    """V of the true successor: that of the next row, `beyond` [K] `at` [2, K], 0 at a termination; all else [T, N]."""
+    next_value = torch.cat((value[1:], value[:1]))
+    next_value[tuple(at)] = beyond
+    return next_value.masked_fill(terminated, 0.0)
 
 
 @torch.no_grad()
@@ -115,17 +136,16 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
         if episode is not None and steps.final:
             break
     length = t + 1
+    beyond = {(length - 1, i): last for i, last in enumerate(obs[length])} | finals
+    after = policy.prepare(torch.from_numpy(np.stack(list(beyond.values()))).to(device))
     seen, played = torch.stack(prepared[:length]), torch.stack(actions[:length])
     if policy.pairs:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
-        dist, value, _ = policy.judge(seen.flatten(0, 1))
-        old, value = dist.params.view(length, n, *dist.params.shape[1:]), value.view(length, n)
+        dist, judged, _ = policy.judge(torch.cat((seen.flatten(0, 1), after)))
+        value, later = judged[: length * n].view(length, n), judged[length * n :]
+        old = dist.params[: length * n].view(length, n, *dist.params.shape[1:])
     else:
-        old, value = torch.stack(params[:length]), torch.stack(values[:length])
-    last = policy(torch.from_numpy(obs[length]).to(device))[1]
-    next_value = torch.cat((value[1:], last[None]))
-    if finals:
-        at = tuple(torch.tensor(list(finals)).T)
-        next_value[at] = policy(torch.from_numpy(np.stack(list(finals.values()))).to(device))[1]
+        old, value, later = torch.stack(params[:length]), torch.stack(values[:length]), policy.judge(after)[1]
+    at = torch.tensor(list(beyond), device=device).T
     ended = torch.from_numpy(terminated[:length]).to(device)
     rollout = Rollout(
         obs=torch.from_numpy(obs[:length]),
@@ -137,7 +157,9 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
         terminated=ended,
         truncated=torch.from_numpy(truncated[:length]).to(device) & ~ended,
         value=value,
-        next_value=next_value.masked_fill(ended, 0.0),
+        next_value=successors(value, later, at, ended),
+        beyond=after,
+        beyond_at=at,
         episodes=games.take_finished(),
         env_s=env_s,
         act_s=perf_counter() - start - env_s,

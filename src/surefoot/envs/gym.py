@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -29,6 +29,8 @@ class Gymnasium:
     id: str = "CartPole-v1"
     """as for gymnasium.make; `module:Name-v0` imports the module first; `module:function` calls a function, which makes
     a VectorEnv where it takes `num_envs`"""
+    kwargs: tuple[str, ...] = ()
+    """what it is made with, each NAME=VALUE with a value of Python's, or words: is_slippery=False map_name=8x8"""
 
     def make(self, render: bool = False) -> GymnasiumGame:
         """An environment of this kind; `render`: one whose pictures can be taken."""
@@ -36,7 +38,7 @@ class Gymnasium:
 
     def together(self, count: int) -> Vector | None:
         """A VectorEnv of `count` games, which are stepped at once; None where they are made one by one."""
-        vector: Vector | None = open_env(self.id, count=count)
+        vector: Vector | None = open_env(self, count=count)
         if vector is not None:
             vector.games = [GymnasiumGame(self, False, seat) for seat in vector.seats]
             vector.translate = vector.games[0].translate
@@ -77,8 +79,8 @@ def is_local(env: object) -> TypeGuard[Gymnasium]:
     return isinstance(env, Gymnasium) and env.id in HERE
 
 
-def open_env(id: str, render: bool = False, count: int = 0) -> Any:
-    """The Gymnasium environment behind an id; with a `count` the Vector of so many, None where it makes no VectorEnv.
+def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
+    """The Gymnasium environment so described; with a `count` the Vector of so many, None where it makes no VectorEnv.
 
     Raises UserError with what can be done where there is none.
     """
@@ -89,7 +91,7 @@ def open_env(id: str, render: bool = False, count: int = 0) -> Any:
 
     from surefoot.errors import UserError
 
-    how: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
+    id, how = spec.id, named(spec.kwargs) | ({"render_mode": "rgb_array"} if render else {})
     module, _, name = id.partition(":")
     make: Any = functools.partial(gymnasium.make, id, disable_env_checker=True)
     try:
@@ -118,6 +120,8 @@ def open_env(id: str, render: bool = False, count: int = 0) -> Any:
         hint = f"; did you mean {', '.join(near)}?" if near else "; see gymnasium.registry for the known ids"
         raise UserError(f"no environment '{id}' ({text}){hint}") from error
     except TypeError as error:
+        if spec.kwargs:
+            raise UserError(f"'{id}' cannot be made with {' '.join(spec.kwargs)}: {error}") from error
         if render:
             raise UserError(f"'{id}' cannot be filmed: its function takes no render_mode ({error})") from error
         raise
@@ -128,6 +132,24 @@ def open_env(id: str, render: bool = False, count: int = 0) -> Any:
         vector = Vector(env, id, count)
         return vector if count else vector.seats[0]
     return env
+
+
+def named(kwargs: Iterable[str]) -> dict[str, Any]:
+    """Arguments by their names, from NAME=VALUE; raises UserError where there is no name."""
+    import ast
+
+    from surefoot.errors import UserError
+
+    found: dict[str, Any] = {}
+    for text in kwargs:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"env.kwargs holds {text!r}; allowed is NAME=VALUE, as in is_slippery=False")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a word
+            found[name] = value
+    return found
 
 
 def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
@@ -146,7 +168,7 @@ def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
 
 
 @functools.cache
-def examine(id: str) -> bool:
+def examine(of: Gymnasium) -> bool:
     """Whether its info holds action masks; raises UserError where it breaks Gymnasium's contract. Once a process."""
     import warnings
 
@@ -155,7 +177,7 @@ def examine(id: str) -> bool:
 
     from surefoot.errors import UserError
 
-    env = open_env(id)
+    env = open_env(of)
     try:
         spec = env.spec
         known = spec is not None and (spec.disable_env_checker or str(spec.entry_point).startswith("gymnasium."))
@@ -167,7 +189,7 @@ def examine(id: str) -> bool:
             except (AssertionError, gymnasium.error.Error, TypeError, ValueError) as error:
                 finding = " ".join(str(error).split()).rstrip(".") or type(error).__name__
                 cure = "mend it, or register it with disable_env_checker=True"
-                raise UserError(f"environment '{id}' breaks Gymnasium's contract: {finding}; {cure}") from error
+                raise UserError(f"environment '{of.id}' breaks Gymnasium's contract: {finding}; {cure}") from error
         discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
         return discrete and "action_mask" in env.reset(seed=0)[1]
     finally:
@@ -185,15 +207,15 @@ class GymnasiumGame:
         from surefoot.envs.spaces import MASK, blank, choices, parts, translator
         from surefoot.errors import UserError
 
-        masks = examine(spec.id)
-        self.env: Any = seat or open_env(spec.id)
+        masks = examine(spec)
+        self.env: Any = seat or open_env(spec)
         self.alone = seat is None  # otherwise a VectorEnv has its actions and the seeds of its episodes
         if render:
             modes = self.env.metadata.get("render_modes") or ()
             self.env.close()
             if "rgb_array" not in modes:
                 raise UserError(f"'{spec.id}' cannot be filmed: it has no render_mode 'rgb_array'")
-            self.env = open_env(spec.id, True)
+            self.env = open_env(spec, True)
         self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
         self.masks = masks
         if masks:
