@@ -216,3 +216,9 @@ def test_the_summary_counts_and_points_out_growth() -> None:
     grown = surefoot.summary(replace(PONG, network=SmallCNN(filters=(64, 32))))
     assert "put out more than goes in" in grown
     assert "12,800 numbers in, 23,104 out" in grown  # 64 x 19 x 19
+
+
+def test_continuous_actions_begin_with_the_deviation_that_was_asked_for() -> None:
+    policy = MLP((8,), std=0.25).build(VECTOR, spaces.Box(-1, 1, (3,)))
+    dist, _, _ = policy(torch.zeros(5, *VECTOR.shape))
+    assert dist.log_std.exp().tolist() == [[pytest.approx(0.25)] * 3] * 5

@@ -195,6 +195,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("sticky", {"env": Pong(sticky=1.5)}),
     ("noop_max", {"env": Pong(noop_max=-1)}),
     ("scale", {"network": SmallCNN(scale=0.0)}),
+    ("std", {"network": MLP(std=0.0)}),
     ("stride", {"network": SmallCNN(stride=(4, 0))}),
     ("hidden", {"network": MLP(hidden=())}),
 ]

@@ -209,7 +209,7 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     if name == "momentum":
         _check(value < 1, full, value, "from 0 to below 1")
     sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
-    if name in (*sizes, "learning_rate", "eps", "target_kl", "scale"):
+    if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":
         _check(value[0] <= value[1], full, value, "two numbers, the smaller first")

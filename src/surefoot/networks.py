@@ -189,6 +189,8 @@ class MLP:
     """units of each hidden layer"""
     running: bool = False
     """see numbers by their running mean and deviation"""
+    std: float = 0.6
+    """deviation of continuous actions at the start"""
 
     def build(self, observation: Space, action: Space) -> Policy:
         """For any observations and actions."""
@@ -204,7 +206,7 @@ class MLP:
         layers = [(Pair(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
         body = nn.Sequential(*(layer for both in layers for layer in both))
         actor, critic = nn.Linear(last, top.outputs), nn.Linear(last, 1)
-        return orthogonal(Policy(prepare, body, actor, critic, top, mask))
+        return orthogonal(Policy(prepare, body, actor, critic, top, mask, self.std))
 
 
 Network = LessonCNN | SmallCNN | NatureCNN | ImpalaCNN | MLP

@@ -243,7 +243,7 @@ class Policy(nn.Module):
     """prepare -> body -> features -> (policy distribution, value).
 
     `prepare` has no parameters: learning applies it once to a rollout, not once in every pass. `masks`: how many of
-    its last columns say which actions are allowed.
+    its last columns say which actions are allowed; `std`: deviation of continuous actions at the start.
     """
 
     def __init__(
@@ -254,6 +254,7 @@ class Policy(nn.Module):
         critic: nn.Linear | None,
         head: Head,
         masks: int = 0,
+        std: float = 0.6,
     ) -> None:
         super().__init__()
         self.prepare, self.body = prepare, body
@@ -263,7 +264,7 @@ class Policy(nn.Module):
         self.distribution, self.draws, self.masks = head.distribution, head.draws, masks
         """distribution: that with some parameters, as a rollout stores them; draws: shape of the noise for an action"""
         gaussian = head.distribution is DiagonalGaussian
-        self.log_std = nn.Parameter(torch.full((head.outputs,), -0.5)) if gaussian else None
+        self.log_std = nn.Parameter(torch.full((head.outputs,), math.log(std))) if gaussian else None
         """of a DiagonalGaussian, the same wherever it is"""
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""

@@ -124,29 +124,37 @@ ATARI = Config(
     bf16=True,
 )
 
-CONTROL_RATE = AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4)
-
 # Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
 CONTROL = Config(
     task="control",
-    env=Gymnasium("HalfCheetah-v5"),
+    env=Gymnasium("Walker2d-v5"),
     network=MLP(running=True),
     games=8,
-    horizon=(256,),
+    horizon=(128,),
     reward=ScaledReward(),
     credit=GAE(gamma=0.99, lam=0.95),
     normalize=OverBatch(),
     objective=ClippedSurrogate(epsilon=0.2),
     regularizer=Entropy(0.0),
     epochs=10,
-    minibatch=256,
-    rate=CONTROL_RATE,
+    recompute=True,
+    minibatch=64,
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.015, end_factor=0.3, cap=2e-3, floor=1e-4),
     max_grad_norm=0.5,
     optimizer=Adam(eps=1e-5),
-    ema_decay=0.8,
-    total_steps=1_001_472,  # 489 rollouts
+    ema_decay=0.9,
+    total_steps=1_001_472,  # 978 rollouts
 )
-LANDER = replace(CONTROL, games=16, credit=GAE(gamma=0.999, lam=0.98))
+LANDER = replace(
+    CONTROL,
+    games=16,
+    horizon=(256,),
+    credit=GAE(gamma=0.999, lam=0.98),
+    recompute=False,
+    minibatch=256,
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4),
+    ema_decay=0.8,
+)
 IMAGES = replace(ATARI, task="images", reward=ScaledReward(), bf16=False)  # other pixels than Atari's
 
 
@@ -162,7 +170,7 @@ TUNED = (
     _tuned("LunarLander-v3", LANDER, reward=RawReward(), regularizer=Entropy(0.01), epochs=4, minibatch=512),
     _tuned("LunarLanderContinuous-v3", LANDER),
     _tuned("BipedalWalker-v3", CONTROL, total_steps=3_000_320),
-    _tuned("HalfCheetah-v5", CONTROL, rate=replace(CONTROL_RATE, end_factor=1.0), ema_decay=0.0),  # still learning then
+    _tuned("HalfCheetah-v5", CONTROL, credit=GAE(gamma=0.98, lam=0.92), network=MLP(running=True, std=0.37)),
     _tuned("Swimmer-v5", CONTROL, credit=GAE(gamma=0.9999, lam=0.95)),  # a stroke pays late
     *(_tuned(f"{name}-v5", CONTROL) for name in MUJOCO),
 )
