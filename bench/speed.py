@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 STAGES = {"emulate": "env_s", "act": "act_s", "learn": "learn_s"}
 ATARI, POLE, CHEETAH, FP32 = "PongNoFrameskip-v4", "CartPole-v1", "HalfCheetah-v5", ("--no-bf16",)
 TWICE = ("--games", "16", "--minibatch", "512")  # on 2 ranks: what 1 rank does with 8 games and 256
+EQUAL = ("--horizon", "256", "--minibatch", "256", "--no-recompute")  # what the peer can do
 HALF = ("--games", str(PONG.games // 2), "--minibatch", str(PONG.minibatch // 2))
 
 
@@ -75,8 +76,8 @@ CONTESTANTS = (
     Contestant("CartPole, 2 ranks", POLE, 2),
     Contestant("CartPole, peer, 1 thread", POLE, 0, ("--threads", "1")),
     Contestant("CartPole, peer, 2 threads", POLE, 0, ("--threads", "2")),
-    Contestant("HalfCheetah, 1 rank", CHEETAH, 1),
-    Contestant("HalfCheetah, 2 ranks", CHEETAH, 2),
+    Contestant("HalfCheetah, 1 rank", CHEETAH, 1, EQUAL),
+    Contestant("HalfCheetah, 2 ranks", CHEETAH, 2, EQUAL),
     Contestant("HalfCheetah, peer, 1 thread", CHEETAH, 0, ("--threads", "1")),
     Contestant("HalfCheetah, peer, 2 threads", CHEETAH, 0, ("--threads", "2")),
     Contestant("HalfCheetah, peer, SubprocVecEnv", CHEETAH, 0, ("--threads", "2", "--vec", "subproc")),

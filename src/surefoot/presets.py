@@ -145,16 +145,9 @@ CONTROL = Config(
     ema_decay=0.9,
     total_steps=1_001_472,  # 978 rollouts
 )
-LANDER = replace(
-    CONTROL,
-    games=16,
-    horizon=(256,),
-    credit=GAE(gamma=0.999, lam=0.98),
-    recompute=False,
-    minibatch=256,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4),
-    ema_decay=0.8,
-)
+LANDER_RATE = AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4)
+LANDER = replace(CONTROL, games=16, horizon=(256,), credit=GAE(gamma=0.999, lam=0.98), recompute=False, minibatch=256)
+LANDER = replace(LANDER, rate=LANDER_RATE, ema_decay=0.8)
 IMAGES = replace(ATARI, task="images", reward=ScaledReward(), bf16=False)  # other pixels than Atari's
 
 
