@@ -163,7 +163,7 @@ TUNED = (
     _tuned("LunarLander-v3", LANDER, reward=RawReward(), regularizer=Entropy(0.01), epochs=4, minibatch=512),
     _tuned("LunarLanderContinuous-v3", LANDER),
     _tuned("BipedalWalker-v3", CONTROL, total_steps=3_000_320),
-    _tuned("HalfCheetah-v5", CONTROL, credit=GAE(gamma=0.98, lam=0.92), network=MLP(running=True, std=0.37)),
+    _tuned("HalfCheetah-v5", CONTROL, horizon=(256,), rate=LinearRate(3e-4, end_factor=0.5), ema_decay=0.8),
     _tuned("Hopper-v5", CONTROL, network=MLP(running=True, std=1.0)),  # with less noise it may end in standing still
     _tuned("Swimmer-v5", CONTROL, credit=GAE(gamma=0.9999, lam=0.95)),  # a stroke pays late
     *(_tuned(f"{name}-v5", CONTROL) for name in MUJOCO),
