@@ -148,5 +148,4 @@ def test_the_adaptive_rate_follows_the_divergence() -> None:
     assert falling(1e-3, 0.0005, 0.5) == pytest.approx(1.5e-3)
     assert falling(1.5e-3, 0.0005, 1.0) == falling(1.5e-3, 0.0005, 1.7) == pytest.approx(1e-3)
     assert LinearRate(1e-3)(0.5, 0.0, 0.25) == pytest.approx(7.5e-4)
-    assert LinearRate(1e-3, 0.5)(0.5, 0.0, 0.25) == pytest.approx(8.75e-4)
     assert LinearRate(1e-3)(0.5, 0.0, 1.5) == 0.0

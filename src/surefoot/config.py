@@ -15,7 +15,7 @@ from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.networks import Network, SmallCNN
-from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer, straight_line
+from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
 from surefoot.optimizers import Adam, Optimizer
 
 
@@ -32,15 +32,13 @@ class FixedRate:
 
 @dataclass(frozen=True)
 class LinearRate:
-    """The learning rate, falling in a straight line until the end of the run."""
+    """The learning rate, falling in a straight line to 0 at the end of the run."""
 
     learning_rate: float = 2.5e-4
     """step size at the start"""
-    end_factor: float = 0.0
-    """factor on it at the end of the run"""
 
     def __call__(self, rate: float, kl: float, progress: float) -> float:
-        return self.learning_rate * straight_line(self.end_factor, progress)
+        return self.learning_rate * max(0.0, 1 - progress)
 
 
 @dataclass(frozen=True)
