@@ -6,7 +6,7 @@ Trains every task with every seed, on one rank each and as many at a time as the
 in --work goes on, or is only read where it has come to its end. Of each: the largest mean of 100 training episodes
 (what Tianshou's benchmark calls the maximum average return), and 100 full episodes with fresh seeds of the policy that
 is kept at the end, actions sampled; with --greedy the likeliest ones too. Writes OUT/record.json, OUT/TASK-sSEED.jsonl
-(the curves, thinned) and OUT/results.png after every task.
+(the curves, thinned) and OUT/results.png after every task; what is in OUT of other tasks stays.
 """
 
 from __future__ import annotations
@@ -90,22 +90,22 @@ def summary(runs: list[Row]) -> Row:
     return found
 
 
-def picture(tasks: list[str], args: argparse.Namespace) -> None:
+def picture(tasks: list[str], out: Path) -> None:
     from matplotlib.figure import Figure
 
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure((4 * columns, 2.6 * rows), layout="constrained")
     for axes, task in zip(figure.subplots(rows, columns, squeeze=False).flat, tasks, strict=False):
-        for seed in args.seeds:
-            points = read_rows(args.out / f"{folder(task, seed)}.jsonl")
+        for path in sorted(out.glob(f"{folder(task, 0)[:-1]}*.jsonl")):
+            points = read_rows(path)
             seen = [row for row in points if row["return_mean"] is not None]
             axes.plot([row["step"] for row in seen], [row["return_mean"] for row in seen], lw=1.2)
         axes.set_title(task, fontsize=10)
         axes.grid(alpha=0.3)
     figure.supxlabel("decisions", fontsize=9)
     figure.supylabel("mean of the last 100 training episodes", fontsize=9)
-    figure.savefig(args.out / "results.png", dpi=120)
+    figure.savefig(out / "results.png", dpi=120)
 
 
 def main() -> None:
@@ -122,20 +122,22 @@ def main() -> None:
     args.more, args.work = sys.argv[more + 1 :], args.work.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     git = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True).stdout.strip()
-    record: Row = {"machine": machine(), "git": git, "jobs": args.jobs, "more": args.more, "tasks": {}}
+    file = args.out / "record.json"
+    record: Row = json.loads(file.read_text()) if file.exists() else {"machine": machine(), "tasks": {}}
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = {task: [pool.submit(train, task, seed, args) for seed in args.seeds] for task in args.tasks}
         for task, waiting in runs.items():
             there = [facts for facts in (one.result() for one in waiting) if facts]
             if there:
-                facts = summary(there) | {"runs": there, "config": find(task).to_json()}
+                facts = summary(there) | {"git": git, "jobs": args.jobs, "more": args.more, "runs": there}
+                facts["config"] = find(task).to_json()
                 record["tasks"][task] = facts
                 shown = {key: facts.get(key, {}).get("mean") for key in ("best_training", "sampled", "greedy")}
                 print(
                     task, len(there), "seeds:", ", ".join(f"{key} {value}" for key, value in shown.items()), flush=True
                 )
-            (args.out / "record.json").write_text(json.dumps(record, indent=1))
-            picture(list(record["tasks"]), args)
+            file.write_text(json.dumps(record, indent=1))
+            picture(list(record["tasks"]), args.out)
 
 
 if __name__ == "__main__":
