@@ -96,14 +96,17 @@ def picture(tasks: list[str], out: Path) -> None:
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure((4 * columns, 2.6 * rows), layout="constrained")
-    for axes, task in zip(figure.subplots(rows, columns, squeeze=False).flat, tasks, strict=False):
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid[len(tasks) :]:
+        axes.set_visible(False)
+    for axes, task in zip(grid, tasks, strict=False):
         for path in sorted(out.glob(f"{folder(task, 0)[:-1]}*.jsonl")):
             points = read_rows(path)
             seen = [row for row in points if row["return_mean"] is not None]
-            axes.plot([row["step"] for row in seen], [row["return_mean"] for row in seen], lw=1.2)
+            axes.plot([row["step"] / 1000 for row in seen], [row["return_mean"] for row in seen], lw=1.2)
         axes.set_title(task, fontsize=10)
         axes.grid(alpha=0.3)
-    figure.supxlabel("decisions", fontsize=9)
+    figure.supxlabel("decisions, thousands", fontsize=9)
     figure.supylabel("mean of the last 100 training episodes", fontsize=9)
     figure.savefig(out / "results.png", dpi=120)
 
