@@ -62,9 +62,9 @@ class Rollout:
     @torch.no_grad()
     def judged(self, policy: Policy) -> Rollout:
         """The same with the values that `policy` gives it."""
-        seen = torch.cat((self.prepared.flatten(0, 1), self.beyond))
-        values = torch.cat([policy.judge(piece)[1] for piece in torch.split(seen, PIECE)])
-        value, later = values[: self.value.numel()].view_as(self.value), values[self.value.numel() :]
+        pieces = torch.split(self.prepared.flatten(0, 1), PIECE)
+        value = torch.cat([policy.judge(piece)[1] for piece in pieces]).view_as(self.value)
+        later = policy.judge(self.beyond)[1]
         return replace(self, value=value, next_value=successors(value, later, self.beyond_at, self.terminated))
 
     def cut(self, length: int, indices: range) -> Rollout:
