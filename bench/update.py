@@ -13,6 +13,7 @@ import statistics
 from time import perf_counter
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from surefoot.learn import minibatches, update
 from surefoot.noise import Purpose, stream
@@ -31,7 +32,9 @@ def measure(task: str, seconds: float) -> list[float]:
     noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
     rollout = collect(state.policy, state.games, noise)
     weight, target = cfg.credit(rollout)
-    batches = list(minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.games)))[:8]
+    batches = list(
+        minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.games), bool(state.policy.bound))
+    )[:8]
     passes, end = list[float](), perf_counter() + seconds
     while (start := perf_counter()) < end:
         for batch in batches:
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    threadpool_limits(1, "blas")
     for task in args.tasks:
         passes = measure(task, args.seconds)
         figures = {"least_us": round(min(passes) * 1e6), "median_us": round(statistics.median(passes) * 1e6)}

@@ -11,7 +11,7 @@ from surefoot import learn
 from surefoot.config import AdaptiveRate, Config, LinearRate
 from surefoot.credit import FutureReturn, OverGames
 from surefoot.errors import UserError
-from surefoot.learn import NAMES, Batch, figures, minibatches, update
+from surefoot.learn import NAMES, Batch, figures, minibatches, present, update
 from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce
 from surefoot.ranks import Ranks
 from surefoot.rollout import Rollout, collect
@@ -126,12 +126,12 @@ def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:
     state, _, batch = prepared(cfg)
     batch.logp = batch.logp - 0.0488  # ratio 1.05 everywhere
     batch.weight = torch.ones_like(batch.weight)
-    update(state, batch, cfg, Ranks())
+    update(state, batch, present(cfg, state), Ranks())
     assert float(state.gradient.norm()) > 0
     state, _, batch2 = prepared(cfg)
     batch2.logp, batch2.weight = batch2.logp - 0.0488, torch.ones_like(batch2.weight)
     state.iteration = 3
-    update(state, batch2, cfg, Ranks())
+    update(state, batch2, present(cfg, state), Ranks())
     assert float(state.gradient.norm()) == 0
 
 

@@ -158,21 +158,24 @@ def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces
     policy = network.build(VECTOR, space).double()
     flat = flatten(policy)
     assert flat.grad is not None
-    obs = policy.prepare(torch.randn(7, 4, dtype=torch.float64))
-    gradients = []
-    for traced in (False, True):
+    seen = torch.randn(7, 4, dtype=torch.float64)
+    obs, gradients = policy.prepare(seen), []
+    for way in ("autograd", "tensors", "arrays"):
         flat.grad.fill_(0.5)
         dist, value, _ = policy.judge(obs)
         action = dist.sample(torch.full((7, *policy.draws), 0.3)).detach()
-        torch.testing.assert_close(policy.acting()(obs).params, dist.params, rtol=0, atol=1e-12)
-        if traced:
-            with torch.no_grad():
-                dist, value, pull = policy.traced(obs)
-                pull(dist.score(action, value), dist.log_prob(action))
-        else:
+        acting = torch.from_numpy(policy.acting()(seen.numpy()).params)
+        torch.testing.assert_close(acting, dist.params, rtol=0, atol=1e-12)
+        if way == "autograd":
             (dist.log_prob(action) * value).sum().backward()
+        else:
+            given, taken = (obs, action) if way == "tensors" else (obs.numpy(), action.numpy())
+            with torch.no_grad():
+                dist, value, pull = policy.traced(given)
+                pull(dist.score(taken, value), dist.log_prob(taken))
         gradients.append(flat.grad.clone())
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=0, atol=1e-12)
     assert (gradients[0] != 0.5).all()
 
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import worlds  # noqa: F401 (registers the environments)
+from surefoot import loop
 from surefoot.config import Config, FixedRate
-from surefoot.credit import GAE, FutureReturn, OverGames, ScaledReward
+from surefoot.credit import GAE, FutureReturn, OverGames, OverMinibatch, ScaledReward
 from surefoot.envs.gym import Gymnasium
 from surefoot.launch import die_with_launcher, leave
 from surefoot.loop import train
@@ -51,7 +52,9 @@ LESSON = replace(
 )
 RUNNING = replace(CFG, network=MLP((16,), running=True), reward=ScaledReward(), recompute=True)
 CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
-KINDS = {"continuing": CFG, "lesson": LESSON, "running": RUNNING, "control": CONTROL}
+EVERYTHING = ("running", "whole")  # every rank learns from all games; in the others each gives its share of a minibatch
+WHOLE = replace(CONTROL, normalize=OverMinibatch())
+KINDS = {"continuing": CFG, "lesson": LESSON, "running": RUNNING, "control": CONTROL, "whole": WHOLE}
 
 
 class Notebook:
@@ -104,6 +107,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     for kind, cfg in KINDS.items():
+        loop.PIECE = 512 if kind in EVERYTHING else 0
         if kind == "control":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
         main(kind, cfg, Path(sys.argv[1]))

@@ -1,8 +1,8 @@
 """Policy distributions over actions: sample from given noise, log probability, entropy, divergence.
 
 Built straight from a network's output; `params` is what a rollout stores of the old policy, and a distribution made
-from it again is the old policy's. `score` and `cross_entropy_slope` are gradients by that output, written out: autograd
-would take longer for them than for an MLP. Tests hold them to it.
+from it again, as `known`, is the old policy's. `score` and `cross_entropy_slope` are gradients by that output, written
+out: autograd would take longer for them than for an MLP. Tests hold them to it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +19,44 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
+from surefoot.arrays import Array, namespace
 from surefoot.envs.spaces import choices, translator
+
+
+def lowered(x: Array) -> Array:
+    """x - max x over the last dimension, so that no exponential overflows; same shape."""
+    return x - (x.amax(-1, keepdim=True) if isinstance(x, Tensor) else x.max(-1, keepdims=True))
+
+
+def log_softmax(x: Array) -> Array:
+    """x - log sum exp x over the last dimension; same shape."""
+    if isinstance(x, Tensor):
+        return x.log_softmax(-1)
+    x = x.T.copy()  # NumPy's sums over a short last dimension take three times as long as over the first
+    x -= x.max(0)
+    x -= np.log(np.exp(x).sum(0))
+    return x.T
+
+
+def pick(x: Array, index: Array) -> Array:
+    """x[..., index] of each row: [..., K] and whole numbers [...] to [...]."""
+    if isinstance(x, Tensor):
+        return x.gather(-1, index[..., None])[..., 0]
+    return x[np.arange(len(index)), index]
+
+
+def add_at(x: Array, index: Array, more: Array) -> Array:
+    """`x` itself, after x[..., index] += more in each row."""
+    if isinstance(x, Tensor):
+        return x.scatter_add_(-1, index[..., None], more[..., None])
+    x[np.arange(len(index)), index] += more
+    return x
 
 
 class Bernoulli:
     """Two actions from one number: P(a = 1) = sigmoid(logit). `logit` [...], actions int64 [...]."""
 
-    def __init__(self, logit: Tensor) -> None:
+    def __init__(self, logit: Tensor, known: bool = False) -> None:
         self.params = logit
 
     def probabilities(self) -> Tensor:
@@ -71,138 +103,155 @@ class Bernoulli:
 class Categorical:
     """One of A actions by softmax. `logits` [..., A], actions int64 [...]."""
 
-    def __init__(self, logits: Tensor) -> None:
-        self.params = logits.log_softmax(-1)  # normalising twice changes nothing
+    def __init__(self, logits: Array, known: bool = False) -> None:
+        self.logits = logits
+        if known:
+            self.params = logits
 
-    def probabilities(self) -> Tensor:
+    @cached_property
+    def params(self) -> Array:
+        """Log probabilities, [..., A]; found when they are asked for, since a sample does without."""
+        return log_softmax(self.logits)
+
+    def probabilities(self) -> Array:
         """[..., A]: probability of each action."""
-        return self.params.exp()
+        return namespace(self.params).exp(self.params)
 
-    def sample(self, noise: Tensor) -> Tensor:
+    def sample(self, noise: Array) -> Array:
         """Actions from uniform numbers in [0, 1) of the batch's shape, by the inverse of the cumulative sum."""
-        total = self.params.exp().cumsum(-1)
+        total = namespace(self.logits).exp(lowered(self.logits)).cumsum(-1)
         # times the last sum: rounding may leave it below 1, and the noise must not reach past it
         return (total[..., :-1] <= noise[..., None] * total[..., -1:]).sum(-1)
 
-    def greedy(self) -> Tensor:
+    def greedy(self) -> Array:
         """The likeliest action."""
         return self.params.argmax(-1)
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self, action: Array) -> Array:
         """log pi(a|s) per sample."""
-        return self.params.gather(-1, action[..., None])[..., 0]
+        return pick(self.params, action)
 
-    def score(self, action: Tensor, factor: Tensor) -> Tensor:
+    def score(self, action: Array, factor: Array) -> Array:
         """`factor` grad log pi(a|s) = factor ([a = k] - P(k)), [..., A]."""
-        factor = factor[..., None]
-        return (self.params.exp() * -factor).scatter_add_(-1, action[..., None], factor)
+        return add_at(self.probabilities() * -factor[..., None], action, factor)
 
-    def cross_entropy(self, old: Any) -> Tensor:
+    def cross_entropy(self, old: Any) -> Array:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
-        expected: Tensor = (self.params.exp() * old.params).sum(-1)
-        return -expected
+        return -(self.probabilities() * old.params).sum(-1)
 
-    def cross_entropy_slope(self, old: Any) -> Tensor:
+    def cross_entropy_slope(self, old: Any) -> Array:
         """Its gradient, [..., A]; of the entropy where `old` is this one."""
-        p = self.params.exp()
-        slope: Tensor = p * ((p * old.params).sum(-1, keepdim=True) - old.params)
-        return slope
+        p = self.probabilities()
+        return p * ((p * old.params).sum(-1)[..., None] - old.params)
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Array:
         """H(pi') per sample, in nats."""
         return self.cross_entropy(self)
 
-    def kl(self, old: Any) -> Tensor:
+    def kl(self, old: Any) -> Array:
         """Exact KL(old || new) per sample, in nats."""
-        kl: Tensor = (old.params.exp() * (old.params - self.params)).sum(-1)
-        return kl
+        return (old.probabilities() * (old.params - self.params)).sum(-1)
+
+
+def normal(noise: Tensor) -> Tensor:
+    """The normal distribution's inverse at uniform noise in [0, 1), in double precision; same shape.
+
+    The noise is a multiple of 2^-24; the middle of its cell is never 0 or 1 and lies as far above 1/2 as below, so that
+    the result is below 5.5.
+    """
+    z: Tensor = torch.special.ndtri(noise.double() + 2.0**-25)
+    return z
 
 
 class DiagonalGaussian:
     """A independent normal numbers. `params` [..., 2A]: means, then logs of deviations; actions float [..., A]."""
 
-    def __init__(self, params: Tensor) -> None:
-        self.params = params
-        self.mean, self.log_std = params.chunk(2, -1)
+    def __init__(self, params: Array, known: bool = False) -> None:
+        size = params.shape[-1] // 2
+        self.params, self.mean, self.log_std = params, params[..., :size], params[..., size:]
 
     @cached_property
-    def precision(self) -> Tensor:
+    def precision(self) -> Array:
         """1 / sigma, [..., A]."""
-        return (-self.log_std).exp()
+        return namespace(self.log_std).exp(-self.log_std)
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """mean + sigma z, z the normal distribution's inverse at uniform noise in [0, 1), [..., A].
+    def sample(self, noise: Tensor) -> Array:
+        """Actions from uniform numbers in [0, 1), [..., A]."""
+        return self.at(normal(noise).to(self.mean.dtype))
 
-        The noise is a multiple of 2^-24; the middle of its cell, in double precision, is never 0 or 1 and lies as far
-        above 1/2 as below, so that |z| < 5.5.
-        """
-        z: Tensor = torch.special.ndtri(noise.double() + 2.0**-25)
-        return self.mean + self.log_std.exp() * z.to(self.mean.dtype)
+    def at(self, z: Array) -> Array:
+        """mean + sigma z, [..., A]."""
+        return self.mean + z / self.precision
 
-    def greedy(self) -> Tensor:
+    def greedy(self) -> Array:
         """The likeliest action."""
         return self.mean
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self, action: Array) -> Array:
         """log pi(a|s) per sample: of the action as it was sampled, whatever an environment clips off it."""
         z = (action - self.mean) * self.precision
         constant = LOG_ROOT * self.mean.shape[-1]
-        return -constant - torch.addcmul(self.log_std, z, z, value=0.5).sum(-1)
+        return -constant - (self.log_std + 0.5 * z * z).sum(-1)
 
-    def score(self, action: Tensor, factor: Tensor) -> Tensor:
+    def score(self, action: Array, factor: Array) -> Array:
         """`factor` grad log pi(a|s) = factor (z / sigma, z^2 - 1) with z = (a - mean) / sigma, [..., 2A]."""
         z = (action - self.mean) * self.precision
-        return torch.cat((z * self.precision, z * z - 1), -1) * factor[..., None]
+        return namespace(z).concatenate((z * self.precision, z * z - 1), -1) * factor[..., None]
 
-    def cross_entropy(self, old: Any) -> Tensor:
+    def cross_entropy(self, old: Any) -> Array:
         """H(pi', pi) = -E_pi' log pi per sample, in nats."""
-        divergence: Tensor = old.kl(self)
-        return self.entropy() + divergence
+        return self.entropy() + old.kl(self)
 
-    def cross_entropy_slope(self, old: Any) -> Tensor:
+    def cross_entropy_slope(self, old: Any) -> Array:
         """Its gradient, [..., 2A]; of the entropy where `old` is this one."""
-        precision = old.precision.square()
-        return torch.cat(((self.mean - old.mean) * precision, (2 * self.log_std).exp() * precision), -1)
+        ratio = old.precision / self.precision
+        return namespace(ratio).concatenate(((self.mean - old.mean) * old.precision**2, ratio * ratio), -1)
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Array:
         """H(pi') per sample, in nats."""
         return (self.log_std + (LOG_ROOT + 0.5)).sum(-1)
 
-    def kl(self, old: Any) -> Tensor:
+    def kl(self, old: Any) -> Array:
         """Exact KL(old || new) per sample, in nats."""
         shift = (old.mean - self.mean) * self.precision
         log_ratio = old.log_std - self.log_std
-        kl: Tensor = ((shift * shift + (2 * log_ratio).expm1()) / 2 - log_ratio).sum(-1)
-        return kl
+        return ((shift * shift + namespace(shift).expm1(2 * log_ratio)) / 2 - log_ratio).sum(-1)
 
 
 class Independent(Categorical):
     """Several choices at once, each a Categorical of its own. `logits` [..., sum of sizes], actions int64 [..., D]."""
 
-    def __init__(self, logits: Tensor, sizes: tuple[int, ...]) -> None:
-        self.choices = [Categorical(part) for part in torch.split(logits, list(sizes), -1)]
-        self.params = torch.cat([choice.params for choice in self.choices], -1)
+    def __init__(self, logits: Array, sizes: tuple[int, ...], known: bool = False) -> None:
+        super().__init__(logits, known)
+        parts = [logits[..., end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        self.choices = [Categorical(part, known) for part in parts]
 
-    def sample(self, noise: Tensor) -> Tensor:
+    @cached_property
+    def params(self) -> Array:
+        """Log probabilities of every choice, side by side."""
+        return namespace(self.logits).concatenate([choice.params for choice in self.choices], -1)
+
+    def sample(self, noise: Array) -> Array:
         """Actions from uniform numbers in [0, 1), [..., D]."""
-        return torch.stack([choice.sample(noise[..., d]) for d, choice in enumerate(self.choices)], -1)
+        return namespace(self.logits).stack([c.sample(noise[..., d]) for d, c in enumerate(self.choices)], -1)
 
-    def greedy(self) -> Tensor:
+    def greedy(self) -> Array:
         """The likeliest action."""
-        return torch.stack([choice.greedy() for choice in self.choices], -1)
+        return namespace(self.logits).stack([choice.greedy() for choice in self.choices], -1)
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self, action: Array) -> Array:
         """log pi(a|s) per sample."""
-        return torch.stack([choice.log_prob(action[..., d]) for d, choice in enumerate(self.choices)]).sum(0)
+        return namespace(self.logits).stack([c.log_prob(action[..., d]) for d, c in enumerate(self.choices)]).sum(0)
 
-    def score(self, action: Tensor, factor: Tensor) -> Tensor:
+    def score(self, action: Array, factor: Array) -> Array:
         """`factor` grad log pi(a|s) of every choice, side by side."""
-        return torch.cat([choice.score(action[..., d], factor) for d, choice in enumerate(self.choices)], -1)
+        scores = [choice.score(action[..., d], factor) for d, choice in enumerate(self.choices)]
+        return namespace(self.logits).concatenate(scores, -1)
 
-    def cross_entropy_slope(self, old: Any) -> Tensor:
+    def cross_entropy_slope(self, old: Any) -> Array:
         """Its gradient, of every choice, side by side."""
         both = zip(self.choices, old.choices, strict=True)
-        return torch.cat([new.cross_entropy_slope(before) for new, before in both], -1)
+        return namespace(self.logits).concatenate([new.cross_entropy_slope(before) for new, before in both], -1)
 
 
 Distribution = Bernoulli | Categorical | DiagonalGaussian
@@ -217,7 +266,7 @@ class Head(NamedTuple):
     """numbers of the last layer"""
     draws: tuple[int, ...]
     """shape of the noise that decides one action; () for one number"""
-    distribution: Callable[[Tensor], Any]
+    distribution: Callable[..., Any]
     """from parameters, as a rollout stores them"""
 
 

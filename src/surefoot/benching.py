@@ -101,7 +101,7 @@ class Stopwatch:
         if state.iteration <= WARM:
             self.begun = self.ended
             return
-        self.steps += rollout.reward.numel()
+        self.steps += len(rollout.reward)
         self.env_s, self.act_s = self.env_s + rollout.env_s, self.act_s + rollout.act_s
         self.learn_s += learn_s
 
@@ -122,6 +122,7 @@ class Stopwatch:
 def measure(cfg: Config, seconds: float) -> Speed:
     """Be one rank of a measurement; the bare environment runs on all ranks at once, before the loop and after it."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     from surefoot.loop import train
     from surefoot.pulse import VARIABLE, Pulse
@@ -130,6 +131,7 @@ def measure(cfg: Config, seconds: float) -> Speed:
 
     ranks = join(cfg.timeout)
     torch.set_num_threads(1)
+    threadpool_limits(1, "blas")
     state = initial(cfg, ranks, Pulse.of(cfg.games // ranks.count, os.environ.get(VARIABLE)))
     ranks.agree(False)  # all begin together
     before, watch = bare(cfg.env, seconds / 4), Stopwatch(seconds)
@@ -138,7 +140,7 @@ def measure(cfg: Config, seconds: float) -> Speed:
     state.games.close()
     alone = float(ranks.mean(torch.tensor([before, after], dtype=torch.float64)).mean())
     spent = (watch.env_s, watch.act_s, watch.learn_s, watch.ended - watch.begun)
-    rates = (alone * ranks.count, *(watch.steps * ranks.count / max(s, 1e-9) for s in spent))
+    rates = (alone * ranks.count, *(watch.steps * cfg.games / max(s, 1e-9) for s in spent))
     return Speed(ranks.count, *(round(rate, 1) for rate in rates))
 
 

@@ -6,6 +6,7 @@ column n may hold several episodes, separated by `ended`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -194,11 +195,10 @@ class OverMinibatch:
 
     def within(self, weight: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
         """(w - mean) / sigma of a minibatch [B]; `mean` averages numbers over the ranks that share it."""
-        import torch
-
-        middle = mean(weight.mean())
-        sigma = mean((weight - middle).square().mean()).sqrt()
-        return torch.where(sigma > 1e-6 * middle.abs(), (weight - middle) / (sigma + 1e-8), 0.0)
+        middle = float(mean(weight.mean()))
+        weight = weight - middle
+        sigma = math.sqrt(mean((weight * weight).mean()))
+        return weight / (sigma + 1e-8) if sigma > 1e-6 * abs(middle) else 0 * weight
 
 
 Credit = EpisodeReturn | FutureReturn | GAE

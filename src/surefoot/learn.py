@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from surefoot.arrays import Array, namespace
 from surefoot.credit import OverMinibatch
 from surefoot.errors import Fault
 from surefoot.noise import Purpose, stream
@@ -21,7 +23,7 @@ from surefoot.objectives import (
     value_loss,
     value_slope,
 )
-from surefoot.rollout import PIECE
+from surefoot.policy import PIECE
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -34,45 +36,58 @@ if TYPE_CHECKING:
 class Batch:
     """Transitions without their order: one row each, [B, ...]; observations prepared by the policy."""
 
-    obs: Tensor
-    action: Tensor
-    logp: Tensor
-    params: Tensor
-    weight: Tensor
-    target: Tensor
-    value: Tensor
+    obs: Array
+    action: Array
+    logp: Array
+    params: Array
+    weight: Array
+    target: Array
+    value: Array
 
     def pieces(self) -> Iterator[tuple[Batch, float]]:
         """The batch in parts that fit the cache, each with its share; a large batch learns twice as fast so."""
         if len(self.obs) <= PIECE:
             yield self, 1.0
             return
-        parts = [x.split(PIECE) for x in vars(self).values()]
-        for part in zip(*parts, strict=True):
-            yield Batch(*part), len(part[0]) / len(self.obs)
+        for i in range(0, len(self.obs), PIECE):
+            part = Batch(*(x[i : i + PIECE] for x in vars(self).values()))
+            yield part, len(part.obs) / len(self.obs)
 
 
 def minibatches(
-    rollout: Rollout, weight: Tensor, target: Tensor, cfg: Config, iteration: int, epoch: int, columns: slice
+    rollout: Rollout,
+    weight: Tensor,
+    target: Tensor,
+    cfg: Config,
+    iteration: int,
+    epoch: int,
+    columns: slice,
+    arrays: bool = False,
 ) -> Iterator[Batch]:
     """One pass over the rollout, in minibatches that are cut afresh in every `epoch`.
 
     Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games
-    (`columns`) to give its share of a minibatch that all ranks learn from.
+    (`columns`) to give its share of a minibatch that all ranks learn from. `arrays`: of NumPy, as an MLP has them.
     """
     horizon, n = rollout.action.shape[:2]
     rows = (rollout.prepared, rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
-    obs, *others = flat = [x.flatten(0, 1) for x in rows]
+    flat: list[Any] = [x.numpy().reshape(horizon * n, *x.shape[2:]) if arrays else x.flatten(0, 1) for x in rows]
     parts = cfg.minibatches(horizon)
     if parts == 1:
         yield Batch(*flat)
         return  # the lesson's way: everything at once, nothing copied
     draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
-    order = torch.from_numpy(draws[:, columns].argsort(0)) * n + torch.arange(n)
-    index, size = order.flatten().to(weight.device), horizon // parts * n
-    shuffled = (torch.split(x.index_select(0, index), size) for x in others)  # small: all minibatches at once
-    for part, *rest in zip(torch.split(index, size), *shuffled, strict=True):
-        yield Batch(obs.index_select(0, part), *rest)
+    order: Array = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
+    size = horizon // parts * n
+    starts = range(0, len(order), size)
+    if arrays:
+        shuffled = [x.take(order, 0) for x in flat]  # small: all minibatches at once
+        yield from (Batch(*(x[i : i + size] for x in shuffled)) for i in starts)
+        return
+    order = torch.from_numpy(order).to(weight.device)
+    shuffled = [x.index_select(0, order) for x in flat[1:]]
+    for i in starts:
+        yield Batch(flat[0].index_select(0, order[i : i + size]), *(x[i : i + size] for x in shuffled))
 
 
 NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")
@@ -85,43 +100,49 @@ class Update(NamedTuple):
     """of the whole minibatch, all ranks"""
     grad_norm: float
     """the same"""
-    pieces: list[tuple[Tensor, ...]]
+    pieces: list[tuple[Array, ...]]
     """of this rank's samples: parameters of the new policy, its log probability, the old one's, the critic's error"""
 
 
-@torch.no_grad()
+def present(cfg: Config, state: State) -> Config:
+    """The Config with objective and regularizer as they stand in this iteration."""
+    iteration, progress = state.iteration, state.progress(cfg)
+    now = cfg.objective.at(iteration, progress), cfg.regularizer.at(iteration, progress)
+    return replace(cfg, objective=now[0], regularizer=now[1])
+
+
+@np.errstate(over="ignore", invalid="ignore")  # the gradient's norm tells
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
-    """One step up the mean gain.
+    """One step up the mean gain, with objective and regularizer as the Config has them (`present`).
 
     The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Where its gradient is not finite nothing is
     changed: the update is skipped `cfg.skip_updates` times a run, then Fault is raised.
     """
-    progress = state.progress(cfg)
-    objective, bonus = cfg.objective.at(state.iteration, progress), cfg.regularizer.at(state.iteration, progress)
-    gradient, policy = state.gradient, state.policy
+    objective, bonus, gradient, policy = cfg.objective, cfg.regularizer, state.gradient, state.policy
     gradient.zero_()
     state.games.pulse.rest()
     if isinstance(cfg.normalize, OverMinibatch):
         batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.mean))
-    divergence, pieces = gradient.new_zeros(1), list[tuple[Tensor, ...]]()
+    if policy.bound and isinstance(batch.obs, Tensor):
+        batch = Batch(*(x.numpy() for x in vars(batch).values()))
+    kl, pieces = 0.0, list[tuple[Array, ...]]()
     for piece, share in batch.pieces():
-        with torch.inference_mode(bool(policy.pairs)):  # autograd has no part in it then: a seventh of the time
-            new, value, pull = policy.traced(piece.obs)
-            old, logp, each = policy.distribution(piece.params), new.log_prob(piece.action), share / len(value)
-            slope = objective.slope(logp, piece.logp, piece.weight)
-            down = new.score(piece.action, slope * -each)  # the gradient of -mean(gain) by what the policy puts out
-            if (more := bonus.slope(new, old)) is not None:
-                down = down - each * more
-            if cfg.value_clip < math.inf:
-                error = clipped_value_loss(value, piece.value, piece.target, cfg.value_clip)
-                steep = clipped_value_slope(value, piece.value, piece.target, cfg.value_clip)
-            else:
-                error, steep = value_loss(value, piece.target), value_slope(value, piece.target)
-            pull(down, steep * (cfg.value_coef * each))
-            divergence += share * new.kl(old).mean()
+        new, value, pull = policy.traced(piece.obs)
+        old, logp, each = policy.distribution(piece.params, known=True), new.log_prob(piece.action), share / len(value)
+        slope = objective.slope(logp, piece.logp, piece.weight)
+        down = new.score(piece.action, slope * -each)  # the gradient of -mean(gain) by what the policy puts out
+        if (more := bonus.slope(new, old)) is not None:
+            down = down - each * more
+        if cfg.value_clip < math.inf:
+            error = clipped_value_loss(value, piece.value, piece.target, cfg.value_clip)
+            steep = clipped_value_slope(value, piece.value, piece.target, cfg.value_clip)
+        else:
+            error, steep = value_loss(value, piece.target), value_slope(value, piece.target)
+        pull(down, steep * (cfg.value_coef * each))
+        kl += each * float(new.kl(old).sum())
         pieces.append((new.params, logp, piece.logp, error))
-    ranks.average(gradient, divergence)
-    found = Update(divergence.item(), gradient.norm().item(), pieces)
+    kl = ranks.average(gradient, kl)
+    found = Update(kl, math.sqrt(gradient.dot(gradient)), pieces)
     if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
@@ -130,7 +151,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         return found
     if found.grad_norm > cfg.max_grad_norm:
         gradient.mul_(cfg.max_grad_norm / found.grad_norm)
-    state.rate = cfg.rate(state.rate, found.kl, progress)
+    state.rate = cfg.rate(state.rate, found.kl, state.progress(cfg))
     state.optimizer.step(state.rate)
     return found
 
@@ -138,13 +159,12 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
 @torch.no_grad()
 def figures(updates: Sequence[Update], state: State, cfg: Config, ranks: Ranks) -> Tensor:
     """What a rollout's updates have found, all ranks together: [updates, len(NAMES)]."""
-    objective = cfg.objective.at(state.iteration, state.progress(cfg))
-    epsilon = objective.epsilon if isinstance(objective, ClippedSurrogate) else 0.2
+    epsilon = cfg.objective.epsilon if isinstance(cfg.objective, ClippedSurrogate) else 0.2
     pieces = (piece for found in updates for piece in found.pieces)
-    rows = (torch.stack(torch.cat(some).chunk(len(updates))) for some in zip(*pieces, strict=True))
-    params, logp, logp_old, error = rows
+    joined = (torch.as_tensor(namespace(some[0]).concatenate(some)) for some in zip(*pieces, strict=True))
+    params, logp, logp_old, error = (x.view(len(updates), -1, *x.shape[1:]) for x in joined)
     ratio = (logp - logp_old).exp()
-    drift, entropy = (ratio - 1).abs(), state.policy.distribution(params).entropy()
+    drift, entropy = (ratio - 1).abs(), state.policy.distribution(params, known=True).entropy()
     samples = torch.stack((clipped(ratio, epsilon), entropy, error, drift, ratio, ratio.square()))
     *means, ratio, square = ranks.mean(samples.mean(2))  # of whole minibatches
     kl, norm = ratio.new_tensor([(found.kl, found.grad_norm) for found in updates]).T

@@ -12,8 +12,10 @@ import torch
 
 from surefoot.envs import Episode
 from surefoot.errors import Fault, Interrupted
-from surefoot.learn import Update, figures, minibatches, update
+from surefoot.learn import Update, figures, minibatches, present, update
 from surefoot.noise import Purpose, stream
+from surefoot.policy import PIECE
+from surefoot.ranks import Ranks
 from surefoot.rollout import Rollout, collect
 from surefoot.running import measure
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from surefoot.config import Config
-    from surefoot.ranks import Ranks
     from surefoot.state import State
 
 
@@ -53,13 +54,14 @@ class Watcher(Protocol):
         ...
 
 
+@torch.no_grad()  # but where a network is gone back through, in Policy.traced
 def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
     """Play, judge, learn, repeat. Everything a rung of the ladder changes is visible in these lines."""
-    mine = ranks.columns(cfg.games)
+    played, arrays = ranks.columns(cfg.games), state.policy.bound is not None
     while not ranks.agree(watcher.done(state)):
         horizon = state.horizon(cfg)
         shape = horizon, cfg.games, *state.policy.draws
-        noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, mine]
+        noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, played]
         start = state.iteration if cfg.from_reset else None
         rollout = None
         try:
@@ -73,21 +75,25 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
             break
         if length < len(rollout.reward):  # from_reset: all ranks' games stop where the first of them ended
             rollout = rollout.cut(length, state.games.indices)
-        began = perf_counter()
-        weight, target = first = weigh(rollout, cfg, state, ranks)
-        updates: list[Update] = []
+        began, own, learners = perf_counter(), rollout, ranks
+        if ranks.count > 1 and arrays and (cfg.minibatch or cfg.games * length) < ranks.count * PIECE:
+            # a share of so small a minibatch takes as long as the whole: every rank learns from everything, alike
+            rollout, learners = rollout.of_all(ranks), Ranks()
+        mine = learners.columns(cfg.games)
+        weight, target = first = weigh(rollout, cfg, state, learners)
+        updates, now = list[Update](), present(cfg, state)
         for epoch in range(cfg.epochs):
             if epoch and cfg.recompute:  # the critic has learned since
-                weight, target = weigh(rollout.judged(state.policy), cfg, state, ranks)
-            for batch in minibatches(rollout, weight, target, cfg, state.iteration, epoch, mine):  # [B]
-                updates.append(update(state, batch, cfg, ranks))
+                weight, target = weigh(rollout.judged(state.policy), cfg, state, learners)
+            for batch in minibatches(rollout, weight, target, cfg, state.iteration, epoch, mine, arrays):  # [B]
+                updates.append(update(state, batch, now, learners))
                 if updates[-1].kl > cfg.max_kl:  # as all ranks have found
                     break
             else:
                 continue
             break
-        stats = figures(updates, state, cfg, ranks)
-        measure(state, rollout, cfg, ranks)
+        stats = figures(updates, state, now, learners)
+        measure(state, own, cfg, ranks)
         count(state, rollout, cfg, ranks)
         watcher.iteration(state, rollout, first[1], stats, perf_counter() - began)
         if ranks.agree(watcher.due()):
@@ -105,10 +111,10 @@ def weigh(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Te
 def count(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
     """Count what all ranks have played, average the parameters; rank 0 keeps the window of finished episodes."""
     state.mark()
-    state.steps += rollout.reward.numel() * ranks.count
+    state.steps += len(rollout.reward) * cfg.games
     state.iteration += 1
     state.average(cfg.ema_decay)
-    parts = ranks.collect_bytes(json.dumps(rollout.episodes).encode())
+    parts = ranks.share_bytes(json.dumps(rollout.episodes).encode())
     rollout.episodes = sorted((Episode(*e) for part in parts for e in json.loads(part)), key=lambda e: (e.at, e.game))
     state.episodes += len(rollout.episodes)
     state.window.extend(rollout.episodes)

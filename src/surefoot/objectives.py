@@ -1,6 +1,6 @@
 """How hard the policy is pushed: gains per sample, to be maximised, and the terms that go with them.
 
-Everything here is a pure function of tensors of one shape (`[B]` or `[T, N]`); no mean is taken, no sign is turned.
+Everything here is a pure function of arrays of one shape (`[B]` or `[T, N]`); no mean is taken, no sign is turned.
 What is learned from is a gain's `slope` in log pi(a|s): in REINFORCE's gradient, w grad log pi(a|s), it stands where
 the weight stood. Tests hold every slope to what autograd makes of the gain.
 """
@@ -10,60 +10,61 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from surefoot.arrays import Array, namespace
 
+if TYPE_CHECKING:
     from surefoot.actions import Distribution
 
 
-def trajectory_ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
+def trajectory_ratio(logp: Array, logp_old: Array) -> Array:
     """Re-weighting factor of whole trajectories, P(tau; theta') / P(tau; theta) = prod_t pi'(a_t|s_t) / pi(a_t|s_t).
 
     The environment's own probabilities cancel. `logp`, `logp_old` [T, N], one trajectory a column; returns [N].
     Averages over old games, weighted with it, are averages over the new policy's games; its variance grows with T
     (`effective_sample_size`), which is why the surrogate keeps only the factor of the step itself.
     """
-    return (logp - logp_old).sum(0).exp()
+    return namespace(logp).exp((logp - logp_old).sum(0))
 
 
-def effective_sample_size(ratio: Tensor) -> Tensor:
+def effective_sample_size(ratio: Array) -> Array:
     """How many equally weighted samples the weighted ones are worth, (sum w)^2 / sum w^2. `ratio` [N]; scalar.
 
     Source: Kish 1965.
     """
-    return ratio.sum().square() / ratio.square().sum()
+    return ratio.sum() ** 2 / (ratio * ratio).sum()
 
 
-def value_loss(value: Tensor, target: Tensor) -> Tensor:
+def value_loss(value: Array, target: Array) -> Array:
     """The critic's squared error, (V - target)^2 per sample, to be minimised; same shape in and out."""
-    return (value - target).square()
+    error = value - target
+    return error * error
 
 
-def value_slope(value: Tensor, target: Tensor) -> Tensor:
+def value_slope(value: Array, target: Array) -> Array:
     """The derivative of `value_loss` by the value, 2 (V - target)."""
     return 2 * (value - target)
 
 
-def clipped_value_slope(value: Tensor, value_old: Tensor, target: Tensor, epsilon: float) -> Tensor:
+def clipped_value_slope(value: Array, value_old: Array, target: Array, epsilon: float) -> Array:
     """The derivative of `clipped_value_loss` by the value: `value_slope`, or 0 where moving on wins nothing."""
-    move = value - value_old
-    near = value_old + move.clamp(-epsilon, epsilon)
-    enough = (move.abs() > epsilon) & (value_loss(near, target) > value_loss(value, target))
-    return value_slope(value, target).masked_fill(enough, 0.0)
+    xp, move = namespace(value), value - value_old
+    near = value_old + move.clip(-epsilon, epsilon)
+    enough = (abs(move) > epsilon) & (value_loss(near, target) > value_loss(value, target))
+    return xp.where(enough, 0.0, value_slope(value, target))
 
 
-def clipped_value_loss(value: Tensor, value_old: Tensor, target: Tensor, epsilon: float) -> Tensor:
+def clipped_value_loss(value: Array, value_old: Array, target: Array, epsilon: float) -> Array:
     """The larger of (V - target)^2 and (V_old + clip(V - V_old, -eps, eps) - target)^2 per sample, to be minimised.
 
     Beyond eps there is nothing more to win by moving on towards the target. Source: Schulman et al. 2017, their code.
     """
-    near = value_old + (value - value_old).clamp(-epsilon, epsilon)
-    return value_loss(value, target).maximum(value_loss(near, target))
+    near = value_old + (value - value_old).clip(-epsilon, epsilon)
+    return namespace(value).maximum(value_loss(value, target), value_loss(near, target))
 
 
-def clipped(ratio: Tensor, epsilon: float) -> Tensor:
+def clipped(ratio: Array, epsilon: float) -> Array:
     """1 where a sample's ratio has left [1 - epsilon, 1 + epsilon], 0 elsewhere; same shape in and out."""
-    return ((ratio - 1).abs() > epsilon).to(ratio.dtype)
+    return namespace(ratio).where(abs(ratio - 1) > epsilon, 1.0, 0.0)
 
 
 def straight_line(end_factor: float, progress: float) -> float:
@@ -82,10 +83,10 @@ class Reinforce:
         """This objective as it stands at an iteration: it does not change."""
         return self
 
-    def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+    def __call__(self, logp: Array, logp_old: Array, weight: Array) -> Array:
         return weight * logp
 
-    def slope(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+    def slope(self, logp: Array, logp_old: Array, weight: Array) -> Array:
         """w."""
         return weight
 
@@ -98,10 +99,10 @@ class Surrogate:
         """This objective as it stands at an iteration: it does not change."""
         return self
 
-    def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
-        return (logp - logp_old).exp() * weight
+    def __call__(self, logp: Array, logp_old: Array, weight: Array) -> Array:
+        return namespace(logp).exp(logp - logp_old) * weight
 
-    def slope(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+    def slope(self, logp: Array, logp_old: Array, weight: Array) -> Array:
         """r w."""
         return self(logp, logp_old, weight)
 
@@ -121,19 +122,19 @@ class ClippedSurrogate:
         """This objective as it stands at an iteration, when `progress` (0 to 1) of the run is done."""
         return ClippedSurrogate(self.epsilon * self.decay**iteration * straight_line(self.end_factor, progress))
 
-    def __call__(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
-        return ((logp - logp_old).exp() * weight).minimum(self.most(weight))
+    def __call__(self, logp: Array, logp_old: Array, weight: Array) -> Array:
+        xp = namespace(logp)
+        return xp.minimum(xp.exp(logp - logp_old) * weight, self.most(weight))
 
-    def slope(self, logp: Tensor, logp_old: Tensor, weight: Tensor) -> Tensor:
+    def slope(self, logp: Array, logp_old: Array, weight: Array) -> Array:
         """r w, but 0 where there is nothing more to win."""
-        plain = (logp - logp_old).exp() * weight
-        return plain.masked_fill(plain > self.most(weight), 0.0)
+        xp = namespace(logp)
+        plain = xp.exp(logp - logp_old) * weight
+        return xp.where(plain > self.most(weight), 0.0, plain)
 
-    def most(self, weight: Tensor) -> Tensor:
+    def most(self, weight: Array) -> Array:
         """What can be won: (1 + eps) w where w > 0, (1 - eps) w where w < 0, clip(r) w on the side where it bounds."""
-        import torch
-
-        return torch.add(weight, weight.abs(), alpha=self.epsilon)
+        return weight + self.epsilon * abs(weight)
 
 
 # Regularizers: what is added to the gain, by its `slope(new, old)` in the numbers that the new policy is made of.
@@ -152,7 +153,7 @@ class Entropy:
         """This bonus as it stands when `progress` (0 to 1) of the run is done."""
         return Entropy(self.coefficient * straight_line(self.end_factor, progress))
 
-    def slope(self, new: Distribution, old: Distribution) -> Tensor | None:
+    def slope(self, new: Distribution, old: Distribution) -> Array | None:
         """Coefficient times that of the entropy; without one, nothing is computed."""
         return self.coefficient * new.cross_entropy_slope(new) if self.coefficient else None
 
@@ -174,7 +175,7 @@ class OldPolicyCrossEntropy:
         """This bonus as it stands at an iteration: coefficient times decay^iteration."""
         return OldPolicyCrossEntropy(self.coefficient * self.decay**iteration, 1.0)
 
-    def slope(self, new: Distribution, old: Distribution) -> Tensor:
+    def slope(self, new: Distribution, old: Distribution) -> Array:
         """Coefficient times that of the cross entropy."""
         return self.coefficient * new.cross_entropy_slope(old)
 

@@ -46,7 +46,8 @@ def average_reward(theta: Tensor) -> Tensor:
     """Mean total reward over all games, weighted with their probability under theta; scalar."""
     action, reward, ended = games()
     probability = trajectory_ratio(log_probability(theta, action), torch.zeros(action.shape, dtype=torch.float64))
-    return (probability * episode_return(reward, ended, 1.0)[0]).sum()
+    mean: Tensor = (probability * episode_return(reward, ended, 1.0)[0]).sum()
+    return mean
 
 
 def model(theta: Tensor, old: Tensor, objective: Objective) -> Tensor:
@@ -57,7 +58,8 @@ def model(theta: Tensor, old: Tensor, objective: Objective) -> Tensor:
     mean = average_reward(old)
     weight = episode_return(reward, ended, 1.0) - mean
     gain = objective(log_probability(theta, action), logp_old, weight) - weight
-    return mean + (probability * gain.sum(0)).sum()
+    believed: Tensor = mean + (probability * gain.sum(0)).sum()
+    return believed
 
 
 def ascend(objective: Objective, steps: int = 18, rate: float = 0.05) -> list[Tensor]:

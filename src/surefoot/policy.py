@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from surefoot.actions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
+from surefoot.arrays import Array, namespace
 from surefoot.envs.spaces import MASK, Part
 
-tanh_backward = torch.ops.aten.tanh_backward
+PIECE = 512  # rows; what fits the cache is judged and learned from twice as fast
+
+
+def like(x: Array, tensor: Tensor) -> Array:
+    """`tensor` as an array of the kind of `x`, in the same memory."""
+    return tensor if isinstance(x, Tensor) else tensor.detach().numpy()
 
 
 class Palette(nn.Module):
@@ -137,9 +145,10 @@ class Moments(nn.Module):
         self.register_buffer("shift", torch.zeros(size), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Array) -> Array:
         """[B, size] to [B, size], nowhere beyond LIMIT."""
-        return torch.addcmul(self.shift, x.to(self.factor.dtype), self.factor).clamp(-self.LIMIT, self.LIMIT)
+        factor, shift = like(x, self.factor), like(x, self.shift)
+        return (x * factor + shift).clip(-self.LIMIT, self.LIMIT)
 
     def take(self, count: Tensor, mean: Tensor, square: Tensor) -> None:
         """Become these moments."""
@@ -185,11 +194,13 @@ class Vector(nn.Module):
         """What running moments are about, [B, K]."""
         return torch.cat([part_of(obs, part).reshape(len(obs), -1) for part in self.floats], 1)
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Array) -> Array:
         """Observations [B, ...] to [B, width]."""
         if self.floats and not self.layout and not self.floats[0].path:
             x = obs if obs.ndim == 2 else obs.reshape(len(obs), -1)
-            return x if self.moments is None else self.moments(x)
+            return x if self.moments is None else self.moments.forward(x)
+        if isinstance(obs, np.ndarray):
+            return self.forward(torch.from_numpy(obs)).numpy()
         rows = []
         if self.floats:
             x = self.numbers(obs)
@@ -266,6 +277,8 @@ class Policy(nn.Module):
         gaussian = head.distribution is DiagonalGaussian
         self.log_std = nn.Parameter(torch.full((head.outputs,), math.log(std))) if gaussian else None
         """of a DiagonalGaussian, the same wherever it is"""
+        self.bound: Any = None
+        """an MLP's parameters and gradients as arrays: of each layer, of the actor, of the critic"""
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""
 
@@ -296,6 +309,13 @@ class Policy(nn.Module):
         out, value = self._heads(x)
         return self._choose(out, allowed), value, memory
 
+    @torch.no_grad()
+    def judged(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """The distributions' numbers and the values for many prepared observations, as an update will find them."""
+        pieces = (self.traced(x.numpy()) if self.bound else self.judge(x) for x in torch.split(prepared, PIECE))
+        params, values = zip(*((dist.params, value) for dist, value, _ in pieces), strict=True)
+        return torch.cat([*map(torch.as_tensor, params)]), torch.cat([*map(torch.as_tensor, values)])
+
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The actor's numbers [B, K] and the value [B]."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
@@ -303,99 +323,125 @@ class Policy(nn.Module):
         features, own = features if self.pairs else (features, features)
         return self.actor(features), features.new_zeros(len(x)) if self.critic is None else self.critic(own)[:, 0]
 
-    def acting(self) -> Callable[[Tensor], Distribution]:
-        """For an MLP: prepared observations to the distribution alone, by the actor's layers alone."""
-        layers = [(pair.bias[: pair.weight.shape[1]], pair.weight[0].T) for pair in self.pairs]
-        top = self.actor.bias, self.actor.weight.T
+    def acting(self) -> Callable[[NDArray[Any]], Distribution] | None:
+        """For an MLP on the processor: observations to the distribution alone, by the actor's layers alone."""
+        if self.bound is None:
+            return None
+        hidden, (weight, bias, *_), _ = self.bound
+        layers = [(np.ascontiguousarray(w[0].T), b[0]) for w, b, _, _ in hidden]
+        top = np.ascontiguousarray(weight.T)
 
-        def act(prepared: Tensor) -> Distribution:
-            x, allowed = self._see(prepared)
-            for bias, weight in layers:
-                x = torch.addmm(bias, x, weight).tanh_()
-            return self._choose(torch.addmm(top[0], x, top[1]), allowed)
+        def act(obs: NDArray[Any]) -> Distribution:
+            x, allowed = self._see(self.prepare.forward(obs))
+            for w, b in layers:
+                x = x @ w
+                x += b
+                np.tanh(x, x)
+            return self._choose(x @ top + bias, allowed)
 
         return act
 
-    def traced(self, prepared: Tensor) -> tuple[Distribution, Tensor, Callable[[Tensor, Tensor], None]]:
+    def traced(self, prepared: Array) -> tuple[Distribution, Array, Callable[[Array, Array], None]]:
         """`judge` for learning: distribution and value, and what adds to the parameters' gradients.
 
         It is given the loss's gradient by the distribution's numbers, as `score` has it, and by the values. From there
         on autograd goes back through a network; but an MLP's layers are so small that its notes would take longer than
-        the arithmetic, so their chain rule is written out.
+        the arithmetic, so their chain rule is written out, over arrays.
         """
         x, allowed = self._see(prepared)
-        if self.pairs:
+        back: Callable[[Array, Array], None]
+        out: Array
+        value: Array
+        if isinstance(x, np.ndarray):
             out, value, back = self._pairs(x)
         else:
             with torch.enable_grad():
                 ends = self._heads(x)
             out, value = (end.detach() for end in ends)
+            back = partial(_backward, ends)
 
-            def back(*slopes: Tensor) -> None:
-                count = sum(end.requires_grad for end in ends)  # without a critic, one
-                torch.autograd.backward(ends[:count], slopes[:count])
-
-        def pull(slope: Tensor, value_slope: Tensor) -> None:
+        def pull(slope: Array, value_slope: Array) -> None:
             if self.log_std is not None:
-                slope, spread = slope.chunk(2, -1)
-                _grad(self.log_std).add_(spread.sum(0))
-            back(slope.view_as(out), value_slope)
+                size = len(self.log_std)
+                spread, slope = slope[:, size:].sum(0), slope[:, :size]
+                like(spread, _grad(self.log_std))[...] += spread
+            back(slope.reshape(out.shape), value_slope)
 
         return self._choose(out, allowed), value, pull
 
     def bind(self) -> None:
-        """Take hold of an MLP's parameters and gradients as its updates use them; `flatten` has just moved them."""
-        assert self.critic is not None
-        hidden = [(p.weight.data, p.bias.data.view(2, 1, -1), _grad(p.weight), _grad(p.bias)) for p in self.pairs]
-        heads = [(h.weight.data, h.bias.data, _grad(h.weight), _grad(h.bias)) for h in (self.actor, self.critic)]
-        self.bound = [(w, w.mT, b, dw, db.view(2, -1)) for w, b, dw, db in hidden], heads
+        """Take hold of an MLP's parameters and gradients as arrays; `flatten` has just moved them."""
+        self.bound = None
+        if self.pairs and self.actor.weight.is_cpu:
+            assert self.critic is not None
+            *hidden, actor, critic = (_held(layer) for layer in (*self.pairs, self.actor, self.critic))
+            hidden = [(w, b.reshape(2, -1), dw, db.reshape(2, -1)) for w, b, dw, db in hidden]
+            self.bound = hidden, actor, critic
 
-    def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+    def _pairs(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], Callable[[Array, Array], None]]:
         """An MLP's `_heads`, and the way back."""
-        hidden, heads = self.bound
-        seen = [x.expand(2, -1, -1)]
-        for _, transposed, bias, _, _ in hidden:
-            seen.append(torch.baddbmm(bias, seen[-1], transposed).tanh_())
-        last = seen[-1].unbind()
-        out, value = (torch.addmm(bias, x, weight.T) for (weight, bias, _, _), x in zip(heads, last, strict=True))
+        assert self.bound is not None
+        hidden, actor, critic = self.bound
+        seen = [x]
+        for w, b, _, _ in hidden:
+            x = np.matmul(x, w.mT)
+            x += b[:, None]
+            seen.append(np.tanh(x, x))
+        ones = np.ones(x.shape[1], x.dtype)
 
-        def back(slope: Tensor, value_slope: Tensor) -> None:
-            below = []
-            for (weight, _, dw, db), by, x in zip(heads, (slope, value_slope[:, None]), last, strict=True):
-                dw.addmm_(by.T, x)
-                db.add_(by.sum(0))
-                below.append(by.mm(weight))
-            both = torch.stack(below)
-            for i, (weight, _, _, dw, db) in reversed(list(enumerate(hidden))):
-                both = tanh_backward(both, seen[i + 1])
-                dw.baddbmm_(both.mT, seen[i])
-                db.add_(both.sum(1))
+        def back(slope: NDArray[Any], value_slope: NDArray[Any]) -> None:
+            both = np.empty_like(x)
+            for (_, _, dw, db), by, last in zip((actor, critic), (slope, value_slope[:, None]), x, strict=True):
+                dw += by.T @ last
+                db += ones @ by
+            np.matmul(slope, actor[0], both[0])
+            np.multiply(value_slope[:, None], critic[0], both[1])
+            for i, (w, _, dw, db) in reversed(list(enumerate(hidden))):
+                both *= 1 - seen[i + 1] * seen[i + 1]
+                dw += both.mT @ seen[i]
+                db += ones @ both
                 if i:
-                    both = both.bmm(weight)
+                    both = both @ w
 
-        return out, value[:, 0], back
+        return x[0] @ actor[0].T + actor[1], x[1] @ critic[0][0] + critic[1], back
 
-    def _see(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _see(self, prepared: Array) -> tuple[Array, Array | None]:
         """What the body sees, and which actions are allowed, where a mask says so."""
         allowed = None
         if self.masks:
             prepared, allowed = prepared[:, : -self.masks], prepared[:, -self.masks :] > 0
+        if isinstance(prepared, np.ndarray):
+            assert self.bound is not None
+            return prepared.astype(self.bound[1][0].dtype, copy=False), allowed
         return prepared if prepared.dtype == torch.uint8 else prepared.to(self.actor.weight.dtype), allowed
 
-    def _choose(self, out: Tensor, allowed: Tensor | None) -> Distribution:
+    def _choose(self, out: Array, allowed: Array | None) -> Distribution:
         """The distribution that the actor's numbers stand for."""
+        xp = namespace(out)
         if allowed is not None:
-            out = out.masked_fill(~allowed, FORBIDDEN)
+            out = xp.where(allowed, out, FORBIDDEN)
         elif self.log_std is not None:
-            out = torch.cat((out, self.log_std.expand_as(out)), -1)
+            out = xp.concatenate((out, xp.broadcast_to(like(out, self.log_std), out.shape)), -1)
         dist: Distribution = self.distribution(out[:, 0] if self.distribution is Bernoulli else out)
         return dist
+
+
+def _backward(ends: tuple[Tensor, Tensor], *slopes: Tensor) -> None:
+    """Go back through a network by autograd."""
+    count = sum(end.requires_grad for end in ends)  # without a critic, one
+    torch.autograd.backward(ends[:count], slopes[:count])
 
 
 def _grad(parameter: Tensor) -> Tensor:
     """A parameter's gradient, which `flatten` has given it."""
     assert parameter.grad is not None
     return parameter.grad
+
+
+def _held(layer: Any) -> tuple[NDArray[Any], ...]:
+    """A layer's weight, bias, and their gradients as arrays."""
+    parameters = layer.weight, layer.bias, _grad(layer.weight), _grad(layer.bias)
+    return tuple(x.detach().numpy() for x in parameters)
 
 
 def orthogonal(policy: Policy) -> Policy:
@@ -444,6 +490,5 @@ def flatten(policy: Policy) -> nn.Parameter:
         end = start + p.numel()
         p.data, p.grad = flat.data[start:end].view_as(p), flat.grad[start:end].view_as(p)
         start = end
-    if policy.pairs:
-        policy.bind()
+    policy.bind()
     return flat

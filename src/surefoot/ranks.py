@@ -30,26 +30,25 @@ class Ranks:
         share = games // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def average(self, gradient: Tensor, stats: Tensor) -> None:
-        """Replace both, in place, by their means over the ranks."""
+    def average(self, gradient: Tensor, number: float) -> float:
+        """Replace the gradient, in place, by its mean over the ranks; returns that of the number."""
         if self.count == 1:
-            return
-        shared = memory(self, len(gradient) + len(stats), gradient.dtype) if gradient.is_cpu else None
+            return number
+        shared = memory(self, len(gradient) + 1, gradient.dtype) if gradient.is_cpu else None
         if shared is None:
             dist.all_reduce(gradient.div_(self.count))
-            dist.all_reduce(stats.div_(self.count))
-            return
+            return float(self.mean(gradient.new_tensor([number])))
         board, size = shared.turn(), len(gradient)
         torch.div(gradient, self.count, out=board[self.rank, :size])
-        torch.div(stats, self.count, out=board[self.rank, size:])
+        board[self.rank, size] = number / self.count
         shared.meet()  # all have written
         torch.sum(board[:, :size], 0, out=gradient)
-        torch.sum(board[:, size:], 0, out=stats)
+        return float(board[:, size].sum())
 
     def mean(self, numbers: Tensor) -> Tensor:
         """The ranks' mean of some numbers."""
         if self.count > 1:
-            dist.all_reduce(numbers)
+            dist.all_reduce(numbers := torch.as_tensor(numbers))
         return numbers / self.count
 
     def gather(self, columns: Tensor) -> Tensor:
@@ -76,16 +75,14 @@ class Ranks:
         """Whether any rank has decided so."""
         return self.least(not decision) == 0
 
-    def collect_bytes(self, data: bytes) -> list[bytes]:
-        """Every rank's bytes, on rank 0 (elsewhere an empty list)."""
+    def share_bytes(self, data: bytes) -> list[bytes]:
+        """Every rank's bytes, on every rank."""
         if self.count == 1:
             return [data]
         sizes = self.gather(torch.tensor([[len(data)]]))[0].tolist()
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        parts = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
-        dist.gather(padded, parts)
-        return [bytes(p[:size].numpy()) for p, size in zip(parts or [], sizes, strict=False)]
+        padded = torch.zeros(max(sizes), 1, dtype=torch.uint8)
+        padded[: len(data), 0] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return [bytes(part[:size].numpy()) for part, size in zip(self.gather(padded).T, sizes, strict=True)]
 
 
 class Shared:

@@ -161,7 +161,7 @@ class Reporter:
             "return_window": len(state.window),
             "return_iteration": sum(scores) / len(scores) if scores else float("nan"),
             "length_mean": sum(lengths) / len(lengths) if lengths else float("nan"),
-            "steps_per_second": round(rollout.reward.numel() * self.ranks.count / spent, 1),
+            "steps_per_second": round(len(rollout.reward) * self.cfg.games / spent, 1),
             "env_s": round(rollout.env_s, 4),
             "act_s": round(rollout.act_s, 4),
             "learn_s": round(learn_s, 4),

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
+from surefoot.actions import normal
 from surefoot.envs import Episode
 
 if TYPE_CHECKING:
     from surefoot.envs import Games
     from surefoot.policy import Policy
-
-PIECE = 512  # rows; what fits the cache is judged and learned from twice as fast
+    from surefoot.ranks import Ranks
 
 
 @dataclass
@@ -62,10 +63,19 @@ class Rollout:
     @torch.no_grad()
     def judged(self, policy: Policy) -> Rollout:
         """The same with the values that `policy` gives it."""
-        pieces = torch.split(self.prepared.flatten(0, 1), PIECE)
-        value = torch.cat([policy.judge(piece)[1] for piece in pieces]).view_as(self.value)
-        later = policy.judge(self.beyond)[1]
+        seen = torch.cat((self.prepared.flatten(0, 1), self.beyond))
+        judged, count = policy.judged(seen)[1], self.value.numel()
+        value, later = judged[:count].view_as(self.value), judged[count:]
         return replace(self, value=value, next_value=successors(value, later, self.beyond_at, self.terminated))
+
+    def of_all(self, ranks: Ranks) -> Rollout:
+        """All ranks' games side by side, the same on every rank."""
+        plain = torch.contiguous_format
+        mine = {k: v.clone(memory_format=plain) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        mine["beyond_at"][1] += ranks.rank * self.reward.shape[1]
+        parts = [load(data) for data in ranks.share_bytes(save(mine))]
+        rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "beyond")) for k in mine}
+        return replace(self, **rows)
 
     def cut(self, length: int, indices: range) -> Rollout:
         """The first `length` decisions, as trajectories of the games `indices` that all ended there."""
@@ -104,20 +114,24 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     obs[0] = games.obs
     reward = np.empty((horizon, n), np.float32)
     terminated, truncated = np.empty((horizon, n), np.bool_), np.empty((horizon, n), np.bool_)
-    prepared, actions, params, values = ([torch.empty(0)] * horizon for _ in range(4))
+    prepared, actions, params, values = (list[Any]([None]) * horizon for _ in range(4))
     finals: dict[tuple[int, int], np.ndarray] = {}
-    rows, draws, act = torch.from_numpy(obs).unbind(), noise.unbind(), policy.acting()
+    act, continuous = policy.acting(), policy.log_std is not None
+    draws: Any = normal(noise).to(policy.actor.weight.dtype) if continuous else noise
+    rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act else draws.unbind()
 
     def decide(t: int) -> Any:
-        with torch.inference_mode(bool(policy.pairs)):
+        dist: Any
+        if act:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
+            dist = act(obs[t])
+        else:
             prepared[t] = policy.prepare(rows[t].to(device))
-            if policy.pairs:
-                dist = act(prepared[t])
-            else:
-                dist, values[t], _ = policy.judge(prepared[t])
-                params[t] = dist.params
-            actions[t] = dist.sample(draws[t])
-        return actions[t].tolist() if actions[t].ndim == 1 else actions[t].cpu().numpy()
+            dist, values[t], _ = policy.judge(prepared[t])
+            params[t] = dist.params
+        taken = actions[t] = dist.at(draws[t]) if continuous else dist.sample(draws[t])
+        if taken.ndim == 1:
+            return taken.tolist()
+        return taken if act else taken.cpu().numpy()
 
     env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(horizon):
@@ -138,20 +152,22 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     length = t + 1
     beyond = {(length - 1, i): last for i, last in enumerate(obs[length])} | finals
     after = policy.prepare(torch.from_numpy(np.stack(list(beyond.values()))).to(device))
-    seen, played = torch.stack(prepared[:length]), torch.stack(actions[:length])
-    if policy.pairs:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
-        dist, judged, _ = policy.judge(torch.cat((seen.flatten(0, 1), after)))
-        value, later = judged[: length * n].view(length, n), judged[length * n :]
-        old = dist.params[: length * n].view(length, n, *dist.params.shape[1:])
+    if act:
+        seen = policy.prepare(torch.from_numpy(obs[:length].reshape(-1, *obs.shape[2:])))
+        played = torch.from_numpy(np.stack(actions[:length]))
+        given, judged = policy.judged(torch.cat((seen, after)))
+        seen, old, value = (x[: length * n].unflatten(0, (length, n)) for x in (seen, given, judged))
+        later = judged[length * n :]
     else:
-        old, value, later = torch.stack(params[:length]), torch.stack(values[:length]), policy.judge(after)[1]
+        seen, played, old, value = (torch.stack(x[:length]) for x in (prepared, actions, params, values))
+        later = policy.judge(after)[1]
     at = torch.tensor(list(beyond), device=device).T
     ended = torch.from_numpy(terminated[:length]).to(device)
     rollout = Rollout(
         obs=torch.from_numpy(obs[:length]),
         prepared=seen,
         action=played,
-        logp=policy.distribution(old).log_prob(played),
+        logp=policy.distribution(old, known=True).log_prob(played),
         params=old,
         reward=torch.from_numpy(reward[:length]).to(value),
         terminated=ended,

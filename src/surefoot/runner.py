@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from surefoot.config import Config
 from surefoot.envs import Env
@@ -45,6 +46,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
+        stack.enter_context(threadpool_limits(1, "blas"))  # NumPy's
         hung = stack.enter_context(watch_over(pulse, cfg.timeout, ranks.rank)) if shared is None else []
         state = initial(cfg, ranks, pulse)
         stack.callback(state.games.close)
@@ -280,7 +282,7 @@ def evaluate_shared(
         note(f"{fault}; this evaluation is given up")
     if ranks.agree(part is None) or part is None:
         return None
-    parts = [json.loads(data) for data in ranks.collect_bytes(json.dumps([part.scores, part.lengths]).encode())]
+    parts = [json.loads(data) for data in ranks.share_bytes(json.dumps([part.scores, part.lengths]).encode())]
     scores, lengths = ([parts[e % ranks.count][k][e // ranks.count] for e in range(episodes) if parts] for k in (0, 1))
     return replace(part, scores=scores, lengths=lengths)
 

@@ -149,7 +149,7 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
 
     Raises OSError, on rank 0 alone, where it cannot be written; what was there before is then as it was.
     """
-    envs = ranks.collect_bytes(save_arrays(state.place))
+    envs = ranks.share_bytes(save_arrays(state.place))
     if ranks.rank:
         return
     moments = {"flat": state.flat.detach(), **state.optimizer.moments}
@@ -245,4 +245,4 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
     except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise UserError(f"'{checkpoint}' is of another program or environment: {error}") from error
     state.mark()
-    return [n for part in ranks.collect_bytes(json.dumps(lost).encode()) for n in json.loads(part)]
+    return [n for part in ranks.share_bytes(json.dumps(lost).encode()) for n in json.loads(part)]

@@ -193,10 +193,11 @@ class Games:
                 self.vector.step(actions)
             except (Exception, SystemExit) as error:
                 raise self.fault(n, error) from error
+        games, at = self.games, self.pulse.at
         for i in range(n) if only is None else only:
-            self.pulse.at(i)
+            at(i)
             try:
-                reward, terminated, truncated = self.games[i].step(actions[i], out[i])
+                reward, terminated, truncated = games[i].step(actions[i], out[i])
             except (Exception, SystemExit) as error:
                 self.restart(i, out[i], error)
                 steps.lost.append(i)
@@ -209,9 +210,9 @@ class Games:
             if terminated or truncated:
                 steps.final[i] = out[i].copy()
                 self.check(out[i : i + 1], i)
-            if (terminated or truncated) and not self.games[i].goes_on:
-                self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.played))
-                self.reset(i, out[i])
+                if not games[i].goes_on:
+                    self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.played))
+                    self.reset(i, out[i])
         self.check(out)
         self.pulse.rest()
         self.obs = out

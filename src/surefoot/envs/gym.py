@@ -260,11 +260,10 @@ class GymnasiumGame:
 
     def _see(self, obs: Any, info: Any, over: bool, out: Array) -> None:
         """Take an observation over; raises where it is not the announced one, or where no action is allowed."""
-
-        from surefoot.envs.spaces import MASK, lay
-
         first = self.layout[0]
         if first.path:
+            from surefoot.envs.spaces import MASK, lay
+
             if self.masks:
                 obs = {"observation": obs, MASK[0]: info["action_mask"]}
             lay(self.layout, obs, self.obs)
