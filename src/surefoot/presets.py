@@ -159,7 +159,6 @@ def _tuned(task: str, cfg: Config, **fields: Any) -> Config:
     return replace(cfg, task=task, env=Gymnasium(task), **fields)
 
 
-MUJOCO = ("Walker2d", "InvertedPendulum")
 TUNED = (
     _tuned("CartPole-v1", CARTPOLE),
     _tuned("Acrobot-v1", CONTROL, total_steps=102_400),
@@ -172,7 +171,7 @@ TUNED = (
     _tuned("InvertedDoublePendulum-v5", STEADY, credit=GAE(gamma=0.98, lam=0.95), regularizer=EXPLORE),
     _tuned("Reacher-v5", STEADY),
     _tuned("Swimmer-v5", CONTROL, credit=GAE(gamma=0.9999, lam=0.95)),  # a stroke pays late
-    *(_tuned(f"{name}-v5", CONTROL) for name in MUJOCO),
+    *(_tuned(id, CONTROL) for id in ("Walker2d-v5", "InvertedPendulum-v5")),
 )
 
 ATARI_ID = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")  # the first with sticky actions, as Gymnasium registers them

@@ -70,8 +70,7 @@ class Rollout:
 
     def of_all(self, ranks: Ranks) -> Rollout:
         """All ranks' games side by side, the same on every rank."""
-        plain = torch.contiguous_format
-        mine = {k: v.clone(memory_format=plain) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        mine = {k: v.contiguous().clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
         mine["beyond_at"][1] += ranks.rank * self.reward.shape[1]
         parts = [load(data) for data in ranks.share_bytes(save(mine))]
         rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "beyond")) for k in mine}
