@@ -10,6 +10,7 @@ import torch
 from surefoot import learn
 from surefoot.config import AdaptiveRate, Config, LinearRate
 from surefoot.credit import FutureReturn, OverGames
+from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
 from surefoot.learn import NAMES, Batch, figures, minibatches, present, update
 from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce
@@ -90,6 +91,25 @@ def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None
     assert 0 < stats["entropy"] <= 1.0987  # log 3
     assert second["kl"] > 0
     assert second["ratio_drift"] > 0
+
+
+@pytest.mark.parametrize("env", ["worlds:Catch-v0", "worlds:Target-v0"])
+def test_an_mlp_plays_and_learns_the_same_in_arrays_and_in_tensors(small: Config, env: str) -> None:
+    """In tensors it is on other devices than the processor."""
+    cfg, found = replace(small, env=Gymnasium(env), regularizer=Entropy(0.03), max_grad_norm=1e9), []
+    for arrays in (True, False):
+        state = initial(cfg, Ranks())
+        assert state.policy.bound
+        if not arrays:
+            state.policy.bound = None
+        noise = torch.rand(16, cfg.games, *state.policy.draws, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            r = collect(state.policy, state.games, noise)
+            batch = next(minibatches(r, *cfg.credit(r), cfg, 0, 0, slice(0, cfg.games), arrays))
+            kl = update(state, batch, cfg, Ranks()).kl
+        found.append((r.obs, r.prepared, r.action, r.logp, r.value, r.next_value, state.gradient, torch.tensor(kl)))
+        state.games.close()
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
 
 def test_long_gradients_are_shortened(small: Config) -> None:

@@ -92,6 +92,8 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
             else:
                 continue
             break
+        if learners is not ranks:
+            ranks.follow(state.flat.data)  # on another kind of processor the last bits are others
         stats = figures(updates, state, now, learners)
         measure(state, own, cfg, ranks)
         count(state, rollout, cfg, ranks)
@@ -109,7 +111,7 @@ def weigh(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Te
 
 
 def count(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
-    """Count what all ranks have played, average the parameters; rank 0 keeps the window of finished episodes."""
+    """Count what all ranks have played, average the parameters, keep the window of finished episodes."""
     state.mark()
     state.steps += len(rollout.reward) * cfg.games
     state.iteration += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -349,16 +348,7 @@ class Policy(nn.Module):
         the arithmetic, so their chain rule is written out, over arrays.
         """
         x, allowed = self._see(prepared)
-        back: Callable[[Array, Array], None]
-        out: Array
-        value: Array
-        if isinstance(x, np.ndarray):
-            out, value, back = self._pairs(x)
-        else:
-            with torch.enable_grad():
-                ends = self._heads(x)
-            out, value = (end.detach() for end in ends)
-            back = partial(_backward, ends)
+        out, value, back = self._pairs(x) if isinstance(x, np.ndarray) else self._layers(x)
 
         def pull(slope: Array, value_slope: Array) -> None:
             if self.log_std is not None:
@@ -373,13 +363,25 @@ class Policy(nn.Module):
         """Take hold of an MLP's parameters and gradients as arrays; `flatten` has just moved them."""
         self.bound = None
         if self.pairs and self.actor.weight.is_cpu:
-            assert self.critic is not None
-            *hidden, actor, critic = (_held(layer) for layer in (*self.pairs, self.actor, self.critic))
+            layers: tuple[Any, ...] = (*self.pairs, self.actor, self.critic)
+            parameters = ((p.weight, p.bias, _grad(p.weight), _grad(p.bias)) for p in layers)
+            *hidden, actor, critic = ([x.detach().numpy() for x in some] for some in parameters)
             hidden = [(w, b.reshape(2, -1), dw, db.reshape(2, -1)) for w, b, dw, db in hidden]
             self.bound = hidden, actor, critic
 
-    def _pairs(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], Callable[[Array, Array], None]]:
-        """An MLP's `_heads`, and the way back."""
+    def _layers(self, x: Tensor) -> tuple[Array, Array, Callable[[Array, Array], None]]:
+        """`_heads`, and the way back, by autograd."""
+        with torch.enable_grad():
+            ends = self._heads(x)
+
+        def back(*slopes: Tensor) -> None:
+            count = sum(end.requires_grad for end in ends)  # without a critic, one
+            torch.autograd.backward(ends[:count], slopes[:count])
+
+        return ends[0].detach(), ends[1].detach(), back
+
+    def _pairs(self, x: NDArray[Any]) -> tuple[Array, Array, Callable[[Array, Array], None]]:
+        """The same of an MLP's arrays."""
         assert self.bound is not None
         hidden, actor, critic = self.bound
         seen = [x]
@@ -426,22 +428,10 @@ class Policy(nn.Module):
         return dist
 
 
-def _backward(ends: tuple[Tensor, Tensor], *slopes: Tensor) -> None:
-    """Go back through a network by autograd."""
-    count = sum(end.requires_grad for end in ends)  # without a critic, one
-    torch.autograd.backward(ends[:count], slopes[:count])
-
-
 def _grad(parameter: Tensor) -> Tensor:
     """A parameter's gradient, which `flatten` has given it."""
     assert parameter.grad is not None
     return parameter.grad
-
-
-def _held(layer: Any) -> tuple[NDArray[Any], ...]:
-    """A layer's weight, bias, and their gradients as arrays."""
-    parameters = layer.weight, layer.bias, _grad(layer.weight), _grad(layer.bias)
-    return tuple(x.detach().numpy() for x in parameters)
 
 
 def orthogonal(policy: Policy) -> Policy:

@@ -63,6 +63,11 @@ class Ranks:
         """This rank's columns of [T, games]."""
         return everything[:, self.columns(everything.shape[1])]
 
+    def follow(self, numbers: Tensor) -> None:
+        """Make them, in place, rank 0's."""
+        if self.count > 1:
+            dist.broadcast(numbers, 0)
+
     def least(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
         if self.count == 1:
