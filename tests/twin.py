@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import worlds  # noqa: F401 (registers the environments)
-from surefoot import loop
+from surefoot import rollout
 from surefoot.config import Config, FixedRate
 from surefoot.credit import GAE, FutureReturn, OverGames, OverMinibatch, ScaledReward
 from surefoot.envs.gym import Gymnasium
@@ -107,7 +107,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     for kind, cfg in KINDS.items():
-        loop.PIECE = 512 if kind in EVERYTHING else 0
+        rollout.PIECE = 512 if kind in EVERYTHING else 0
         if kind == "control":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
         main(kind, cfg, Path(sys.argv[1]))

@@ -14,15 +14,14 @@ from surefoot.envs import Episode
 from surefoot.errors import Fault, Interrupted
 from surefoot.learn import Update, figures, minibatches, present, update
 from surefoot.noise import Purpose, stream
-from surefoot.policy import PIECE
-from surefoot.ranks import Ranks
-from surefoot.rollout import Rollout, collect
+from surefoot.rollout import Rollout, collect, with_whom
 from surefoot.running import measure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from surefoot.config import Config
+    from surefoot.ranks import Ranks
     from surefoot.state import State
 
 
@@ -75,10 +74,8 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
             break
         if length < len(rollout.reward):  # from_reset: all ranks' games stop where the first of them ended
             rollout = rollout.cut(length, state.games.indices)
-        began, own, learners = perf_counter(), rollout, ranks
-        if ranks.count > 1 and arrays and (cfg.minibatch or cfg.games * length) < ranks.count * PIECE:
-            # a share of so small a minibatch takes as long as the whole: every rank learns from everything, alike
-            rollout, learners = rollout.of_all(ranks), Ranks()
+        began, own = perf_counter(), rollout
+        rollout, learners = with_whom(own, state.policy, cfg.minibatch or cfg.games * length, ranks)
         mine = learners.columns(cfg.games)
         weight, target = first = weigh(rollout, cfg, state, learners)
         updates, now = list[Update](), present(cfg, state)
@@ -92,8 +89,8 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
             else:
                 continue
             break
-        if learners is not ranks:
-            ranks.follow(state.flat.data)  # on another kind of processor the last bits are others
+        if learners is not ranks:  # alike but for the last bits, where processors are of several kinds
+            ranks.follow(state.flat.data)
         stats = figures(updates, state, now, learners)
         measure(state, own, cfg, ranks)
         count(state, rollout, cfg, ranks)

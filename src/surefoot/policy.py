@@ -366,8 +366,8 @@ class Policy(nn.Module):
             layers: tuple[Any, ...] = (*self.pairs, self.actor, self.critic)
             parameters = ((p.weight, p.bias, _grad(p.weight), _grad(p.bias)) for p in layers)
             *hidden, actor, critic = ([x.detach().numpy() for x in some] for some in parameters)
-            hidden = [(w, b.reshape(2, -1), dw, db.reshape(2, -1)) for w, b, dw, db in hidden]
-            self.bound = hidden, actor, critic
+            pairs = [(w, b.reshape(2, -1), dw, db.reshape(2, -1)) for w, b, dw, db in hidden]
+            self.bound = pairs, actor, critic
 
     def _layers(self, x: Tensor) -> tuple[Array, Array, Callable[[Array, Array], None]]:
         """`_heads`, and the way back, by autograd."""

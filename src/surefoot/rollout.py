@@ -13,11 +13,12 @@ from torch import Tensor
 
 from surefoot.actions import normal
 from surefoot.envs import Episode
+from surefoot.policy import PIECE
+from surefoot.ranks import Ranks
 
 if TYPE_CHECKING:
     from surefoot.envs import Games
     from surefoot.policy import Policy
-    from surefoot.ranks import Ranks
 
 
 @dataclass
@@ -86,6 +87,16 @@ class Rollout:
         scores = shorter.reward.sum(0).tolist()
         shorter.episodes = [Episode(n, score, length) for n, score in zip(indices, scores, strict=True)]
         return shorter
+
+
+def with_whom(rollout: Rollout, policy: Policy, minibatch: int, ranks: Ranks) -> tuple[Rollout, Ranks]:
+    """What this rank learns from, and with whom: it gives its share of every minibatch of so many decisions.
+
+    But a small share of an MLP's takes as long as the whole: then each learns from all games by itself, all alike.
+    """
+    if ranks.count == 1 or policy.bound is None or minibatch >= ranks.count * PIECE:
+        return rollout, ranks
+    return rollout.of_all(ranks), Ranks()
 
 
 def successors(value: Tensor, beyond: Tensor, at: Tensor, terminated: Tensor) -> Tensor:
