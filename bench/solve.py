@@ -3,7 +3,7 @@
     python bench/solve.py --peer-python VENV/bin/python --seeds 1 2 3 --out bench/records/DATE_what
 
 At equal settings, those of our preset (peer.py has them; the peer's learning rate stays where ours begins). Seconds
-are from the start of the process to its end, imports included. Writes OUT/solve.json after every pair.
+are from the start of the process, imports included, until the row that says so is written. Writes OUT/solve.json after every pair.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def contest(seed: int, peer: str, score: float, limit: float) -> Row:
                 ends = ["--total-iterations", "1000000", "--stop-at", str(score), "--max-seconds", str(limit)]
                 call = [sys.executable, "-m", "surefoot", "train", "CartPole-v1", "--seed", str(seed), *run, *ends]
             subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
-            rows = read_rows(Path(folder, "metrics.jsonl" if name == "peer" else "run/metrics.jsonl"))
-            took = time.time() - began
+            metrics = Path(folder, "metrics.jsonl" if name == "peer" else "run/metrics.jsonl")
+            rows, took = read_rows(metrics), metrics.stat().st_mtime - began
         row = solved(rows, score)
         found[name] = row and {"seconds": round(took, 2), "decisions": row["step"]}
     return found
