@@ -3,7 +3,8 @@
     python bench/solve.py --peer-python VENV/bin/python --seeds 1 2 3 --out bench/records/DATE_what
 
 At equal settings, those of our preset (peer.py has them; the peer's learning rate stays where ours begins). Seconds
-are from the start of the process, imports included, until the row that says so is written. Writes OUT/solve.json after every pair.
+are from the start of the process, imports included, until the row that says so is written. Writes OUT/solve.json after
+every pair.
 """
 
 from __future__ import annotations
