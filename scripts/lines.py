@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-CORE, ALL = 6310, 7000  # what trains; with what stands around it
+CORE, ALL = 6320, 7000  # what trains; with what stands around it
 CORE_BUDGETS = {
     "__init__.py": 140, "__main__.py": 10, "errors.py": 30, "cli.py": 330, "config.py": 270, "presets.py": 216,
     "credit.py": 250, "objectives.py": 200, "networks.py": 220, "policy.py": 500, "actions.py": 290, "arrays.py": 20,

@@ -112,6 +112,29 @@ def test_an_mlp_plays_and_learns_the_same_in_arrays_and_in_tensors(small: Config
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
 
+def test_numbers_too_small_are_zero_while_learning_and_only_then(
+    small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the update fails."""
+    tiny, seen = torch.tensor(1e-20), list[float]()
+
+    def slope(self, logp, logp_old, weight):  # type: ignore[no-untyped-def]
+        seen.append(float(tiny * tiny))
+        return weight
+
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    monkeypatch.setattr(Reinforce, "slope", slope)
+    cfg = replace(small, objective=Reinforce())
+    state, _, batch = prepared(cfg)
+    update(state, batch, cfg, Ranks())
+    batch.weight[0] = float("nan")
+    with pytest.raises(UserError):
+        update(state, batch, cfg, Ranks())
+    assert seen == [0.0, 0.0]
+    assert float(tiny * tiny) > 0
+
+
 def test_long_gradients_are_shortened(small: Config) -> None:
     cfg = replace(small, max_grad_norm=1e-3)
     state, _, batch = prepared(cfg)

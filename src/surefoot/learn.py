@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,6 +112,17 @@ def present(cfg: Config, state: State) -> Config:
     return replace(cfg, objective=now[0], regularizer=now[1])
 
 
+@contextmanager
+def flushed() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0: processors take many times as long for them, and units that rest have many."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@flushed()
 @np.errstate(over="ignore", invalid="ignore")  # the gradient's norm tells
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
     """One step up the mean gain, with objective and regularizer as the Config has them (`present`).
