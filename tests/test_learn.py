@@ -118,9 +118,9 @@ def test_numbers_too_small_are_zero_while_learning_and_only_then(
     """Also where the update fails."""
     tiny, seen = torch.tensor(1e-20), list[float]()
 
-    def slope(self, logp, logp_old, weight):  # type: ignore[no-untyped-def]
+    def slope(*given):  # type: ignore[no-untyped-def]
         seen.append(float(tiny * tiny))
-        return weight
+        return given[-1]
 
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot")
