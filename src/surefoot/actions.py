@@ -39,7 +39,7 @@ def log_softmax(x: Array) -> Array:
 
 
 def pick(x: Array, index: Array) -> Array:
-    """x[..., index] of each row: [..., K] and whole numbers [...] to [...]."""
+    """x[..., index] of each row: [..., K] and whole numbers [...] to [...]; of NumPy's arrays [B, K] and [B]."""
     if isinstance(x, Tensor):
         return x.gather(-1, index[..., None])[..., 0]
     return x[np.arange(len(index)), index]

@@ -219,6 +219,7 @@ STAGES = (("emulate", "env_s"), ("act", "act_s"), ("learn", "learn_s"))
 def curve(run_dir: Path, path: Path) -> None:
     """The learning curve of a run as a picture."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = [row for row in read(run_dir) if row["return_mean"] is not None]
     figure = Figure((7, 4), layout="constrained")
@@ -229,7 +230,9 @@ def curve(run_dir: Path, path: Path) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
     axes.grid(alpha=0.3)
     if len(rows) > 1:
-        axes.secondary_xaxis("top", functions=_step_to_minute(rows)).set_xlabel("minutes")
+        first, last = (rows[i]["seconds"] / 60 for i in (0, -1))
+        top = axes.secondary_xaxis("top", functions=_step_to_minute(rows), xlabel="minutes")
+        top.set_xticks([x for x in MaxNLocator(6).tick_values(first, last) if first < x <= last])  # none for the start
     figure.savefig(picture := io.BytesIO(), dpi=130)
     replace_file(path, picture.getvalue())
 
