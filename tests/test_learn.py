@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from surefoot import learn
+from surefoot import policy
 from surefoot.config import AdaptiveRate, Config, LinearRate
 from surefoot.credit import FutureReturn, OverGames
 from surefoot.envs.gym import Gymnasium
@@ -74,7 +74,7 @@ def test_pieces_give_the_same_gradient_and_figures(small: Config, monkeypatch: p
     whole = update(state, batch, cfg, Ranks())
     gradient = state.gradient.clone()
     state.flat.data.copy_(before)
-    monkeypatch.setattr(learn, "PIECE", 50)  # 128 rows: 50, 50 and 28
+    monkeypatch.setattr(policy, "PIECE", 50)  # 128 rows: 43, 43 and 42
     pieces = update(state, batch, cfg, Ranks())
     assert torch.allclose(gradient, state.gradient, rtol=0, atol=1e-12)
     found = [figures([u], state, cfg, Ranks()) for u in (whole, pieces)]

@@ -59,6 +59,8 @@ def known(module: ast.Module) -> Iterator[str]:
             yield node.arg
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.attr
+        elif isinstance(node, ast.Assign):
+            found = [node.value]
         elif isinstance(node, ast.Dict):
             found = node.keys
         elif isinstance(node, ast.Subscript):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import surefoot
-from surefoot import runner
-from surefoot.config import AdaptiveRate, Config
+from surefoot import report, runner
+from surefoot.config import AdaptiveRate, Config, FixedRate
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
+from surefoot.evaluation import evaluate
 from surefoot.files import checkpoints, seal, unseal
 from surefoot.metrics import read
 from surefoot.networks import SmallCNN
@@ -161,6 +162,29 @@ def test_an_old_evaluation_does_not_pass_for_a_new_policy(
     assert second.evaluation is None
     assert second.steps == 8 * 128
     assert surefoot.load_policy(tmp_path / "a")[2]["steps"] == 8 * 128
+
+
+def test_evaluations_during_training_keep_the_best_policy_and_change_nothing_else(
+    small: Config, tmp_path: Path
+) -> None:
+    cfg = replace(
+        small, total_steps=8 * 16 * 12, rate=FixedRate(1.0), ema_decay=0.5
+    )  # too fast: the last is not the best
+    plain = surefoot.train(cfg, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    cfg = replace(cfg, eval_every=256, eval_games=20, eval_episodes=3)
+    surefoot.train(replace(cfg, total_steps=8 * 16 * 7), run_dir=tmp_path / "b", ranks=2, quiet=True)
+    run = surefoot.resume(tmp_path / "b", ranks=1, quiet=True, total_steps=8 * 16 * 12)
+    scores = {row["step"]: row["evaluation"] for row in read(tmp_path / "b") if row["evaluation"] is not None}
+    assert list(scores) == [256 * k for k in range(1, 7)]
+    policy, env, facts = surefoot.load_policy(tmp_path / "b")
+    assert facts["score"] == max(scores.values()) > scores[1536]
+    assert facts["steps"] == max(step for step, score in scores.items() if score == facts["score"])
+    first = report.OTHERS + 20 * facts["steps"] // 128
+    assert evaluate(policy, env, range(first, first + 20), cfg.seed).mean == facts["score"]
+    assert run.evaluation is not None
+    assert run.evaluation.scores == evaluate(policy, env, range(3), cfg.seed).scores
+    last = [surefoot.load_policy(where / "policy.safetensors")[0] for where in (plain.path, tmp_path / "b")]
+    assert all(torch.equal(a, b) for a, b in zip(*(p.parameters() for p in last), strict=True))
 
 
 @pytest.mark.parametrize("wrong", [{"horizon": 32}, {"games": "8"}, {"credit": "gae"}, {"epochs": 2.5}, {"nothing": 1}])

@@ -38,6 +38,11 @@ def log_softmax(x: Array) -> Array:
     return x.T
 
 
+def total(x: Array) -> Array:
+    """The sum over the last dimension, [..., K] to [...]; NumPy's own takes long where that is short."""
+    return x.sum(-1) if isinstance(x, Tensor) else x @ np.ones(x.shape[-1], x.dtype)
+
+
 def pick(x: Array, index: Array) -> Array:
     """x[..., index] of each row: [..., K] and whole numbers [...] to [...]; of NumPy's arrays [B, K] and [B]."""
     if isinstance(x, Tensor):
@@ -119,9 +124,9 @@ class Categorical:
 
     def sample(self, noise: Array) -> Array:
         """Actions from uniform numbers in [0, 1) of the batch's shape, by the inverse of the cumulative sum."""
-        total = namespace(self.logits).exp(lowered(self.logits)).cumsum(-1)
+        sums = namespace(self.logits).exp(lowered(self.logits)).cumsum(-1)
         # times the last sum: rounding may leave it below 1, and the noise must not reach past it
-        return (total[..., :-1] <= noise[..., None] * total[..., -1:]).sum(-1)
+        return (sums[..., :-1] <= noise[..., None] * sums[..., -1:]).sum(-1)
 
     def greedy(self) -> Array:
         """The likeliest action."""
@@ -137,12 +142,12 @@ class Categorical:
 
     def cross_entropy(self, old: Any) -> Array:
         """H(pi', pi) = -sum_a pi'(a) log pi(a) per sample, in nats."""
-        return -(self.probabilities() * old.params).sum(-1)
+        return -total(self.probabilities() * old.params)
 
     def cross_entropy_slope(self, old: Any) -> Array:
         """Its gradient, [..., A]; of the entropy where `old` is this one."""
         p = self.probabilities()
-        return p * ((p * old.params).sum(-1)[..., None] - old.params)
+        return p * (total(p * old.params)[..., None] - old.params)
 
     def entropy(self) -> Array:
         """H(pi') per sample, in nats."""
@@ -150,7 +155,7 @@ class Categorical:
 
     def kl(self, old: Any) -> Array:
         """Exact KL(old || new) per sample, in nats."""
-        return (old.probabilities() * (old.params - self.params)).sum(-1)
+        return total(old.probabilities() * (old.params - self.params))
 
 
 def normal(noise: Tensor) -> Tensor:
@@ -191,7 +196,7 @@ class DiagonalGaussian:
         """log pi(a|s) per sample: of the action as it was sampled, whatever an environment clips off it."""
         z = (action - self.mean) * self.precision
         constant = LOG_ROOT * self.mean.shape[-1]
-        return -constant - (self.log_std + 0.5 * z * z).sum(-1)
+        return -constant - total(self.log_std + 0.5 * z * z)
 
     def score(self, action: Array, factor: Array) -> Array:
         """`factor` grad log pi(a|s) = factor (z / sigma, z^2 - 1) with z = (a - mean) / sigma, [..., 2A]."""
@@ -209,13 +214,13 @@ class DiagonalGaussian:
 
     def entropy(self) -> Array:
         """H(pi') per sample, in nats."""
-        return (self.log_std + (LOG_ROOT + 0.5)).sum(-1)
+        return total(self.log_std + (LOG_ROOT + 0.5))
 
     def kl(self, old: Any) -> Array:
         """Exact KL(old || new) per sample, in nats."""
         shift = (old.mean - self.mean) * self.precision
         log_ratio = old.log_std - self.log_std
-        return ((shift * shift + namespace(shift).expm1(2 * log_ratio)) / 2 - log_ratio).sum(-1)
+        return total((shift * shift + namespace(shift).expm1(2 * log_ratio)) / 2 - log_ratio)
 
 
 class Independent(Categorical):

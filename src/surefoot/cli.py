@@ -74,6 +74,10 @@ class Resume:
     """environments that raise are made anew, this many times"""
     skip_updates: int | None = None
     """updates whose gradient is not finite are skipped, this many in the whole run"""
+    eval_every: int | None = None
+    """decisions between evaluations during training, of which the best policy is kept; 0: none"""
+    eval_games: int | None = None
+    """full games of each of them"""
     eval_episodes: int | None = None
     """episodes of the closing evaluation; 0: none"""
     ranks: int = 0

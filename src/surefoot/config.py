@@ -128,6 +128,10 @@ class Config:
     """updates whose gradient is not finite are skipped, this many in the whole run; 0: the first one ends it"""
     timeout: float = 300.0
     """seconds without a sign of life after which a hanging environment or a stopped process ends the run"""
+    eval_every: int = 0
+    """decisions between evaluations during training, of which the best policy is kept; 0: none, the last is kept"""
+    eval_games: int = 10
+    """full games of each of them"""
     eval_episodes: int = 100
     """episodes of the closing evaluation; 0: none"""
     seed: int = 1
@@ -142,10 +146,10 @@ class Config:
     def __post_init__(self) -> None:
         for name, kind in _hints(Config).items():
             _build(kind, _plain(getattr(self, name)), name)
-        for name in ("games", "epochs"):
+        for name in ("games", "epochs", "eval_games"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        counts = ("minibatch", "total_steps", "total_iterations", "eval_episodes", "env_restarts", "skip_updates")
-        for name in (*counts, "seed", "value_coef"):
+        counts = ("minibatch", "total_steps", "total_iterations", "env_restarts", "skip_updates")
+        for name in (*counts, "eval_every", "eval_episodes", "seed", "value_coef"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for name in ("max_grad_norm", "max_seconds", "save_every", "timeout", "value_clip", "max_kl"):

@@ -18,10 +18,12 @@ from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game, make
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.spaces import blank
-from surefoot.errors import Fault, UserError
+from surefoot.errors import Fault, UserError, note
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
+from surefoot.ranks import Ranks
 
+BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training
 FORMAT = 4  # of a policy file, and of a checkpoint around it; 4: an MLP's layers are pairs
 
 
@@ -116,6 +118,29 @@ def evaluate(
     return Evaluation(scores, lengths, greedy, seed, perf_counter() - start)
 
 
+def evaluate_shared(
+    policy: Policy, env: Env, episodes: range, seed: int, ranks: Ranks, show: Callable[[str], None]
+) -> Evaluation | None:
+    """Evaluate with every rank playing its share of the episodes; the result is whole, and the same on every rank.
+
+    None where an environment has failed on any rank.
+    """
+    mine, part = episodes[ranks.rank :: ranks.count], None
+
+    def progress(done: int) -> None:
+        show(f"evaluating: {done * ranks.count} of {len(episodes)} games")
+
+    try:
+        part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress)
+    except Fault as fault:  # what was trained is saved
+        note(f"{fault}; this evaluation is given up")
+    if ranks.agree(part is None) or part is None:
+        return None
+    parts = [json.loads(data) for data in ranks.share_bytes(json.dumps([part.scores, part.lengths]).encode())]
+    scores, lengths = ([parts[e % ranks.count][k][e // ranks.count] for e in range(len(episodes))] for k in (0, 1))
+    return replace(part, scores=scores, lengths=lengths)
+
+
 class _Slot:
     """One game of the evaluation, and the episode it is playing."""
 
@@ -146,22 +171,28 @@ class _Slot:
         return (terminated or truncated) and not self.game.goes_on
 
 
-def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0)) -> bytes:
+def policy_bytes(
+    policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0), score: float | None = None
+) -> bytes:
     """A policy that loads without its run: safetensors, with environment and network as JSON in its header.
 
-    Running statistics of observations are among its tensors, those of `returns` in the header.
+    Running statistics of observations are among its tensors, those of `returns` in the header, and with them the
+    `score` that it was kept for.
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
-    facts["returns"] = list(returns)
+    facts |= {"returns": list(returns), "score": score}
     tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
     return save_tensors(tensors, {"surefoot": json.dumps(facts)})
 
 
 def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
-    """The policy of a run directory, a checkpoint or a .safetensors file, its environment, the facts in its header."""
+    """The policy of a run directory, a checkpoint or a .safetensors file, its environment, the facts in its header.
+
+    Of a run that was evaluated during training (`eval_every`) it is the best one.
+    """
     path = Path(path)
-    file = path / "policy.safetensors" if path.is_dir() else path
+    file = path / (BEST if (path / BEST).exists() else "policy.safetensors") if path.is_dir() else path
     if not file.exists():
         where = f"'{path}' holds no policy.safetensors" if path.is_dir() else f"there is no file '{path}'"
         raise UserError(f"{where}: name a run directory or a policy file")

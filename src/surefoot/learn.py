@@ -24,7 +24,7 @@ from surefoot.objectives import (
     value_loss,
     value_slope,
 )
-from surefoot.policy import PIECE
+from surefoot.policy import like
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -45,14 +45,13 @@ class Batch:
     target: Array
     value: Array
 
-    def pieces(self) -> Iterator[tuple[Batch, float]]:
-        """The batch in parts that fit the cache, each with its share; a large batch learns twice as fast so."""
-        if len(self.obs) <= PIECE:
-            yield self, 1.0
-            return
-        for i in range(0, len(self.obs), PIECE):
-            part = Batch(*(x[i : i + PIECE] for x in vars(self).values()))
-            yield part, len(part.obs) / len(self.obs)
+    def pieces(self, most: int) -> Iterator[tuple[Batch, float]]:
+        """The batch in equal parts of at most so many rows, each with its share."""
+        count = len(self.obs)
+        size = math.ceil(count / math.ceil(count / most))
+        for i in range(0, count, size):
+            part = Batch(*(x[i : i + size] for x in vars(self).values())) if size < count else self
+            yield part, len(part.obs) / count
 
 
 def minibatches(
@@ -138,7 +137,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
     if policy.bound and isinstance(batch.obs, Tensor):
         batch = Batch(*(x.numpy() for x in vars(batch).values()))
     kl, pieces = 0.0, list[tuple[Array, ...]]()
-    for piece, share in batch.pieces():
+    for piece, share in batch.pieces(policy.piece(batch.obs)):
         new, value, pull = policy.traced(piece.obs)
         old, logp, each = policy.distribution(piece.params, known=True), new.log_prob(piece.action), share / len(value)
         slope = objective.slope(logp, piece.logp, piece.weight)
@@ -153,8 +152,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         pull(down, steep * (cfg.value_coef * each))
         kl += each * float(new.kl(old).sum())
         pieces.append((new.params, logp, piece.logp, error))
-    kl = ranks.average(gradient, kl)
-    found = Update(kl, math.sqrt(gradient.dot(gradient)), pieces)
+    kl, flat = ranks.average(gradient, kl), like(batch.obs, gradient)
+    found = Update(kl, math.sqrt(flat.dot(flat)), pieces)
     if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
@@ -162,7 +161,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
             raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
         return found
     if found.grad_norm > cfg.max_grad_norm:
-        gradient.mul_(cfg.max_grad_norm / found.grad_norm)
+        flat *= cfg.max_grad_norm / found.grad_norm
     state.rate = cfg.rate(state.rate, found.kl, state.progress(cfg))
     state.optimizer.step(state.rate)
     return found

@@ -19,6 +19,7 @@ from surefoot.arrays import Array, namespace
 from surefoot.envs.spaces import MASK, Part
 
 PIECE = 512  # rows; what fits the cache is judged and learned from twice as fast
+KEPT = 1 << 25  # bytes; what is larger the C library takes from the system, and gives back, every time
 
 
 def like(x: Array, tensor: Tensor) -> Array:
@@ -311,9 +312,15 @@ class Policy(nn.Module):
     @torch.no_grad()
     def judged(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         """The distributions' numbers and the values for many prepared observations, as an update will find them."""
-        pieces = (self.traced(x.numpy()) if self.bound else self.judge(x) for x in torch.split(prepared, PIECE))
+        rows = torch.split(prepared, self.piece(prepared))
+        pieces = (self.traced(x.numpy()) if self.bound else self.judge(x) for x in rows)
         params, values = zip(*((dist.params, value) for dist, value, _ in pieces), strict=True)
         return torch.cat([*map(torch.as_tensor, params)]), torch.cat([*map(torch.as_tensor, values)])
+
+    def piece(self, prepared: Array) -> int:
+        """How many rows of prepared observations are judged or learned from at once."""
+        row: int = math.prod(prepared.shape[1:]) * (2 if self.bf16 else 4)
+        return max(1, min(PIECE, KEPT // row))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The actor's numbers [B, K] and the value [B]."""

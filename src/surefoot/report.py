@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import sys
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from surefoot.errors import Fault, Interrupted, note
-from surefoot.evaluation import policy_bytes
+from surefoot.errors import Fault, Interrupted, UserError, note
+from surefoot.evaluation import BEST, evaluate_shared, load_policy, policy_bytes
 from surefoot.files import replace_file
 from surefoot.learn import NAMES
 from surefoot.metrics import Metrics, Row, read
@@ -40,6 +41,7 @@ def clock(seconds: float) -> str:
 
 
 FLAT = 20  # iterations without anything learned before it is said
+OTHERS = 1 << 32  # number of the first evaluation episode during training: the closing one has others
 
 
 class Progress:
@@ -87,6 +89,8 @@ class Reporter:
         self.before, self.started = state.seconds, started
         self.saved = self.shown = perf_counter()
         self.progress = Progress(quiet)
+        self.best = kept_score(run_dir) if state.steps else -math.inf
+        """of the evaluations so far"""
         self.metrics = Metrics(run_dir, state.steps) if ranks.rank == 0 else None
 
     def done(self, state: State) -> bool:
@@ -139,6 +143,27 @@ class Reporter:
             note(f"{unwritable(error, self.run_dir)}; it goes on and tries again")
         self.saved, self.save_now = perf_counter(), False
 
+    def evaluate(self, state: State, played: int) -> float:
+        """Where it is time, after so many decisions: the kept policy's mean score, and the best one so far is kept."""
+        cfg, pulse = self.cfg, state.games.pulse
+        if not cfg.eval_every or state.steps // cfg.eval_every == (state.steps - played) // cfg.eval_every:
+            return float("nan")
+        policy, first = state.kept(), OTHERS + state.iteration * cfg.eval_games
+        episodes = range(first, first + cfg.eval_games)
+        pulse.end()  # whole games may take longer than a sign of life
+        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, self.progress.show)
+        pulse.rest()
+        if found is None:
+            return float("nan")
+        if found.mean >= self.best and self.ranks.rank == 0:
+            try:
+                data = policy_bytes(policy, cfg, state.steps, state.returns, found.mean)
+                replace_file(self.run_dir / BEST, data)
+                self.best = found.mean
+            except OSError as error:
+                note(f"{unwritable(error, self.run_dir)}; the best policy stays the one before")
+        return found.mean
+
     def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
         """Write the iteration's row and show it."""
         now = perf_counter()
@@ -146,6 +171,7 @@ class Reporter:
         error = target - rollout.value
         moments = torch.stack([f(x.double()) for x in (target, error) for f in (torch.mean, _mean_square)])
         mean, square, error_mean, error_square = self.ranks.mean(moments).tolist()
+        score = self.evaluate(state, len(rollout.reward) * self.cfg.games)
         if self.metrics is None:
             return
         spent, self.shown = now - self.shown, now
@@ -161,6 +187,7 @@ class Reporter:
             "return_window": len(state.window),
             "return_iteration": sum(scores) / len(scores) if scores else float("nan"),
             "length_mean": sum(lengths) / len(lengths) if lengths else float("nan"),
+            "evaluation": score,
             "steps_per_second": round(len(rollout.reward) * self.cfg.games / spent, 1),
             "env_s": round(rollout.env_s, 4),
             "act_s": round(rollout.act_s, 4),
@@ -196,6 +223,14 @@ class Reporter:
             self.metrics.close()
 
 
+def kept_score(run_dir: Path) -> float:
+    """That of the best policy in a run directory; the least there is where it has none."""
+    try:
+        return float(load_policy(run_dir / BEST)[2]["score"])
+    except UserError:
+        return -math.inf
+
+
 def _mean_square(x: Tensor) -> Tensor:
     return (x * x).mean()
 
@@ -225,6 +260,11 @@ def curve(run_dir: Path, path: Path) -> None:
     figure = Figure((7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([row["step"] for row in rows], [row["return_mean"] for row in rows], color="#1f6f8b")
+    tried = [row for row in rows if row.get("evaluation") is not None]
+    if tried:
+        scores = [row["evaluation"] for row in tried]
+        axes.plot([row["step"] for row in tried], scores, ".", color="#d1495b", label="evaluations")
+        axes.legend(frameon=False)
     axes.set_xlabel("decisions")
     axes.set_ylabel("score, mean of the last 100 episodes")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
@@ -261,9 +301,10 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
     lines = [f"# {cfg.task}, seed {cfg.seed}", "", "| | |", "|---|---|"]
     if result is not None:
         low, high = result.interval
+        whose = ", of the policy that did best on the way" if (run_dir / BEST).exists() else ""
         lines.append(
             f"| score | **{result.mean:.2f}** (95 % interval {low:.2f} to {high:.2f}), "
-            f"{len(result.scores)} full episodes, actions sampled, seeds never trained on |"
+            f"{len(result.scores)} full episodes, actions sampled, seeds never trained on{whose} |"
         )
     lines += [
         f"| training score | {state.mean_score():.2f}, mean of the last {len(state.window)} episodes |",

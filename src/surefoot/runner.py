@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from surefoot.config import Config
-from surefoot.envs import Env
 from surefoot.errors import Fault, UserError, note
-from surefoot.evaluation import Evaluation, evaluate, load_policy
+from surefoot.evaluation import BEST, Evaluation, evaluate_shared, load_policy
 from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
 from surefoot.launch import HANGING, POLITE, die_with_launcher, leave, leave_because, stops
 from surefoot.loop import train as train_loop
@@ -63,7 +62,8 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
             return 0  # nothing is left to do
         if ranks.rank == 0:
             write_config(cfg, run_dir)
-            for name in ("evaluation.json", "report.md", "game.gif"):  # of an earlier policy
+            begun = () if state.steps else (BEST,)
+            for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
                 (run_dir / name).unlink(missing_ok=True)
         goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
         who = f"{cfg.games} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
@@ -243,7 +243,8 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     if cfg.eval_episodes:
-        result = evaluate_shared(state.kept(), cfg.env, cfg.eval_episodes, cfg.seed, False, ranks, progress)
+        policy = load_policy(run_dir, cfg.device)[0] if (run_dir / BEST).exists() else state.kept()
+        result = evaluate_shared(policy, cfg.env, range(cfg.eval_episodes), cfg.seed, ranks, progress.show)
     if ranks.rank:
         return
     curve(run_dir, run_dir / "curve.png")
@@ -261,30 +262,6 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
         with progress.listening():
             Console().print(Markdown(text.replace("![", "- picture: [")))
-
-
-def evaluate_shared(
-    policy: Policy, env: Env, episodes: int, seed: int, greedy: bool, ranks: Ranks, progress: Progress
-) -> Evaluation | None:
-    """Evaluate with every rank playing its share of the episodes; the result is whole on rank 0.
-
-    None where an environment has failed on any rank.
-    """
-    mine = range(ranks.rank, episodes, ranks.count)
-
-    def show(done: int) -> None:
-        progress.show(f"evaluating: {done * ranks.count} of {episodes} games", done == len(mine))
-
-    part = None
-    try:
-        part = evaluate(policy, env, mine, seed, greedy, progress=show)
-    except Fault as fault:  # what was trained is saved
-        note(f"{fault}; this evaluation is given up")
-    if ranks.agree(part is None) or part is None:
-        return None
-    parts = [json.loads(data) for data in ranks.share_bytes(json.dumps([part.scores, part.lengths]).encode())]
-    scores, lengths = ([parts[e % ranks.count][k][e // ranks.count] for e in range(episodes) if parts] for k in (0, 1))
-    return replace(part, scores=scores, lengths=lengths)
 
 
 if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it

@@ -57,7 +57,8 @@ def new_dir(task: str) -> Path:
     return where
 
 
-CARE = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_episodes")  # how a run is looked after
+CARE = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
+"""how a run is looked after"""
 MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *CARE)
 
 
@@ -208,7 +209,7 @@ def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, **changes: Any) -
     """Go on with a run; returns whether it has come to its end.
 
     `changes` may move that (total_steps, total_iterations, max_seconds, stop_at) and how the run is looked after
-    (save_every, timeout, env_restarts, skip_updates, eval_episodes).
+    (save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes).
     """
     cfg = read_config(run_dir)
     if not checkpoints(run_dir):
