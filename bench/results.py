@@ -3,10 +3,12 @@
     python bench/results.py HalfCheetah-v5 Hopper-v5 --seeds 1 2 3 --work runs/results --out bench/records/DATE_what
 
 Trains every task with every seed, on one rank each and as many at a time as there are cores (`--jobs`); a run that is
-in --work goes on, or is only read where it has come to its end. Of each: the largest mean of 100 training episodes
-(what Tianshou's benchmark calls the maximum average return), and 100 full episodes with fresh seeds of the policy that
-is kept at the end, actions sampled; with --greedy the likeliest ones too. Writes OUT/record.json, OUT/TASK-sSEED.jsonl
-(the curves, thinned) and OUT/results.png after every task; what is in OUT of other tasks stays.
+in --work goes on, or is only read where it has come to its end. Of each: the largest mean of 100 training episodes, and
+100 full episodes with fresh seeds of the policy that is kept, actions sampled; with --greedy the likeliest ones too.
+With `-- --eval-every N` the largest mean over the seeds of the evaluations on the way as well, which is what Tianshou's
+benchmark calls the maximum average return (10 seeds, 10 episodes each, every 30,000 decisions). Writes
+OUT/record.json, OUT/TASK-sSEED.jsonl (the curves, thinned) and OUT/results.png after every task; what is in OUT of
+other tasks stays.
 """
 
 from __future__ import annotations
@@ -25,7 +27,17 @@ from common import Row, read_rows
 from surefoot.presets import find
 from surefoot.runner import machine
 
-KEEP = ("step", "seconds", "episodes", "return_mean", "return_window", "steps_per_second", "kl", "entropy")
+KEEP = (
+    "step",
+    "seconds",
+    "episodes",
+    "return_mean",
+    "return_window",
+    "evaluation",
+    "steps_per_second",
+    "kl",
+    "entropy",
+)
 
 
 def folder(task: str, seed: int) -> str:
@@ -48,11 +60,13 @@ def train(task: str, seed: int, args: argparse.Namespace) -> Row | None:
         return None
     rows = read_rows(run / "metrics.jsonl")
     full = [row["return_mean"] for row in rows if row["return_window"] == 100]
+    tried = {str(row["step"]): row["evaluation"] for row in rows if row.get("evaluation") is not None}
     facts: Row = {
         "seed": seed,
         "decisions": rows[-1]["step"],
         "seconds": round(rows[-1]["seconds"], 1),
         "best_training": round(max(full), 2) if full else None,
+        "evaluations": tried,
         "last_training": round(rows[-1]["return_mean"], 2),
     }
     for key, more in (("sampled", []), *([("greedy", ["--greedy"])] if args.greedy else [])):
@@ -69,8 +83,11 @@ def train(task: str, seed: int, args: argparse.Namespace) -> Row | None:
         ]
         answer = subprocess.run(call, capture_output=True, text=True)
         facts[key] = {k: v for k, v in json.loads(answer.stdout).items() if k != "source"} if answer.stdout else None
-    thinned = rows[:: max(1, len(rows) // 200)]
-    lines = [json.dumps({k: row[k] for k in KEEP}) for row in [*thinned, rows[-1]]]
+    each = max(1, len(rows) // 200)
+    thinned = [
+        row for i, row in enumerate(rows, 1) if i % each == 0 or i == len(rows) or row.get("evaluation") is not None
+    ]
+    lines = [json.dumps({k: row.get(k) for k in KEEP}) for row in thinned]
     (args.out / f"{run.name}.jsonl").write_text("\n".join(lines) + "\n")
     return facts
 
@@ -86,6 +103,8 @@ def summary(runs: list[Row]) -> Row:
                 "mean": round(statistics.fmean(numbers), 2),
                 "deviation": round(statistics.pstdev(numbers), 2),
             }
+    points = [statistics.fmean(at) for step in runs[0]["evaluations"] if (at := [r["evaluations"][step] for r in runs])]
+    found["max_average_return"] = round(max(points), 2) if points else None
     found["decisions_per_second"] = round(statistics.median(run["decisions"] / run["seconds"] for run in runs))
     return found
 
@@ -136,6 +155,7 @@ def main() -> None:
                 facts["config"] = find(task).to_json()
                 record["tasks"][task] = facts
                 shown = {key: facts.get(key, {}).get("mean") for key in ("best_training", "sampled", "greedy")}
+                shown["max_average_return"] = facts["max_average_return"]
                 print(
                     task, len(there), "seeds:", ", ".join(f"{key} {value}" for key, value in shown.items()), flush=True
                 )
