@@ -124,6 +124,9 @@ ATARI = Config(
     bf16=True,
 )
 
+ARCADE = replace(PONG, network=SmallCNN(background=0.0, scale=255.0), reward=SignReward(), total_steps=10_002_432)
+ARCADE_GAMES = "beam_rider", "breakout"  # learned as Pong is
+
 # Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
 CONTROL = Config(
     task="control",
@@ -202,7 +205,8 @@ def find(task: Any, **fields: Any) -> Config:
     elif isinstance(task, str) and (atari := ATARI_ID.fullmatch(task)):
         name = (atari[1] or atari[2]).replace("3D", "_3d")
         rom = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
-        cfg = replace(ATARI, env=Atari(rom, sticky=0.25 if atari[1] else 0.0), task=task)
+        game = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
+        cfg = replace(ARCADE if rom in ARCADE_GAMES else ATARI, env=game, task=task)
     elif not isinstance(task, str):
         cfg = by_spaces(describe(task))
     elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+|[\w.]+:[\w.]+", task):
