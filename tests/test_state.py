@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import surefoot
-from surefoot import report, runner
+from surefoot import evaluation, report, runner
 from surefoot.config import AdaptiveRate, Config, FixedRate
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
@@ -185,6 +185,23 @@ def test_evaluations_during_training_keep_the_best_policy_and_change_nothing_els
     assert run.evaluation.scores == evaluate(policy, env, range(3), cfg.seed).scores
     last = [surefoot.load_policy(where / "policy.safetensors")[0] for where in (plain.path, tmp_path / "b")]
     assert all(torch.equal(a, b) for a, b in zip(*(p.parameters() for p in last), strict=True))
+
+
+@pytest.mark.usefixtures("signals_interrupt")
+def test_a_signal_breaks_an_evaluation_during_training_off(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        surefoot.train(replace(small, eval_every=256), run_dir=tmp_path / "a", ranks=1, quiet=True)
+    assert [(row["step"], row["evaluation"]) for row in read(tmp_path / "a")] == [(128, None), (256, None)]
+    monkeypatch.undo()
+    surefoot.resume(tmp_path / "a", ranks=1, quiet=True)
+    assert [row["step"] for row in read(tmp_path / "a") if row["evaluation"] is not None] == [512, 768]
 
 
 @pytest.mark.parametrize("wrong", [{"horizon": 32}, {"games": "8"}, {"credit": "gae"}, {"epochs": 2.5}, {"nothing": 1}])

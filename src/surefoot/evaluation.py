@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +19,7 @@ from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game, make
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.spaces import blank
-from surefoot.errors import Fault, UserError, note
+from surefoot.errors import Fault, Interrupted, UserError, note
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 from surefoot.ranks import Ranks
@@ -119,11 +120,17 @@ def evaluate(
 
 
 def evaluate_shared(
-    policy: Policy, env: Env, episodes: range, seed: int, ranks: Ranks, show: Callable[[str], None]
+    policy: Policy,
+    env: Env,
+    episodes: range,
+    seed: int,
+    ranks: Ranks,
+    show: Callable[[str], None],
+    playing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
     """Evaluate with every rank playing its share of the episodes; the result is whole, and the same on every rank.
 
-    None where an environment has failed on any rank.
+    None where an environment has failed on any rank, or where a signal has broken it off while `playing`.
     """
     mine, part = episodes[ranks.rank :: ranks.count], None
 
@@ -131,9 +138,11 @@ def evaluate_shared(
         show(f"evaluating: {done * ranks.count} of {len(episodes)} games")
 
     try:
-        part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress)
-    except Fault as fault:  # what was trained is saved
-        note(f"{fault}; this evaluation is given up")
+        with playing():
+            part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress)
+    except (Fault, Interrupted) as cause:  # what was trained is saved
+        if isinstance(cause, Fault):
+            note(f"{cause}; this evaluation is given up")
     if ranks.agree(part is None) or part is None:
         return None
     parts = [json.loads(data) for data in ranks.share_bytes(json.dumps([part.scores, part.lengths]).encode())]
@@ -176,8 +185,7 @@ def policy_bytes(
 ) -> bytes:
     """A policy that loads without its run: safetensors, with environment and network as JSON in its header.
 
-    Running statistics of observations are among its tensors, those of `returns` in the header, and with them the
-    `score` that it was kept for.
+    Running statistics of observations are among its tensors; those of `returns`, and its `score`, in the header.
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
@@ -187,10 +195,7 @@ def policy_bytes(
 
 
 def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
-    """The policy of a run directory, a checkpoint or a .safetensors file, its environment, the facts in its header.
-
-    Of a run that was evaluated during training (`eval_every`) it is the best one.
-    """
+    """The policy of a run directory (with `eval_every` the best), checkpoint or file, its environment, its header."""
     path = Path(path)
     file = path / (BEST if (path / BEST).exists() else "policy.safetensors") if path.is_dir() else path
     if not file.exists():

@@ -151,7 +151,7 @@ class Reporter:
         policy, first = state.kept(), OTHERS + state.iteration * cfg.eval_games
         episodes = range(first, first + cfg.eval_games)
         pulse.end()  # whole games may take longer than a sign of life
-        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, self.progress.show)
+        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, self.progress.show, self.playing)
         pulse.rest()
         if found is None:
             return float("nan")
@@ -169,7 +169,7 @@ class Reporter:
         now = perf_counter()
         state.seconds = self.before + now - self.started
         error = target - rollout.value
-        moments = torch.stack([f(x.double()) for x in (target, error) for f in (torch.mean, _mean_square)])
+        moments = torch.stack([m for x in (target.double(), error.double()) for m in (x.mean(), x.square().mean())])
         mean, square, error_mean, error_square = self.ranks.mean(moments).tolist()
         score = self.evaluate(state, len(rollout.reward) * self.cfg.games)
         if self.metrics is None:
@@ -229,10 +229,6 @@ def kept_score(run_dir: Path) -> float:
         return float(load_policy(run_dir / BEST)[2]["score"])
     except UserError:
         return -math.inf
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    return (x * x).mean()
 
 
 def why_flat(row: Row) -> str:
