@@ -162,6 +162,8 @@ def test_entropys_weight_moves_in_a_straight_line_with_progress() -> None:
             now = bonus.at(iteration, progress)
             assert now.coefficient == pytest.approx(weight)
             assert now.at(iteration, 0.9).coefficient == now.coefficient
+    gone = Entropy(coefficient=0.04, end_factor=0.0, until=0.5)
+    assert [gone.at(3, progress).coefficient for progress in (0.0, 0.25, 0.5, 0.9)] == [0.04, 0.02, 0.0, 0.0]
 
 
 def test_entropys_bonus_by_hand() -> None:

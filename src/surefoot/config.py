@@ -206,14 +206,14 @@ def _check_knob(full: str, name: str, value: Any) -> None:
         _check(len(value) >= 2, full, value, "two or more buttons")
         return
     numbers = value if isinstance(value, tuple) else (value,)
-    top = 1.0 if name in ("gamma", "lam", "decay", "sticky") else math.inf
+    top = 1.0 if name in ("gamma", "lam", "decay", "sticky", "until") else math.inf
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
     if full == "AdaptiveRate.end_factor":
         _check(value > 0, full, value, "above 0")
     if name == "momentum":
         _check(value < 1, full, value, "from 0 to below 1")
     sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
-    if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std"):
+    if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std", "until"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":
         _check(value[0] <= value[1], full, value, "two numbers, the smaller first")

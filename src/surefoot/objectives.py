@@ -147,11 +147,13 @@ class Entropy:
     coefficient: float = 0.01
     """its weight at the start"""
     end_factor: float = 1.0
-    """factor on the weight at the end of the run; in between it moves in a straight line"""
+    """factor on the weight at the end; until then it moves in a straight line"""
+    until: float = 1.0
+    """the part of the run after which it is there"""
 
     def at(self, iteration: int, progress: float) -> Entropy:
         """This bonus as it stands when `progress` (0 to 1) of the run is done."""
-        return Entropy(self.coefficient * straight_line(self.end_factor, progress))
+        return Entropy(self.coefficient * straight_line(self.end_factor, progress / self.until))
 
     def slope(self, new: Distribution, old: Distribution) -> Array | None:
         """Coefficient times that of the entropy; without one, nothing is computed."""
