@@ -124,8 +124,8 @@ ATARI = Config(
     bf16=True,
 )
 
-ARCADE = replace(PONG, network=SmallCNN(background=0.0, scale=255.0), reward=SignReward(), total_steps=10_002_432)
-ARCADE_GAMES = "beam_rider", "breakout"  # learned as Pong is
+ARCADE = replace(PONG, network=SmallCNN(background=0.0, scale=255.0), reward=SignReward(), total_steps=2_007_040)
+ARCADE_GAMES = "beam_rider", "breakout"  # learned as Pong is, in 490 rollouts
 
 # Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
 CONTROL = Config(
