@@ -124,8 +124,8 @@ ATARI = Config(
     bf16=True,
 )
 
-ARCADE = replace(PONG, network=SmallCNN(background=0.0, scale=255.0), reward=SignReward(), total_steps=2_007_040)
-ARCADE_GAMES = "beam_rider", "breakout"  # learned as Pong is, in 490 rollouts
+# Breakout as Pong is learned, in 490 rollouts.
+BREAKOUT = replace(PONG, network=SmallCNN(background=0.0, scale=255.0), reward=SignReward(), total_steps=2_007_040)
 
 # Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
 CONTROL = Config(
@@ -206,7 +206,7 @@ def find(task: Any, **fields: Any) -> Config:
         name = (atari[1] or atari[2]).replace("3D", "_3d")
         rom = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
         game = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
-        cfg = replace(ARCADE if rom in ARCADE_GAMES else ATARI, env=game, task=task)
+        cfg = replace(BREAKOUT if rom == "breakout" else ATARI, env=game, task=task)
     elif not isinstance(task, str):
         cfg = by_spaces(describe(task))
     elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+|[\w.]+:[\w.]+", task):
