@@ -24,7 +24,6 @@ from surefoot.objectives import (
     value_loss,
     value_slope,
 )
-from surefoot.policy import like
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -152,8 +151,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         pull(down, steep * (cfg.value_coef * each))
         kl += each * float(new.kl(old).sum())
         pieces.append((new.params, logp, piece.logp, error))
-    kl, flat = ranks.average(gradient, kl), like(batch.obs, gradient)
-    found = Update(kl, math.sqrt(flat.dot(flat)), pieces)
+    kl = ranks.average(gradient, kl)
+    found = Update(kl, math.sqrt(gradient.dot(gradient)), pieces)
     if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
@@ -161,7 +160,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
             raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
         return found
     if found.grad_norm > cfg.max_grad_norm:
-        flat *= cfg.max_grad_norm / found.grad_norm
+        gradient.mul_(cfg.max_grad_norm / found.grad_norm)
     state.rate = cfg.rate(state.rate, found.kl, state.progress(cfg))
     state.optimizer.step(state.rate)
     return found
