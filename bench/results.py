@@ -103,7 +103,8 @@ def summary(runs: list[Row]) -> Row:
                 "mean": round(statistics.fmean(numbers), 2),
                 "deviation": round(statistics.pstdev(numbers), 2),
             }
-    points = [statistics.fmean(at) for step in runs[0]["evaluations"] if (at := [r["evaluations"][step] for r in runs])]
+    tried = [run["evaluations"] for run in runs]
+    points = [statistics.fmean(one[step] for one in tried) for step in tried[0] if all(step in one for one in tried)]
     found["max_average_return"] = round(max(points), 2) if points else None
     found["decisions_per_second"] = round(statistics.median(run["decisions"] / run["seconds"] for run in runs))
     return found

@@ -180,16 +180,14 @@ class _Slot:
         return (terminated or truncated) and not self.game.goes_on
 
 
-def policy_bytes(
-    policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0), score: float | None = None
-) -> bytes:
+def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0)) -> bytes:
     """A policy that loads without its run: safetensors, with environment and network as JSON in its header.
 
-    Running statistics of observations are among its tensors; those of `returns`, and its `score`, in the header.
+    Running statistics of observations are among its tensors, those of `returns` in the header.
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
-    facts |= {"returns": list(returns), "score": score}
+    facts["returns"] = list(returns)
     tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
     return save_tensors(tensors, {"surefoot": json.dumps(facts)})
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from surefoot.errors import Fault, Interrupted, UserError, note
-from surefoot.evaluation import BEST, evaluate_shared, load_policy, policy_bytes
+from surefoot.errors import Fault, Interrupted, note
+from surefoot.evaluation import BEST, evaluate_shared, policy_bytes
 from surefoot.files import replace_file
 from surefoot.learn import NAMES
 from surefoot.metrics import Metrics, Row, read
@@ -89,8 +89,9 @@ class Reporter:
         self.before, self.started = state.seconds, started
         self.saved = self.shown = perf_counter()
         self.progress = Progress(quiet)
-        self.best = kept_score(run_dir) if state.steps else -math.inf
-        """of the evaluations so far"""
+        tried = [row.get("evaluation") for row in read(run_dir) if row["step"] <= state.steps] if not ranks.rank else []
+        self.best = max((score for score in tried if score is not None), default=-math.inf)
+        """of the evaluations so far; rank 0 keeps the policy that had it"""
         self.metrics = Metrics(run_dir, state.steps) if ranks.rank == 0 else None
 
     def done(self, state: State) -> bool:
@@ -157,8 +158,7 @@ class Reporter:
             return float("nan")
         if found.mean >= self.best and self.ranks.rank == 0:
             try:
-                data = policy_bytes(policy, cfg, state.steps, state.returns, found.mean)
-                replace_file(self.run_dir / BEST, data)
+                replace_file(self.run_dir / BEST, policy_bytes(policy, cfg, state.steps, state.returns))
                 self.best = found.mean
             except OSError as error:
                 note(f"{unwritable(error, self.run_dir)}; the best policy stays the one before")
@@ -221,14 +221,6 @@ class Reporter:
             if self.progress.terminal and not self.progress.quiet:
                 print()
             self.metrics.close()
-
-
-def kept_score(run_dir: Path) -> float:
-    """That of the best policy in a run directory; the least there is where it has none."""
-    try:
-        return float(load_policy(run_dir / BEST)[2]["score"])
-    except UserError:
-        return -math.inf
 
 
 def why_flat(row: Row) -> str:
