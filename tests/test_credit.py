@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -378,6 +380,29 @@ def test_normalisation_by_hand() -> None:
     sigma = 9.5**0.5
     expected = [[-2 / sigma, 0], [-3 / sigma, 5 / sigma]]
     torch.testing.assert_close(normalize_over_batch(weight), torch.tensor(expected, dtype=torch.float64), **EXACT)
+
+
+def test_with_a_memory_a_quiet_rollout_stays_quiet_and_a_loud_one_is_normalised() -> None:
+    weight = Data(40, 8).reward
+    normal, remembers = normalize_over_batch(weight), OverBatch(memory=0.9)
+    sigma = float(weight.std(correction=0))
+    assert torch.equal(remembers(weight), normal)  # the first
+    torch.testing.assert_close(remembers(weight, 10 * sigma), normal / 10, **EXACT)
+    torch.testing.assert_close(remembers(weight, sigma / 10), normal, **EXACT)
+    assert not remembers(torch.full((3, 2), 0.1), 1.0).any()
+
+
+def test_the_memory_of_a_deviation_starts_with_the_first_and_fades() -> None:
+    remembers = OverBatch(memory=0.9)
+    loud, silent = torch.tensor([[2.0, 4.0]]), torch.tensor([[3.0, 3.0]])  # sigma 1 and 0
+    spread = remembers.remember(0.0, loud)
+    assert spread == 1
+    for _ in range(5):
+        spread = remembers.remember(spread, silent)
+    assert spread == pytest.approx(0.9**2.5)
+    assert remembers.remember(spread, 10 * loud) == pytest.approx((0.9**6 + 10) ** 0.5)
+    assert remembers.remember(spread, torch.tensor([[math.nan, 1.0]])) == spread
+    assert OverBatch().remember(0.0, loud) == 0  # has none
 
 
 def test_over_games_compares_only_within_a_step_and_over_batch_with_everything() -> None:

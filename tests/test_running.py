@@ -12,7 +12,7 @@ import torch
 import surefoot
 from surefoot import runner
 from surefoot.config import Config
-from surefoot.credit import ScaledReward
+from surefoot.credit import OverBatch, ScaledReward
 from surefoot.envs.gym import Gymnasium
 from surefoot.evaluation import evaluate
 from surefoot.files import checkpoints, unseal
@@ -28,7 +28,12 @@ from test_state import assert_same_run, interrupt_at
 @pytest.fixture
 def control(small: Config) -> Config:
     return replace(
-        small, env=Gymnasium("worlds:Target-v0"), network=MLP((16,), running=True), reward=ScaledReward(), task="target"
+        small,
+        env=Gymnasium("worlds:Target-v0"),
+        network=MLP((16,), running=True),
+        reward=ScaledReward(),
+        normalize=OverBatch(memory=0.9),
+        task="target",
     )
 
 

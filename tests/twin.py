@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import worlds  # noqa: F401 (registers the environments)
 from surefoot import rollout
 from surefoot.config import Config, FixedRate
-from surefoot.credit import GAE, FutureReturn, OverGames, OverMinibatch, ScaledReward
+from surefoot.credit import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch, ScaledReward
 from surefoot.envs.gym import Gymnasium
 from surefoot.launch import die_with_launcher, leave
 from surefoot.loop import train
@@ -50,7 +50,9 @@ LESSON = replace(
     normalize=OverGames(),
     total_iterations=6,
 )
-RUNNING = replace(CFG, network=MLP((16,), running=True), reward=ScaledReward(), recompute=True)
+RUNNING = replace(
+    CFG, network=MLP((16,), running=True), reward=ScaledReward(), normalize=OverBatch(memory=0.9), recompute=True
+)
 CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
 EVERYTHING = ("running", "whole")  # every rank learns from all games; in the others each gives its share of a minibatch
 WHOLE = replace(CONTROL, normalize=OverMinibatch())
@@ -72,7 +74,9 @@ class Notebook:
         self.notes[f"{state.iteration}/gradient"] = state.gradient.clone()
         self.notes[f"{state.iteration}/parameters"] = state.flat.detach().clone()
         measured = [x.double().flatten() for x in state.policy.prepare.state_dict().values()]
-        self.notes[f"{state.iteration}/moments"] = torch.cat([*measured, torch.tensor(state.returns).double()])
+        self.notes[f"{state.iteration}/moments"] = torch.cat(
+            [*measured, torch.tensor((*state.returns, state.spread)).double()]
+        )
         self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.window])
 
     def due(self) -> bool:

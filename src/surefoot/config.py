@@ -159,8 +159,8 @@ class Config:
         _check(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
         _check(len(self.horizon) > 0 and min(self.horizon) >= 1, "horizon", self.horizon, "one or more numbers from 1")
         _check(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
-        chosen = self.network, self.reward, self.credit, self.objective, self.regularizer, self.rate, self.optimizer
-        for part in (self.env, *chosen):
+        how = self.reward, self.credit, self.normalize, self.objective, self.regularizer, self.rate, self.optimizer
+        for part in (self.env, self.network, *how):
             for f in dataclasses.fields(part):
                 _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
         _check(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
@@ -210,7 +210,7 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
     if full == "AdaptiveRate.end_factor":
         _check(value > 0, full, value, "above 0")
-    if name == "momentum":
+    if name in ("momentum", "memory"):
         _check(value < 1, full, value, "from 0 to below 1")
     sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
     if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std", "until"):

@@ -96,12 +96,12 @@ def gae(
     return discounted_sum(delta, gamma * lam * (~ended).to(value.dtype))
 
 
-def _standardize(weight: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """(w - mean) / sqrt(mean of (w - mean)^2) over `dim`; 0 where max - min <= 1e-6 max|w|, i.e. where all agree."""
+def _standardize(weight: Tensor, dim: tuple[int, ...], least: float = 0.0) -> Tensor:
+    """(w - mean) / max(sqrt(mean of (w - mean)^2), least) over `dim`; 0 where max - min <= 1e-6 max|w|: all agree."""
     low, high = weight.amin(dim, keepdim=True), weight.amax(dim, keepdim=True)
     agree = high - low <= 1e-6 * weight.abs().amax(dim, keepdim=True)
     centred = weight - weight.mean(dim, keepdim=True)
-    sigma = centred.square().mean(dim, keepdim=True).sqrt()
+    sigma = centred.square().mean(dim, keepdim=True).sqrt().clamp(min=least)
     return (centred / sigma.masked_fill(agree, 1.0)).masked_fill(agree, 0.0)
 
 
@@ -114,9 +114,9 @@ def normalize_over_games(weight: Tensor) -> Tensor:
     return _standardize(weight, (1,))
 
 
-def normalize_over_batch(weight: Tensor) -> Tensor:
-    """Compare with the whole rollout: (w - mean) / sigma over all of [T, N]; all zeros where everything agrees."""
-    return _standardize(weight, tuple(range(weight.ndim)))
+def normalize_over_batch(weight: Tensor, least: float = 0.0) -> Tensor:
+    """Compare with the whole rollout: (w - mean) / max(sigma, `least`) over all of [T, N]; zeros where all agree."""
+    return _standardize(weight, tuple(range(weight.ndim)), least)
 
 
 # What a Config can choose. Each is a function with its knobs attached.
@@ -165,7 +165,7 @@ class GAE:
 class Unnormalized:
     """Take the weights as they are."""
 
-    def __call__(self, weight: Tensor) -> Tensor:
+    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
         return weight
 
 
@@ -173,23 +173,39 @@ class Unnormalized:
 class OverGames:
     """Normalise each time step over the parallel games (the lesson's way)."""
 
-    def __call__(self, weight: Tensor) -> Tensor:
+    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
         return normalize_over_games(weight)
 
 
 @dataclass(frozen=True)
 class OverBatch:
-    """Normalise over all games and time steps of the rollout."""
+    """Normalise over all games and time steps of the rollout.
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        return normalize_over_batch(weight)
+    Where a policy has nearly learned its task most advantages are noise, and dividing them by their own deviation
+    makes that noise as large as anything before. With a memory they are divided by no less than the deviation of
+    earlier rollouts, s: s^2 <- memory s^2 + (1 - memory) sigma^2.
+    """
+
+    memory: float = 0.0
+    """of earlier rollouts, a rollout; 0: none, each is taken for itself"""
+
+    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
+        """[T, N] to [T, N]; `spread` is s as it was before the rollout."""
+        return normalize_over_batch(weight, spread)
+
+    def remember(self, spread: float, weight: Tensor) -> float:
+        """The next s, after a rollout with these weights [T, N]; the first rollout's is its own sigma."""
+        sigma = float(weight.std(correction=0)) if self.memory else math.inf
+        if not sigma < math.inf:  # no memory, or NaN, which the gradient will tell
+            return spread
+        return math.sqrt(self.memory * spread**2 + (1 - self.memory) * sigma**2) if spread else sigma
 
 
 @dataclass(frozen=True)
 class OverMinibatch:
     """Normalise over each minibatch, afresh in every pass, as Stable-Baselines3 does."""
 
-    def __call__(self, weight: Tensor) -> Tensor:
+    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
         """The rollout's weights as they are: their turn comes in the update."""
         return weight
 

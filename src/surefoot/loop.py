@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from surefoot.credit import OverBatch
 from surefoot.envs import Episode
 from surefoot.errors import Fault, Interrupted
 from surefoot.learn import Update, figures, minibatches, present, update
@@ -77,11 +78,11 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         began, own = perf_counter(), rollout
         rollout, learners = with_whom(own, state.policy, cfg.minibatch or cfg.games * length, ranks)
         mine = learners.columns(cfg.games)
-        weight, target = first = weigh(rollout, cfg, state, learners)
-        updates, now = list[Update](), present(cfg, state)
+        weight, target, spread = weigh(rollout, cfg, state, learners)
+        updates, now, asked = list[Update](), present(cfg, state), target
         for epoch in range(cfg.epochs):
             if epoch and cfg.recompute:  # the critic has learned since
-                weight, target = weigh(rollout.judged(state.policy), cfg, state, learners)
+                weight, target, _ = weigh(rollout.judged(state.policy), cfg, state, learners)
             for batch in minibatches(rollout, weight, target, cfg, state.iteration, epoch, mine, arrays):  # [B]
                 updates.append(update(state, batch, now, learners))
                 if updates[-1].kl > cfg.max_kl:  # as all ranks have found
@@ -92,19 +93,22 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         if learners is not ranks:  # alike but for the last bits, where processors are of several kinds
             ranks.follow(state.flat.data)
         stats = figures(updates, state, now, learners)
+        state.spread = spread
         measure(state, own, cfg, ranks)
         count(state, rollout, cfg, ranks)
-        watcher.iteration(state, rollout, first[1], stats, perf_counter() - began)
+        watcher.iteration(state, rollout, asked, stats, perf_counter() - began)
         if ranks.agree(watcher.due()):
             watcher.save(state)
     return state
 
 
-def weigh(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """How hard each action is pushed, and what the critic should have said, both [T, N]."""
+def weigh(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Tensor, Tensor, float]:
+    """How hard each action is pushed, and what the critic should have said, both [T, N]; and the next `spread`."""
     paid = replace(rollout, reward=cfg.reward(rollout.reward, state.deviation))
     weight, target = cfg.credit(paid)  # what each action earned
-    return ranks.own(cfg.normalize(ranks.gather(weight))), target  # compared with all games
+    every = ranks.gather(weight)  # compared with all games
+    spread = cfg.normalize.remember(state.spread, every) if isinstance(cfg.normalize, OverBatch) else 0.0
+    return ranks.own(cfg.normalize(every, state.spread)), target, spread
 
 
 def count(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:

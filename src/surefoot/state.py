@@ -34,7 +34,7 @@ from surefoot.steps import Steps
 
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
-COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped", "returns")
+COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped", "returns", "spread")
 
 
 @dataclass
@@ -62,6 +62,8 @@ class State:
     """updates whose gradient was not finite"""
     returns: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """count, mean and sum of squared distances of what episodes have paid so far, discounted"""
+    spread: float = 0.0
+    """deviation of the weights of earlier rollouts, where the Config has a memory for it (`credit.OverBatch`)"""
     carry: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """what the present episodes have paid so far, discounted; one number for each of this rank's games"""
     ranks: int = 0
@@ -239,7 +241,7 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
         kept = [0.0 if n in lost else c for n, c in zip(state.games.indices, carry, strict=True)]
         state.carry = torch.tensor(kept, dtype=torch.float64)
         for name in COUNTERS:
-            setattr(state, name, facts[name])
+            setattr(state, name, facts.get(name, getattr(state, name)))  # `spread` is younger than format 4
         state.ranks = facts["ranks"]
         state.window.extend(Episode(*e) for e in facts["window"])
     except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
