@@ -180,7 +180,7 @@ def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces
 
 
 def test_an_mlp_stays_in_single_precision(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surefoot.state.has_matrix_units", lambda: True)
+    monkeypatch.setattr("surefoot.state.bf16_units", lambda: "amx_bf16")
     for network, space in ((MLP(), VECTOR), (SmallCNN(), FRAMES)):
         policy = build(replace(small, network=network, bf16=True), space, spaces.Discrete(2))
         assert policy.bf16 == (space is FRAMES)

@@ -137,7 +137,7 @@ class Config:
     seed: int = 1
     """decides every random number of the run"""
     bf16: bool = False
-    """compute the network's body in bfloat16 on processors with matrix units for it (AMX); others ignore it"""
+    """compute the network's body in bfloat16 on processors with units for it (AMX, AVX512-BF16); others ignore it"""
     device: str = "cpu"
     """where the network computes, as for torch.device"""
     task: str = "pong"

@@ -460,10 +460,10 @@ def orthogonal(policy: Policy) -> Policy:
     return policy
 
 
-def has_matrix_units() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (AMX); elsewhere bfloat16 gains nothing."""
+def bf16_units() -> str:
+    """What this processor multiplies bfloat16 matrices with; "" for none: bfloat16 gains nothing there."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(known.get("amx_bf16", False))
+    return next((units for units in ("amx_bf16", "avx512_bf16") if known.get(units)), "")
 
 
 def matrices(policy: nn.Module) -> list[nn.Parameter]:

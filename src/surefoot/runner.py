@@ -26,7 +26,7 @@ from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal
 from surefoot.launch import HANGING, POLITE, die_with_launcher, leave, leave_because, stops
 from surefoot.loop import train as train_loop
 from surefoot.metrics import read
-from surefoot.policy import Policy, has_matrix_units
+from surefoot.policy import Policy, bf16_units
 from surefoot.pulse import OVER, VARIABLE, Pulse, Watchdog
 from surefoot.ranks import Ranks, join
 from surefoot.report import Progress, Reporter, card, curve
@@ -105,7 +105,7 @@ def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
     agree_on(int(found[-1].name) if found else -1, run_dir, ranks)
     if found:
         before, now = (history(run_dir) or [{}])[-1], machine()
-        changed = [what for what in ("versions", "cpu", "matrix_units") if before.get(what) != now[what]]
+        changed = [what for what in ("versions", "cpu", "bf16_units") if before.get(what) != now[what]]
         if changed and ranks.rank == 0:
             note(f"the run goes on with other {' and '.join(changed)}: the same up to rounding")
         lost = restore(state, run_dir, ranks)
@@ -147,7 +147,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "matrix_units": has_matrix_units(),
+        "bf16_units": bf16_units(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 

@@ -27,7 +27,7 @@ from surefoot.errors import UserError, note
 from surefoot.evaluation import FORMAT, policy_bytes
 from surefoot.files import checkpoints, digest, read_plain, seal, unseal, write_folder
 from surefoot.noise import Purpose, integer
-from surefoot.policy import Policy, flatten, has_matrix_units
+from surefoot.policy import Policy, bf16_units, flatten
 from surefoot.pulse import Pulse
 from surefoot.ranks import Ranks
 from surefoot.steps import Steps
@@ -126,7 +126,7 @@ def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]
         policy = cfg.network.build(observation, action)
     try:
         large = not policy.pairs  # an MLP's layers are too small to gain
-        policy.bf16 = cfg.bf16 and large and torch.device(cfg.device).type == "cpu" and has_matrix_units()
+        policy.bf16 = cfg.bf16 and large and torch.device(cfg.device).type == "cpu" and bf16_units() != ""
         return policy.to(cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
