@@ -16,7 +16,7 @@ import surefoot
 from surefoot.cli import main
 from surefoot.config import Config, FixedRate
 from surefoot.credit import OverMinibatch, ScaledReward
-from surefoot.envs.gym import Gymnasium
+from surefoot.envs.gym import Gymnasium, warned
 from surefoot.errors import UserError
 from surefoot.metrics import read
 from surefoot.networks import MLP, NatureCNN
@@ -128,6 +128,20 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"needs a package that is missing: pip install 'surefoot\[{extra}\]'"):
         Gymnasium(id).make()
+
+
+def test_mujoco_warns_once_and_writes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    Gymnasium("HalfCheetah-v5").make().close()
+    warned.cache_clear()
+    capfd.readouterr()
+    for _ in range(3):
+        mujoco.MjModel.from_xml_string("<mujoco><compiler settotalmass='1'/><worldbody/></mujoco>")
+    assert re.fullmatch("surefoot: MuJoCo: .*settotalmass.*\n", capfd.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,11 @@ import inspect
 import re
 from array import array
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
+
+from surefoot.errors import UserError, note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,6 +82,12 @@ def is_local(env: object) -> TypeGuard[Gymnasium]:
     return isinstance(env, Gymnasium) and env.id in HERE
 
 
+@functools.cache
+def warned(text: str) -> None:
+    """Pass a warning of MuJoCo's on, once: its own way is to say it for every game and to write MUJOCO_LOG.TXT."""
+    note(f"MuJoCo: {text}")
+
+
 def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
     """The Gymnasium environment so described; with a `count` the Vector of so many, None where it makes no VectorEnv.
 
@@ -88,8 +97,6 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
     import importlib
 
     import gymnasium
-
-    from surefoot.errors import UserError
 
     id, how = spec.id, named(spec.kwargs) | ({"render_mode": "rgb_array"} if render else {})
     module, _, name = id.partition(":")
@@ -105,6 +112,11 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
             how["num_envs"] = count or 1
         elif count:
             return None
+        if "mujoco" in str(getattr(gymnasium.registry.get(id), "entry_point", "")):
+            with suppress(ImportError):  # which `make` is about to say
+                importlib.import_module("mujoco").set_mju_user_warning(
+                    lambda text: warned(text.partition(" Time =")[0])
+                )
         env = make(**how)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
         text = str(error).replace("\n", " ").rstrip(". ")
@@ -138,8 +150,6 @@ def named(kwargs: Iterable[str]) -> dict[str, Any]:
     """Arguments by their names, from NAME=VALUE; raises UserError where there is no name."""
     import ast
 
-    from surefoot.errors import UserError
-
     found: dict[str, Any] = {}
     for text in kwargs:
         name, equals, value = text.partition("=")
@@ -154,8 +164,6 @@ def named(kwargs: Iterable[str]) -> dict[str, Any]:
 
 def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
     import gymnasium
-
-    from surefoot.errors import UserError
 
     if isinstance(env, gymnasium.vector.VectorEnv) and not many:
         raise UserError(f"'{name}' is a VectorEnv: give a function of num_envs that makes one of so many environments")
@@ -174,8 +182,6 @@ def examine(of: Gymnasium) -> bool:
 
     import gymnasium
     from gymnasium.utils.env_checker import check_env
-
-    from surefoot.errors import UserError
 
     env = open_env(of)
     try:
@@ -205,7 +211,6 @@ class GymnasiumGame:
         from gymnasium import spaces
 
         from surefoot.envs.spaces import MASK, blank, choices, parts, translator
-        from surefoot.errors import UserError
 
         masks = examine(spec)
         self.env: Any = seat or open_env(spec)
@@ -278,8 +283,6 @@ class GymnasiumGame:
         """The present picture, uint8 [height, width, 3]."""
         import gymnasium
         import numpy as np
-
-        from surefoot.errors import UserError
 
         try:
             return np.asarray(self.env.render(), np.uint8)
