@@ -47,15 +47,22 @@ ATARI_STEPS = 10_000_000
 # surefoot's settings of CartPole and of continuous control, for a comparison at equal work (the zoo's differ).
 POLE: dict[str, Any] = {
     "n_steps": 64,
-    "n_epochs": 10,
-    "batch_size": 128,
+    "n_epochs": 4,
+    "batch_size": 64,
     "learning_rate": 1e-3,
     "gamma": 0.98,
     "gae_lambda": 0.9,
     "clip_range": 0.2,
     "max_grad_norm": 1.0,
 }
-CONTROL = POLE | {"n_steps": 256, "batch_size": 256, "gamma": 0.99, "gae_lambda": 0.95, "max_grad_norm": 0.5}
+CONTROL = POLE | {
+    "n_steps": 256,
+    "n_epochs": 10,
+    "batch_size": 256,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "max_grad_norm": 0.5,
+}
 
 
 class Looking(BaseCallback):

@@ -97,8 +97,8 @@ CARTPOLE = Config(
     normalize=OverBatch(memory=0.98),
     objective=ClippedSurrogate(epsilon=0.2),
     regularizer=Entropy(0.0),
-    epochs=10,
-    minibatch=128,
+    epochs=4,
+    minibatch=64,
     rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02),
     total_steps=100_000,
 )
