@@ -147,8 +147,8 @@ CONTROL = Config(
     total_steps=1_001_472,  # 978 rollouts
 )
 STEADY = replace(CONTROL, horizon=(256,), rate=LinearRate(3e-4))  # comes to rest at the end
-EXPLORE = Entropy(0.01, end_factor=0.0)
-EARLY = replace(EXPLORE, until=0.75)
+BALANCE = replace(STEADY, normalize=OverBatch(memory=0.9), regularizer=Entropy(0.003, end_factor=0.0))
+EXPLORE = Entropy(0.01, end_factor=0.0, until=0.75)
 LANDER_RATE = AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4)
 FAR = GAE(gamma=0.999, lam=0.98)
 LANDER = replace(
@@ -169,9 +169,9 @@ TUNED = (
     _tuned("LunarLanderContinuous-v3", LANDER),
     _tuned("BipedalWalker-v3", CONTROL, total_steps=3_000_320),
     _tuned("Hopper-v5", CONTROL, network=MLP(running=True, std=1.0)),  # with less noise it may end in standing still
-    _tuned("InvertedDoublePendulum-v5", STEADY, credit=GAE(gamma=0.98, lam=0.95), regularizer=EXPLORE),
+    _tuned("InvertedDoublePendulum-v5", BALANCE, credit=GAE(gamma=0.98, lam=0.95)),
     _tuned("Reacher-v5", STEADY),
-    _tuned("HalfCheetah-v5", STEADY, network=MLP(running=True, std=0.37), regularizer=EARLY, rate=LinearRate(5e-4)),
+    _tuned("HalfCheetah-v5", STEADY, network=MLP(running=True, std=0.37), regularizer=EXPLORE, rate=LinearRate(5e-4)),
     _tuned("Swimmer-v5", CONTROL, credit=GAE(gamma=0.9999, lam=0.95)),  # a stroke pays late
     *(_tuned(id, CONTROL) for id in ("Walker2d-v5", "InvertedPendulum-v5")),
 )
