@@ -79,6 +79,8 @@ def train(task: str, seed: int, args: argparse.Namespace) -> Row | None:
             "--episodes",
             str(args.episodes),
             "--json",
+            "--ranks",
+            "1",
             *more,
         ]
         answer = subprocess.run(call, capture_output=True, text=True)

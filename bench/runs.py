@@ -53,7 +53,9 @@ def describe(run: Path, name: str, args: argparse.Namespace) -> Row:
     if args.episodes:
         for key, greedy, sticky in (("sampled", False, 0.0), ("greedy", True, 0.0), ("sticky", False, args.sticky)):
             if key == "sampled" or (key == "greedy" and args.greedy) or sticky:
-                result = surefoot.evaluate(run, episodes=args.episodes, seed=args.seed, greedy=greedy, sticky=sticky)
+                result = surefoot.evaluate(
+                    run, episodes=args.episodes, seed=args.seed, greedy=greedy, sticky=sticky or None
+                )
                 facts[key] = result.to_json()
                 print(name, key, round(result.mean, 2), result.interval, flush=True)
     return facts

@@ -76,4 +76,37 @@ class Image(Catch):
         return self._see()
 
 
+class Masked(Catch):
+    """With a mask in the info of `where`; `picture`: seen as one; `size` must be named, as many a user's own is."""
+
+    def __init__(self, size: int, where: str = "reset step", picture: bool = False, actions: int = 1) -> None:
+        super().__init__()
+        self.size, self.where = size, where
+        if picture:
+            self.observation_space = spaces.Box(0, 255, (48, 40, 3), np.uint8)
+        if actions > 1:
+            self.action_space = spaces.MultiDiscrete([3] * actions)
+
+    def _info(self, of: str) -> dict[str, Any]:
+        return {"action_mask": np.array([1, 1, 0], np.int8)} if of in self.where else {}
+
+    def _see(self) -> np.ndarray:
+        return Image._see(self) if self.observation_space.dtype == np.uint8 else super()._see()
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        return super().reset(seed=seed)[0], self._info("reset")
+
+    def step(self, action: Any):
+        assert np.max(action) != 2 or self.where != "reset step" or np.ndim(action), "a forbidden action"
+        obs, reward, over, late, _ = super().step(int(np.max(action)))
+        return obs, reward, over, late, self._info("step")
+
+
+class Copyless(gymnasium.Wrapper):
+    """Can neither be copied nor made again."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("no copy")
+
+
 Old = type("Old", (), {"__module__": "gym.core", "observation_space": None, "action_space": None})

@@ -61,12 +61,14 @@ def test_the_newcomers_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert {"game.gif", "evaluation.json"} <= names
     assert list((home / "a" / "tb").glob("events*"))
     report = (home / "a" / "report.md").read_text()
-    assert "95 % interval" in report
+    assert report.count("95 % interval") == 2  # of the mean and of the interquartile mean
     monkeypatch.chdir(home)
     assert main(["evaluate", "a", "--episodes", "5", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert len(facts["scores"]) == 5
     assert facts["low"] <= facts["mean"] <= facts["high"]
+    assert facts["iqm_low"] <= facts["iqm"] <= facts["iqm_high"]
+    assert "sticky" not in facts  # an Atari console's
     assert facts["mean"] == pytest.approx(sum(facts["scores"]) / 5)
     assert main(["video", "a", "--out", "film.mp4", "--max-steps", "20"]) == 0
     assert (home / "film.mp4").stat().st_size > 1000
@@ -275,3 +277,12 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         assert process.returncode == 130
         assert "Traceback" not in err
         assert gone_within(5, ranks)
+
+
+def test_the_program_finds_a_module_beside_it(tmp_path: Path) -> None:
+    """As `python -m surefoot` does: a user's own environment in the present directory."""
+    (tmp_path / "mine.py").write_text("from gymnasium import make\n\ndef env(): return make('CartPole-v1')\n")
+    program = Path(sys.executable).with_name("surefoot")
+    run = [program, "train", "mine:env", "--total-steps", "2048", "--eval-episodes", "1", "--quiet"]
+    done = subprocess.run([*run, "--ranks", "2"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

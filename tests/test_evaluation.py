@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
+import makers
 import surefoot
-from surefoot.envs.gym import Gymnasium
-from surefoot.evaluation import Evaluation, evaluate
-from surefoot.networks import MLP
+from processes import Ear, gone_within
+from surefoot import evaluation
+from surefoot.cli import main
+from surefoot.config import Config
+from surefoot.envs import Env
+from surefoot.envs.atari import Pong, PongGame
+from surefoot.envs.gym import Gymnasium, describe
+from surefoot.errors import Fault, UserError
+from surefoot.evaluation import Evaluation, evaluate, evaluate_run, policy_bytes
+from surefoot.networks import MLP, NatureCNN, Network, SmallCNN
 from surefoot.policy import Policy
+from surefoot.runner import read_run
+
+SMALL = MLP((8,))
 
 
-def policy_for(env: Gymnasium) -> Policy:
+def policy_for(env: Env, network: Network = SMALL) -> Policy:
     game = env.make()
     torch.manual_seed(0)
-    return MLP((8,)).build(game.observation_space, game.action_space)
+    return network.build(game.observation_space, game.action_space)
+
+
+def policy_file(env: Env, path: Path, network: Network = SMALL) -> Path:
+    """A policy that has learned nothing, as a run leaves it."""
+    path.write_bytes(policy_bytes(policy_for(env, network), Config(env=env, network=network, task="mine"), 0))
+    return path
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a module `mine`, which this process finds by its sys.path alone."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "home")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    gymnasium.registry.pop("Failing-v0", None)
+    return tmp_path / "home" / "mine.py"
 
 
 def test_a_scripted_game_scores_what_adds_up_by_hand() -> None:
@@ -59,13 +93,44 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert 176 <= hits <= 199
 
 
+@pytest.mark.parametrize(
+    ("scores", "iqm"),
+    [
+        ([5, 9000, 3, -1000, 6, 2, 7, 4], 4.5),  # of 3, 4, 5, 6
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 100], 4.5),  # two of ten at each end: of 2 to 7
+        ([1, 2, 3, 4, 50, 6, 7], 4.4),  # one of seven: of 2, 3, 4, 6, 7
+        ([1, 2, 6], 3.0),  # nothing to cut
+        ([3], 3.0),
+    ],
+)
+def test_the_interquartile_mean_by_hand(scores: list[float], iqm: float) -> None:
+    facts = Evaluation(scores, [1] * len(scores), False, 0, 0.0).to_json()
+    assert facts["iqm"] == pytest.approx(iqm)
+    assert facts["iqm_low"] <= facts["iqm"] <= facts["iqm_high"]
+    if len(scores) < 4:
+        assert (facts["iqm_low"], facts["iqm_high"]) == (facts["low"], facts["high"])  # the same resamples
+
+
+def test_one_wild_score_moves_the_mean_and_not_the_interquartile_mean() -> None:
+    tame = np.random.default_rng(0).normal(10, 1, 40).tolist()
+    wild = Evaluation([*tame[:-1], 10_000.0], [1] * 40, False, 0, 0.0)
+    assert wild.mean > 200
+    low, high = wild.iqm_interval
+    assert 9 < low < wild.iqm < high < 11
+    assert wild.interval[1] > 500
+
+
 def test_a_policy_loads_without_its_run(small, tmp_path: Path) -> None:
     run = surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
     file = (run.path / "policy.safetensors").rename(tmp_path / "alone.safetensors")
     policy, env, facts = surefoot.load_policy(file)
     assert env == small.env
     assert facts["steps"] == run.steps
-    assert evaluate(policy, env, range(4)).lengths == [6] * 4
+    found = evaluate(policy, env, range(4))
+    assert found.lengths == [6] * 4
+    written = {k: v for k, v in found.to_json().items() if not k.startswith("iqm")}  # as before there was one
+    (run.path / "evaluation.json").write_text(json.dumps(written))
+    assert read_run(run.path).evaluation == found
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -76,3 +141,131 @@ def test_every_episode_counts_once(count: int) -> None:
     assert seen == list(range(1, count + 1))
     assert len(result.scores) == count
     assert result.scores == [float(n) for n in result.lengths]  # CartPole pays 1 a step
+
+
+# Several processes
+
+
+def test_processes_share_the_episodes_of_an_environment_that_is_given(module: Path, tmp_path: Path) -> None:
+    module.write_text("import gymnasium\ndef short(): return gymnasium.make('CartPole-v1', max_episode_steps=25)")
+    file, seen = policy_file(Gymnasium("CartPole-v1"), tmp_path / "policy"), list[int]()
+    own, one = (surefoot.evaluate(file, episodes=7, seed=3, env=env) for env in (None, Gymnasium("mine:short")))
+    two = evaluate_run(file, 7, 3, env=Gymnasium("mine:short"), ranks=2, progress=seen.append)
+    assert (two.scores, two.lengths, two.seed, two.greedy) == (one.scores, one.lengths, 3, False)
+    assert max(one.lengths) == 25 < max(own.lengths)
+    assert len(set(one.scores)) > 2
+    assert seen == sorted(seen)
+    assert seen[-1] == 7
+
+
+FAILING = """
+import gymnasium, os, signal, worlds
+class Failing(worlds.Corridor):  # which is endless
+    def step(self, action):
+        {}
+        return super().step(action)
+gymnasium.register("Failing-v0", Failing, disable_env_checker=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("deed", "says"),
+    [
+        (
+            "raise OSError('it broke')",
+            r"the environment failed in evaluation episode 1 .*decision 1: OSError: it broke",
+        ),
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 was ended by SIGKILL", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_fails_is_one_sentence_and_ends_the_others(
+    deed: str, says: str, module: Path, tmp_path: Path
+) -> None:
+    module.write_text(FAILING.format(f"if os.environ['RANK'] == '1': {deed}"))
+    file = policy_file(Gymnasium("mine:Failing-v0"), tmp_path / "policy")
+    with pytest.raises(Fault, match=f"^{says}$"):
+        surefoot.evaluate(file, episodes=2, ranks=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_when_an_evaluation_is_ended(number: signal.Signals, module: Path, tmp_path: Path) -> None:
+    """Found by the working directory alone, as `python -m` has it."""
+    tell = "{os.environ['RANK']} {os.getpid()} plays\n"
+    module.write_text(FAILING.format(f"open({str(tmp_path / 'fifo')!r}, 'w').write(f{tell!r})"))
+    ear, file = Ear(tmp_path / "fifo"), policy_file(Gymnasium("mine:Failing-v0"), tmp_path / "policy")
+    command = [sys.executable, "-m", "surefoot", "evaluate", str(file), "--episodes", "2", "--ranks", "2"]
+    with subprocess.Popen(command, cwd=module.parent, stderr=subprocess.PIPE) as process:
+        try:
+            ranks = set[int]()
+            while len(ranks) < 2:
+                ranks |= {pid for _, pid, _ in ear.lines(1)}
+            process.send_signal(number)
+            assert process.communicate(timeout=60)[1] == b""
+        finally:
+            process.kill()
+            os.close(ear.handle)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert gone_within(5, list(ranks))
+
+
+def test_how_many_processes_share_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are cores, but one for an MLP or where only this process can make the environment."""
+    here = Evaluation([0.0], [1], False, 0, 0.0)
+    monkeypatch.setattr(evaluation, "usable_cores", lambda: 3)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: here)
+    monkeypatch.setattr(evaluation, "_launched", lambda *how: how[5])
+    local = policy_file(describe(lambda: makers.Image()), tmp_path / "local", NatureCNN())
+    image = policy_file(Gymnasium("makers:Image"), tmp_path / "image", NatureCNN())
+    vector = policy_file(Gymnasium("CartPole-v1"), tmp_path / "vector")
+    found = [evaluate_run(file) for file in (local, image, vector)]
+    assert found == [here, 3, here]
+    assert [evaluate_run(image, 2), evaluate_run(image, ranks=1), evaluate_run(vector, ranks=5)] == [2, here, 5]
+    with pytest.raises(UserError, match="in this process alone"):
+        evaluate_run(local, ranks=2)
+
+
+@pytest.mark.parametrize("wrong", [{"ranks": -1}, {"episodes": 0}, {"seed": -1}, {"sticky": 1.0}, {"sticky": np.nan}])
+def test_what_cannot_be_played_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} .*{next(iter(wrong.values()))}.*allowed"):
+        surefoot.evaluate(tmp_path, **wrong)
+
+
+# Sticky actions, and what is shown
+
+
+def test_sticky_actions_are_the_runs_own_unless_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, played = policy_file(Pong(sticky=0.25), tmp_path / "policy", SmallCNN()), list[float]()
+
+    def over(game: PongGame, _: int, __: Any) -> tuple[float, bool, bool]:
+        played.append(game.randomness.sticky)
+        return 21.0, True, False
+
+    monkeypatch.setattr(PongGame, "step", over)
+    command = ["evaluate", str(file), "--episodes", "1"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sticky"] == 0.25
+    assert main([*command, "--sticky", "0"]) == 0
+    assert capsys.readouterr().out.startswith("1 full episodes, actions sampled, seed 0, sticky 0\n")
+    assert played == [0.25, 0.0]
+    other = policy_file(Gymnasium("CartPole-v1"), tmp_path / "other")
+    with pytest.raises(UserError, match="an Atari console's"):
+        surefoot.evaluate(other, sticky=0.25)
+
+
+def test_a_terminal_sees_how_many_games_were_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(policy_file(Gymnasium("CartPole-v1"), tmp_path / "policy")), "--episodes", "2"]
+    assert main(command) == 0
+    table, silence = capsys.readouterr()
+    assert silence == ""  # no terminal
+    assert [line[:20].strip() for line in table.splitlines()[1:]] == ["mean", "interquartile mean", "median", "length"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(command) == 0
+    shown = capsys.readouterr().err.split("\r\x1b[2K")
+    assert shown == ["", *(f"evaluating: {n} of 2 games" for n in range(3)), ""]
+    assert main([*command, "--json"]) == 0
+    assert capsys.readouterr().err == ""

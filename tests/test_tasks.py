@@ -86,9 +86,44 @@ def test_an_object_is_copied_for_every_game() -> None:
     assert len({id(game) for game in (*games, env)}) == 3
 
 
+def test_an_object_is_played_as_it_is_now() -> None:
+    env = gymnasium.make("CartPole-v1")
+    env.unwrapped.theta_threshold_radians = 1e-4  # falls at once
+    game = Gymnasium.make(find(env).env)
+    game.reset(1, game.obs)
+    assert game.step(0, game.obs)[1]
+    with pytest.raises(UserError, match=r"can neither be copied nor made again .*: give a function that makes it"):
+        find(makers.Copyless(gymnasium.make("CartPole-v1")))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["where=reset"], "an action_mask always or never"),
+        (["where=step"], "an action_mask always or never"),
+        (["actions=2"], "has an action_mask for MultiDiscrete"),
+        (["picture=True"], ""),
+        ([], ""),
+    ],
+)
+def test_masks_are_obeyed_or_refused(
+    more: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--games", "2", "--horizon", "8", "--minibatch", "8", "--total-steps", "48", "--eval-episodes", "1"]
+    run = ["train", "makers:Masked", "--run-dir", str(tmp_path / "a"), "--ranks", "1", "--quiet", *tiny]
+    code = main([*run, "--env.kwargs", "size=4", *more])
+    assert re.search(says, capsys.readouterr().err)
+    assert code == (0 if not says else 2 if "for" in says else 1)
+    if not says:
+        network = json.loads((tmp_path / "a/config.json").read_text())["config"]["network"]["type"]
+        assert network == ("NatureCNN" if more else "MLP")
+
+
 @pytest.mark.parametrize(
     ("task", "says"),
     [
+        ("Breakout-v5", "did you mean ALE/Breakout-v5"),
+        ("Humanoids", "did you mean Humanoid"),
         ("CartPoel-v1", "did you mean CartPole-v1"),
         ("HalfCheeta-v5", "did you mean HalfCheetah-v5"),
         ("no_such_module:Env-v0", "no environment"),

@@ -85,13 +85,18 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     greedy: bool = False,
-    sticky: float = 0.0,
+    sticky: float | None = None,
     env: Env | None = None,
+    ranks: int = 0,
 ) -> Evaluation:
-    """Play full games with fresh seeds with the policy of a run or policy file."""
+    """Play full games with fresh seeds with the policy of a run or policy file.
+
+    `sticky`: of an Atari console, None for its own; `ranks`: processes, 0 for all cores, but one for an MLP or an
+    environment that only this process can make.
+    """
     from surefoot import evaluation
 
-    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env)
+    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env, ranks)
 
 
 def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
 import signal
@@ -105,18 +106,23 @@ class Evaluate:
     """decides the games and the sampled actions"""
     greedy: bool = False
     """always take the likeliest action"""
-    sticky: float = 0.0
-    """probability, each frame, that the console still sees the previous button (Atari)"""
+    sticky: float | None = None
+    """probability, each frame, that the console still sees the previous button (Atari); default: the task's own"""
     task: str | None = None
     """play this task instead of the policy's own; it must look the same"""
+    ranks: int = 0
+    """processes that share the games; 0: one for an MLP, otherwise as many as there are cores"""
     json: bool = False
     """print one JSON object instead of a table"""
 
     def __call__(self) -> None:
-        from surefoot.evaluation import evaluate_run, print_evaluation
+        from surefoot.evaluation import evaluate_run, on_terminal, print_evaluation
 
         env = find(self.task).env if self.task else None
-        print_evaluation(evaluate_run(self.run, self.episodes, self.seed, self.greedy, self.sticky, env), self.json)
+        how = self.episodes, self.seed, self.greedy, self.sticky, env, self.ranks
+        with on_terminal(self.episodes, self.json) as progress:
+            result = evaluate_run(self.run, *how, progress)
+        print_evaluation(result, self.json)
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,9 @@ def parse(args: Sequence[str]) -> Command:
         if not rest:
             raise UserError(f"{name} needs a task: one of {', '.join(PRESETS)}, or a Gymnasium id")
         task = "pong" if rest[0] in ("-h", "--help") else rest.pop(0)
-        default = {"default": TAKES_TASK[name](find(task))}
+        given = rest[rest.index("--env.kwargs") + 1 :] if "--env.kwargs" in rest else []
+        kwargs = tuple(itertools.takewhile(lambda text: not text.startswith("--"), given))
+        default = {"default": TAKES_TASK[name](find(task, kwargs))}
     heard = io.StringIO()
     try:
         with contextlib.redirect_stderr(heard):
@@ -269,6 +277,8 @@ def options(value: Any, prefix: str = "") -> list[str]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for a user's mistake, 1 for a fault, 130 after a signal."""
     args = sys.argv[1:] if args is None else args
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for a user's own module, as `python -m surefoot` would
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
         if hasattr(signal, "SIGUSR1"):

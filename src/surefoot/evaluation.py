@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -12,18 +17,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game, make
 from surefoot.envs.atari import Atari, Pong
+from surefoot.envs.gym import is_local
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
+from surefoot.launch import die_with_launcher, launch, leave, leave_because, usable_cores
+from surefoot.networks import MLP
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 from surefoot.ranks import Ranks
 
+Array = NDArray[np.float64]
 BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training
 FORMAT = 4  # of a policy file, and of a checkpoint around it; 4: an MLP's layers are pairs
 
@@ -51,19 +61,35 @@ class Evaluation:
     @property
     def interval(self) -> tuple[float, float]:
         """Bootstrap 95 % interval of the mean (10,000 resamples, percentile)."""
+        return self._interval(lambda scores: scores.mean(-1))
+
+    @property
+    def iqm(self) -> float:
+        """Interquartile mean: of the middle half of the scores."""
+        return float(middle_mean(np.array(self.scores)))
+
+    @property
+    def iqm_interval(self) -> tuple[float, float]:
+        """Bootstrap 95 % interval of the interquartile mean, from the same resamples."""
+        return self._interval(middle_mean)
+
+    def _interval(self, statistic: Callable[[Array], Array]) -> tuple[float, float]:
         scores = np.array(self.scores)
         draws = stream(self.seed, Purpose.BOOTSTRAP).integers(len(scores), size=(10_000, len(scores)))
-        low, high = np.percentile(scores[draws].mean(1), (2.5, 97.5))
+        low, high = np.percentile(statistic(scores[draws]), (2.5, 97.5))
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
         """The figures, then the episodes."""
-        low, high = self.interval
+        (low, high), (iqm_low, iqm_high) = self.interval, self.iqm_interval
         summary = {
             "episodes": len(self.scores),
             "mean": self.mean,
             "low": low,
             "high": high,
+            "iqm": self.iqm,
+            "iqm_low": iqm_low,
+            "iqm_high": iqm_high,
             "median": float(np.median(self.scores)),
             "std": float(np.std(self.scores)),
             "min": min(self.scores),
@@ -71,6 +97,24 @@ class Evaluation:
             "length_mean": float(np.mean(self.lengths)),
         }
         return summary | asdict(self)
+
+
+@dataclass(frozen=True)
+class ConsoleEvaluation(Evaluation):
+    """The same of an Atari console, which may stick."""
+
+    sticky: float
+    """probability, each frame, that it still saw the previous button"""
+
+
+def middle_mean(scores: Array) -> Array:
+    """Mean of the middle half along the last axis: a quarter, rounded down, is cut off at each end.
+
+    Source: Agarwal et al. 2021, the interquartile mean.
+    """
+    cut = scores.shape[-1] // 4
+    mean: Array = np.sort(scores)[..., cut : scores.shape[-1] - cut].mean(-1)
+    return mean
 
 
 def evaluate(
@@ -116,7 +160,12 @@ def evaluate(
         slot.game.close()
     played = [results[e] for e in episodes]
     scores, lengths = [e.score for e in played], [e.length for e in played]
-    return Evaluation(scores, lengths, greedy, seed, perf_counter() - start)
+    return _of(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
+
+
+def _of(env: Env, found: Evaluation) -> Evaluation:
+    """With what there is to say of the environment."""
+    return ConsoleEvaluation(**vars(found), sticky=env.sticky) if isinstance(env, Pong | Atari) else found
 
 
 def evaluate_shared(
@@ -146,8 +195,14 @@ def evaluate_shared(
     if ranks.agree(part is None) or part is None:
         return None
     parts = [json.loads(data) for data in ranks.share_bytes(json.dumps([part.scores, part.lengths]).encode())]
-    scores, lengths = ([parts[e % ranks.count][k][e // ranks.count] for e in range(len(episodes))] for k in (0, 1))
+    scores, lengths = _in_order(parts)
     return replace(part, scores=scores, lengths=lengths)
+
+
+def _in_order(parts: list[list[list[Any]]]) -> Iterator[list[Any]]:
+    """Scores and lengths of all episodes, which were dealt out to the ranks one by one."""
+    episodes, count = sum(len(scores) for scores, _ in parts), len(parts)
+    return ([parts[e % count][k][e // count] for e in range(episodes)] for k in (0, 1))
 
 
 class _Slot:
@@ -208,7 +263,7 @@ def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dic
         cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
-    game = cfg.env.make()
+    game = make(cfg.env)
     policy = cfg.network.build(game.observation_space, game.action_space)
     game.close()
     try:
@@ -219,15 +274,28 @@ def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dic
 
 
 def evaluate_run(
-    source: Path, episodes: int = 100, seed: int = 0, greedy: bool = False, sticky: float = 0.0, env: Env | None = None
+    source: Path,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = False,
+    sticky: float | None = None,
+    env: Env | None = None,
+    ranks: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same."""
-    if episodes < 1 or not 0 <= sticky < 1 or not 0 <= seed < 2**63:
-        raise UserError(f"episodes {episodes}, sticky {sticky}, seed {seed}: allowed are from 1, in [0, 1), from 0")
+    """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same.
+
+    `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is
+    an MLP or only this process can make the environment, otherwise for all cores.
+    """
+    if episodes < 1 or not 0 <= seed < 2**63 or ranks < 0:
+        raise UserError(f"episodes {episodes}, seed {seed}, ranks {ranks}: allowed are from 1, from 0, from 0")
+    if sticky is not None and not 0 <= sticky < 1:
+        raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
     torch.set_num_threads(1)
     policy, own, facts = load_policy(source)
     if env is not None and type(env) is type(own):
-        mine, other = own.make(), env.make()
+        mine, other = make(own), make(env)
         if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
             raise UserError(
                 f"the policy in '{source}' is for the task '{facts['task']}': it sees or does other things here"
@@ -235,11 +303,97 @@ def evaluate_run(
     elif env is not None:
         raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
     env = env or own
-    if sticky:
-        if not isinstance(env, Pong | Atari):
-            raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
-        env = replace(env, sticky=sticky)
-    return evaluate(policy, env, range(episodes), seed, greedy)
+    if isinstance(env, Pong | Atari):
+        env = env if sticky is None else replace(env, sticky=sticky)
+    elif sticky:
+        raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
+    if is_local(env) and ranks > 1:
+        raise UserError(f"'{env.id}' can be made in this process alone: for more ranks name module:function")
+    cfg = Config.from_json({key: facts[key] for key in ("task", "env", "network")})
+    alone = is_local(env) or isinstance(cfg.network, MLP)  # which plays many games sooner than processes start
+    count = min(ranks or (1 if alone else usable_cores()), episodes)
+    if count == 1:
+        return evaluate(policy, env, range(episodes), seed, greedy, progress=progress)
+    return _launched(policy, replace(cfg, env=env), episodes, seed, greedy, count, progress)
+
+
+def _launched(
+    policy: Policy,
+    cfg: Config,
+    episodes: int,
+    seed: int,
+    greedy: bool,
+    count: int,
+    progress: Callable[[int], None] | None,
+) -> Evaluation:
+    """Evaluate with `count` processes, each playing its share of the episodes; the result is whole."""
+    start = perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "policy").write_bytes(policy_bytes(policy, cfg, 0))  # the run's own file may change meanwhile
+        order = json.dumps([folder, episodes, seed, greedy, sys.path])
+        try:
+            with _counting(Path(folder, "played"), progress):
+                launch([sys.executable, "-m", "surefoot.evaluation", order], count, 1, math.inf)
+        except UserError as error:
+            if isinstance(error, Fault):
+                raise
+            raise UserError(f"{error}; ranks=1 plays in this process, where it can be had") from error
+        parts = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(count)]
+    scores, lengths = _in_order(parts)
+    return _of(cfg.env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
+
+
+@contextmanager
+def _counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[None]:
+    """While it is open, a thread says how many games have been played: `played` has a byte for each."""
+    played.touch()
+    over = threading.Event()
+
+    def look() -> None:
+        ended = False
+        while progress and not ended:
+            ended = over.wait(0.2)
+            progress(played.stat().st_size)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _play_share(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
+    """Be one of the processes of `_launched`."""
+    torch.set_num_threads(1)
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    policy, env, _ = load_policy(folder / "policy")
+    with open(folder / "played", "ab", buffering=0) as played:
+
+        def progress(_: int) -> None:
+            played.write(b".")
+
+        part = evaluate(policy, env, range(rank, episodes, count), seed, greedy, progress=progress)
+    (folder / str(rank)).write_text(json.dumps([part.scores, part.lengths]))
+
+
+@contextmanager
+def on_terminal(episodes: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A progress that is one line on standard error and gone in the end; None where that is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+
+    def show(text: str) -> None:
+        with suppress(OSError):
+            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+
+    show(f"evaluating: 0 of {episodes} games")
+    try:
+        yield lambda done: show(f"evaluating: {done} of {episodes} games")
+    finally:
+        show("")
 
 
 def print_evaluation(result: Evaluation, as_json: bool) -> None:
@@ -248,9 +402,23 @@ def print_evaluation(result: Evaluation, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{facts['episodes']} full episodes, actions {'greedy' if result.greedy else 'sampled'}, seed {result.seed}")
-    print(f"  mean    {facts['mean']:.2f}   (bootstrap 95 % interval {facts['low']:.2f} to {facts['high']:.2f})")
-    print(
-        f"  median  {facts['median']:.2f}   (from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f})"
-    )
-    print(f"  length  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")
+    sticky = f", sticky {result.sticky:g}" if isinstance(result, ConsoleEvaluation) else ""
+    how = "greedy" if result.greedy else "sampled"
+    print(f"{facts['episodes']} full episodes, actions {how}, seed {result.seed}{sticky}")
+    for name, key, prefix in (("mean", "mean", ""), ("interquartile mean", "iqm", "iqm_")):
+        interval = f"bootstrap 95 % interval {facts[prefix + 'low']:.2f} to {facts[prefix + 'high']:.2f}"
+        print(f"  {name:<18}  {facts[key]:.2f}   ({interval})")
+    extent = f"from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f}"
+    print(f"  {'median':<18}  {facts['median']:.2f}   ({extent})")
+    print(f"  {'length':<18}  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")
+
+
+if __name__ == "__main__":  # one of the processes that share an evaluation, as `evaluate_run` launches them
+    die_with_launcher()
+    where, episodes, seed, greedy, paths = json.loads(sys.argv[1])
+    sys.path += [path for path in paths if path not in sys.path]  # what our launcher can import we can
+    try:
+        _play_share(Path(where), episodes, seed, greedy)
+        leave(0)
+    except UserError as mistake:
+        leave_because(mistake)

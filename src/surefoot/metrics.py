@@ -27,8 +27,9 @@ class Metrics:
         self.waiting = b""
         """rows that could not be written yet"""
         self.board: Path | None = run_dir / "tb" / f"events.out.tfevents.{time_ns()}.{socket.gethostname()}"
-        self.show(file_version="brain.Event:2")
-        self.show(step=step + 1, session_log={"status": "START"})  # what older files have from here on counts no more
+        start = {"step": step + 1, "session_log": {"status": "START"}}  # what older files have from here on is void
+        self.shown = time()
+        self.events: list[Row] = [{"wall_time": self.shown} | e for e in ({"file_version": "brain.Event:2"}, start)]
 
     def add(self, row: Row) -> None:
         """Append one iteration; NaN and infinity become null.
@@ -39,22 +40,28 @@ class Metrics:
         self.waiting += json.dumps(clean).encode() + b"\n"
         self.write("its rows are kept and written when there is room", self.waiting.count(b"\n") == 1)
         values = [{"tag": k, "simple_value": v} for k, v in clean.items() if v is not None and k != "step"]
-        self.show(step=row["step"], summary={"value": values})
+        self.events.append({"wall_time": time(), "step": row["step"], "summary": {"value": values}})
+        if time() - self.shown > 5:
+            self.show()
 
-    def show(self, **event: Any) -> None:
-        """Write an event for TensorBoard, at once: its own writer is a thread, whose failure nobody could catch."""
+    def show(self) -> None:
+        """Write for TensorBoard what it has not seen yet: its own writer is a thread, whose failure nobody could catch.
+
+        Called every 5 s, and before a checkpoint, which a run may go on from.
+        """
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        if self.board is None:
-            return
         try:
-            self.board.parent.mkdir(exist_ok=True)
-            with open(self.board, "ab") as file:
-                RecordWriter(file).write(Event(wall_time=time(), **event).SerializeToString())
+            if self.board is not None:
+                self.board.parent.mkdir(exist_ok=True)
+                with open(self.board, "ab") as file:
+                    for event in self.events:
+                        RecordWriter(file).write(Event(**event).SerializeToString())
         except Exception as error:  # whatever it has, it is not worth a run
             note(f"TensorBoard's files are given up: {error}")
             self.board = None
+        self.events, self.shown = [], time()
 
     def write(self, otherwise: str, aloud: bool = True) -> None:
         """Write what waits; where that fails, say what follows."""
@@ -68,6 +75,7 @@ class Metrics:
     def close(self) -> None:
         """Flush and close."""
         self.write("its last rows are lost")
+        self.show()
         os.close(self.file)
 
 

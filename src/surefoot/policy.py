@@ -170,7 +170,8 @@ def part_of(row: Tensor, part: Part) -> Tensor:
     if not part.path:
         return row
     dtype = torch.from_numpy(np.zeros(0, part.dtype)).dtype
-    return row[:, part.start : part.stop].clone().view(dtype).view(len(row), *part.shape)
+    own = row[:, part.start : part.stop].clone(memory_format=torch.contiguous_format)  # a single row keeps its stride
+    return own.view(dtype).view(len(row), *part.shape)
 
 
 class Vector(nn.Module):
@@ -230,7 +231,8 @@ class Joined(nn.Module):
     def forward(self, row: Tensor) -> Tensor:
         """Bytes [B, row] to floats [B, all widths]."""
         seen = [eye(part_of(row, part)) for part, eye in zip(self.images, self.eyes, strict=True)]
-        return torch.cat([*seen, self.rest(row).to(seen[0].dtype)], 1)
+        rest = [self.rest(row).to(seen[0].dtype)] if self.rest.width else []  # a mask is not seen
+        return torch.cat([*seen, *rest], 1)
 
 
 class Pair(nn.Module):

@@ -123,8 +123,14 @@ ATARI = Config(
     bf16=True,
 )
 
-# Breakout as Pong is learned, in 490 rollouts.
-BREAKOUT = replace(PONG, network=SmallCNN(background=0.0, scale=255.0), reward=SignReward(), total_steps=2_007_040)
+# Breakout as Pong is learned, in 1,538 rollouts of smaller steps.
+BREAKOUT = replace(
+    PONG,
+    network=SmallCNN(background=0.0, scale=255.0),
+    reward=SignReward(),
+    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.01, end_factor=0.2, cap=1e-2),
+    total_steps=6_299_648,
+)
 
 # Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
 CONTROL = Config(
@@ -192,10 +198,11 @@ def by_spaces(env: Gymnasium) -> Config:
     return replace(IMAGES if images else CONTROL, task=env.id, env=env)
 
 
-def find(task: Any, **fields: Any) -> Config:
+def find(task: Any, kwargs: tuple[str, ...] = (), **fields: Any) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
-    Raises UserError with the nearest names where there is none.
+    `kwargs`: what an id or `module:function` that is no preset is made with: its spaces may depend on that. Raises
+    UserError with the nearest names where there is none.
     """
     if isinstance(task, Config):
         cfg = task
@@ -209,9 +216,11 @@ def find(task: Any, **fields: Any) -> Config:
     elif not isinstance(task, str):
         cfg = by_spaces(describe(task))
     elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+|[\w.]+:[\w.]+", task):
-        cfg = by_spaces(Gymnasium(task))
+        cfg = by_spaces(Gymnasium(task, kwargs))
     else:
-        near = " or ".join(difflib.get_close_matches(task, PRESETS, 3, 0.5) or PRESETS)
+        import gymnasium
+
+        near = " or ".join(difflib.get_close_matches(task, (*PRESETS, *gymnasium.registry), 3, 0.5) or PRESETS)
         raise UserError(f"there is no task '{task}': did you mean {near}? A Gymnasium id ends in -v and a number")
     unknown = set(fields) - set(vars(cfg))
     if unknown:

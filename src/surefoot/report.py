@@ -133,6 +133,8 @@ class Reporter:
 
     def save(self, state: State, last: bool = False) -> None:
         """Save a checkpoint, and the policy by itself; where that fails training goes on, but the `last` one raises."""
+        if self.metrics is not None:
+            self.metrics.show()
         try:
             save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
@@ -288,12 +290,13 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         further = f"--total-iterations {2 * cfg.total_iterations}"
     lines = [f"# {cfg.task}, seed {cfg.seed}", "", "| | |", "|---|---|"]
     if result is not None:
-        low, high = result.interval
+        (low, high), (iqm_low, iqm_high) = result.interval, result.iqm_interval
         whose = ", of the policy that did best on the way" if (run_dir / BEST).exists() else ""
-        lines.append(
+        lines += [
             f"| score | **{result.mean:.2f}** (95 % interval {low:.2f} to {high:.2f}), "
-            f"{len(result.scores)} full episodes, actions sampled, seeds never trained on{whose} |"
-        )
+            f"{len(result.scores)} full episodes, actions sampled, seeds never trained on{whose} |",
+            f"| its interquartile mean | {result.iqm:.2f} (95 % interval {iqm_low:.2f} to {iqm_high:.2f}) |",
+        ]
     lines += [
         f"| training score | {state.mean_score():.2f}, mean of the last {len(state.window)} episodes |",
         f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} decisions/s) |",

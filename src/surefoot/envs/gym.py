@@ -51,8 +51,8 @@ class Gymnasium:
 def describe(maker: Any) -> Gymnasium:
     """The description of an environment that is given as an object, or as a function that makes one.
 
-    A function that other processes can import is known by its name; of an object every game gets a copy, made from its
-    Gymnasium id where it has one.
+    A function that other processes can import is known by its name; of an object every game gets a copy: where it
+    cannot be copied, or a film needs another render_mode, one that is made again from its Gymnasium id.
     """
     import copy
     import sys
@@ -63,15 +63,22 @@ def describe(maker: Any) -> Gymnasium:
             return Gymnasium(name)
         make = maker
     else:
-        spec = getattr(maker, "spec", None)
+        spec: Any = getattr(maker, "spec", None)
+        name = f"{type(maker).__module__}:{type(maker).__qualname__}"
 
         def make(**how: Any) -> Any:
             import gymnasium
 
-            return gymnasium.make(spec, **how) if spec is not None else copy.deepcopy(maker)
+            if not how or spec is None:
+                with suppress(Exception):  # whatever it has against that
+                    return copy.deepcopy(maker)
+            try:
+                return gymnasium.make(spec, **how)
+            except Exception as error:
+                cure = "give a function that makes it"
+                raise UserError(f"{name} can neither be copied nor made again ({error}): {cure}") from error
 
         _require_gymnasium(maker, type(maker).__name__)
-        name = f"{type(maker).__module__}:{type(maker).__qualname__}"
     name = f"{name}#{len(HERE)}"
     HERE[name] = make
     return Gymnasium(name)
@@ -128,8 +135,12 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
         lacking = getattr(error.__cause__ or error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if lacking and lacking not in (module, module.partition(".")[0]):
             raise UserError(f"environment '{id}' needs a package that is missing: {text}") from error
-        near = difflib.get_close_matches(id, gymnasium.registry, 3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; see gymnasium.registry for the known ids"
+        from ale_py import roms
+
+        known = [name for name, other in gymnasium.registry.items() if name != id and "ale_py" not in str(other)]
+        known += [f"ALE/{rom.title().replace('_', '')}-v5" for rom in roms.get_all_rom_ids()]
+        near = difflib.get_close_matches(id, known, 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; PACKAGE:ID imports a package first"
         raise UserError(f"no environment '{id}' ({text}){hint}") from error
     except TypeError as error:
         if spec.kwargs:
@@ -187,17 +198,22 @@ def examine(of: Gymnasium) -> bool:
     try:
         spec = env.spec
         known = spec is not None and (spec.disable_env_checker or str(spec.entry_point).startswith("gymnasium."))
-        if not known:
-            try:
+        try:
+            first = env.reset(seed=0)
+            masks = isinstance(first, tuple) and len(first) == 2 and "action_mask" in first[1]
+            if not known and not masks:  # the checker would take actions that are forbidden
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     check_env(env, skip_render_check=True, skip_close_check=True)
-            except (AssertionError, gymnasium.error.Error, TypeError, ValueError) as error:
-                finding = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-                cure = "mend it, or register it with disable_env_checker=True"
-                raise UserError(f"environment '{of.id}' breaks Gymnasium's contract: {finding}; {cure}") from error
-        discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
-        return discrete and "action_mask" in env.reset(seed=0)[1]
+        except (AssertionError, gymnasium.error.Error, TypeError, ValueError) as error:
+            finding = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            cure = "mend it, or register it with disable_env_checker=True"
+            if "unpack" in finding:
+                cure = "step gives observation, reward, terminated, truncated and info, reset observation and info"
+            raise UserError(f"environment '{of.id}' breaks Gymnasium's contract: {finding}; {cure}") from error
+        if masks and not isinstance(env.action_space, gymnasium.spaces.Discrete):
+            raise UserError(f"'{of.id}' has an action_mask for {env.action_space}: number the actions, or leave it out")
+        return masks
     finally:
         env.close()
 
@@ -266,6 +282,8 @@ class GymnasiumGame:
     def _see(self, obs: Any, info: Any, over: bool, out: Array) -> None:
         """Take an observation over; raises where it is not the announced one, or where no action is allowed."""
         first = self.layout[0]
+        if ("action_mask" in info) != self.masks:
+            raise ValueError("its info must hold an action_mask always or never, of a reset and of every step")
         if first.path:
             from surefoot.envs.spaces import MASK, lay
 
