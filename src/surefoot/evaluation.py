@@ -286,7 +286,7 @@ def evaluate_run(
     """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same.
 
     `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is
-    an MLP or only this process can make the environment, otherwise for all cores.
+    an MLP or perhaps only this process can make the environment, otherwise for all cores.
     """
     if episodes < 1 or not 0 <= seed < 2**63 or ranks < 0:
         raise UserError(f"episodes {episodes}, seed {seed}, ranks {ranks}: allowed are from 1, from 0, from 0")
@@ -310,8 +310,9 @@ def evaluate_run(
     if is_local(env) and ranks > 1:
         raise UserError(f"'{env.id}' can be made in this process alone: for more ranks name module:function")
     cfg = Config.from_json({key: facts[key] for key in ("task", "env", "network")})
-    alone = is_local(env) or isinstance(cfg.network, MLP)  # which plays many games sooner than processes start
-    count = min(ranks or (1 if alone else usable_cores()), episodes)
+    known = isinstance(env, Pong | Atari) or (":" in env.id and not is_local(env))  # to other processes as well
+    many = known and not isinstance(cfg.network, MLP)  # which plays its games sooner than processes start
+    count = min(ranks or (usable_cores() if many else 1), episodes)
     if count == 1:
         return evaluate(policy, env, range(episodes), seed, greedy, progress=progress)
     return _launched(policy, replace(cfg, env=env), episodes, seed, greedy, count, progress)
