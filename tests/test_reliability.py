@@ -614,6 +614,22 @@ def test_a_run_begun_again_before_its_first_checkpoint_has_no_doubles(tmp_path: 
     assert [row["x"] for row in read(tmp_path)] == [2.0, 2.0]
 
 
+def test_tensorboard_hears_of_a_row_within_five_seconds_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(metrics, "time", lambda: now[0])
+    log = metrics.Metrics(tmp_path, 0)
+    log.add({"step": 1, "x": 1.0})
+    assert not (tmp_path / "tb").exists()
+    now[0] += 6
+    log.add({"step": 2, "x": 2.0})
+    (board,) = (tmp_path / "tb").iterdir()
+    size = board.stat().st_size
+    log.close()
+    assert size == board.stat().st_size > 0  # nothing was left to write
+
+
 def test_a_broken_transition_never_enters_the_data() -> None:
     """Rows of a game that raised: what was played before is cut short, what follows is a new episode, all exact."""
     from surefoot.envs import Games

@@ -189,6 +189,7 @@ def test_arguments_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*run, "--env.kwargs", "map_name=8x8", "is_slippery=False"]) == 0
     assert json.loads((tmp_path / "a/config.json").read_text())["config"]["env"]["kwargs"] == list(env.kwargs)
     assert main(["evaluate", str(tmp_path / "a"), "--episodes", "2"]) == 0
+    assert find("HalfCheetah-v5", kwargs=("reset_noise_scale=0.0",)).env.kwargs == ("reset_noise_scale=0.0",)
     capsys.readouterr()
     for wrong, says in (("slippery", "NAME=VALUE"), ("slip=1", "cannot be made with slip=1: .*'slip'")):
         assert main([*run[:3], str(tmp_path / "b"), *call, "--env.kwargs", wrong]) == 2

@@ -91,8 +91,8 @@ def evaluate(
 ) -> Evaluation:
     """Play full games with fresh seeds with the policy of a run or policy file.
 
-    `sticky`: of an Atari console, None for its own; `ranks`: processes, 0 for all cores, but one for an MLP or an
-    environment that only this process can make.
+    `sticky`: of an Atari console, None for its own; `ranks`: processes, 0 for all cores with Atari and module:function
+    with images, else one.
     """
     from surefoot import evaluation
 

@@ -111,7 +111,7 @@ class Evaluate:
     task: str | None = None
     """play this task instead of the policy's own; it must look the same"""
     ranks: int = 0
-    """processes that share the games; 0: one for an MLP, otherwise as many as there are cores"""
+    """processes that share the games; 0: as many as cores for Atari and module:function with images, else one"""
     json: bool = False
     """print one JSON object instead of a table"""
 
@@ -226,7 +226,7 @@ def parse(args: Sequence[str]) -> Command:
             raise UserError(f"{name} needs a task: one of {', '.join(PRESETS)}, or a Gymnasium id")
         task = "pong" if rest[0] in ("-h", "--help") else rest.pop(0)
         given = rest[rest.index("--env.kwargs") + 1 :] if "--env.kwargs" in rest else []
-        kwargs = tuple(itertools.takewhile(lambda text: not text.startswith("--"), given))
+        kwargs = tuple(itertools.takewhile(lambda text: "=" in text and not text.startswith("--"), given))
         default = {"default": TAKES_TASK[name](find(task, kwargs))}
     heard = io.StringIO()
     try:

@@ -201,8 +201,8 @@ def by_spaces(env: Gymnasium) -> Config:
 def find(task: Any, kwargs: tuple[str, ...] = (), **fields: Any) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
-    `kwargs`: what an id or `module:function` that is no preset is made with: its spaces may depend on that. Raises
-    UserError with the nearest names where there is none.
+    `kwargs`: what a Gymnasium id or `module:function` is made with; its spaces may depend on that. Raises UserError
+    with the nearest names where there is none.
     """
     if isinstance(task, Config):
         cfg = task
@@ -222,6 +222,8 @@ def find(task: Any, kwargs: tuple[str, ...] = (), **fields: Any) -> Config:
 
         near = " or ".join(difflib.get_close_matches(task, (*PRESETS, *gymnasium.registry), 3, 0.5) or PRESETS)
         raise UserError(f"there is no task '{task}': did you mean {near}? A Gymnasium id ends in -v and a number")
+    if kwargs and isinstance(cfg.env, Gymnasium):
+        cfg = replace(cfg, env=replace(cfg.env, kwargs=kwargs))
     unknown = set(fields) - set(vars(cfg))
     if unknown:
         raise UserError(f"a Config has no field {', '.join(sorted(unknown))}; it has {', '.join(vars(cfg))}")

@@ -130,10 +130,11 @@ def start(
         if count == 1 or world():
             collecting = gc.isenabled()
             gc.disable()  # while PyTorch loads, which leaves no garbage: a tenth less time
-            from surefoot.runner import run
-
-            if collecting:
-                gc.enable()
+            try:
+                from surefoot.runner import run
+            finally:
+                if collecting:
+                    gc.enable()
             stopped = run(cfg, run_dir, source, quiet, started)
         else:
             order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])

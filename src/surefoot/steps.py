@@ -42,7 +42,7 @@ class AdamSteps:
     def step(self, rate: float) -> None:
         """One step of size `rate`."""
         count, mean, square = self.moments.values()
-        count.fill_(count.item() + 1)  # not `+= 1`: five times as long between calls of NumPy's
+        count.fill_(count.item() + 1)  # not `+= 1`: three times as long between calls of NumPy's
         torch._fused_adam_(  # what torch.optim's Adam comes to: its way there takes longer than an MLP's step
             [self.parameters],
             [self.gradient],
