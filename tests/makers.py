@@ -109,4 +109,24 @@ class Copyless(gymnasium.Wrapper):
         raise TypeError("no copy")
 
 
-Old = type("Old", (), {"__module__": "gym.core", "observation_space": None, "action_space": None})
+class Broken(Catch):
+    """Fails in its first step."""
+
+    def step(self, action: int):
+        raise RuntimeError("no licence")
+
+
+class Old:
+    """Of the Gym package as it was at last."""
+
+    __module__, observation_space, action_space = "gym.core", None, None
+
+    def reset(self, *, seed: int | None = None):
+        return seed, {}
+
+
+class Older(Old):
+    """Before that."""
+
+    def reset(self):
+        return 0

@@ -89,7 +89,7 @@ def test_the_newcomers_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["train", "pong", "--seed", "-3"], "seed is -3"),
         (["train", "pong", "--rate.learning-rate", "nan"], "learning_rate is nan"),
         (["train", "pong", "--objective.epsilon", "-0.1"], "epsilon is -0.1"),
-        (["train", "pong", "--minibatch", "500"], "minibatch is 500"),
+        (["train", "cartpole", "--games", "3"], "allowed is 3, 6, 12, 24, 48, 96, 192: 3 games times a divisor of"),
         (["train", "pong", "--ranks", "3"], "divisors of the 32 games"),
         (["train", "pong", "--ranks", "1", "--device", "warp"], "device 'warp'"),
         (["train", "CartPoel-v1", "--ranks", "1"], "did you mean CartPole-v1"),

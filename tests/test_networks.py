@@ -15,7 +15,7 @@ import surefoot
 from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
-from surefoot.networks import MLP, ImpalaCNN, LessonCNN, Network, SmallCNN
+from surefoot.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
 from surefoot.policy import Palette, Patches, Policy, Residual, flatten
 from surefoot.state import build
 
@@ -73,6 +73,9 @@ def test_the_first_layer_is_a_plain_convolution_of_scaled_pixels() -> None:
     padded = built(ImpalaCNN(), FRAMES, 3).double()
     want = F.conv2d(obs.double() / 255, padded.body[0].weight, padded.body[0].bias, padding=1)
     assert torch.allclose(padded.body[0](padded.prepare(obs)), want, atol=1e-12)
+    exact = built(NatureCNN(), spaces.Box(0, 1, (2, 48, 48)), 3)
+    unit = built(NatureCNN(scale=1), spaces.Box(0, 255, (2, 48, 48), np.uint8), 3)
+    assert torch.equal(exact(images(2)[..., :48, :48].float())[1], unit(images(2)[..., :48, :48])[1])
 
 
 def test_a_residual_unit_adds_to_what_it_is_given() -> None:

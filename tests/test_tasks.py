@@ -131,7 +131,8 @@ def test_masks_are_obeyed_or_refused(
         ("makers:no_such_function", "no environment 'makers:no_such_function'"),
         ("makers:make_vector", "VectorEnv: give a function of num_envs"),
         ("makers:Stranger", "Stranger, which is no gymnasium.Env"),
-        ("makers:Old", "of the old Gym package: pip install 'shimmy"),
+        ("makers:Old", r"of the old Gym package: pip install 'shimmy\[gym-v26\]', .*GymV26Environment-v0"),
+        ("makers:Older", r"pip install 'shimmy\[gym-v21\]', .*GymV21Environment-v0"),
         ("makers:Unseeded", "breaks Gymnasium's contract: .*seed"),
         ("makers:Outside", "breaks Gymnasium's contract: .*observation"),
         ("makers:FourTuple", "breaks Gymnasium's contract: "),
@@ -148,6 +149,11 @@ def test_a_task_that_cannot_be_had_is_one_sentence(
     with pytest.raises(UserError, match=says):
         find(task)
     assert not (tmp_path / "a").exists()
+
+
+def test_an_environment_that_fails_on_trial_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "makers:Broken", "--run-dir", str(tmp_path / "a")]) == 1
+    assert "'makers:Broken' failed on trial: RuntimeError: no licence" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -273,6 +279,8 @@ def test_several_seeds_are_trained_and_summed_up(
     small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = replace(small, eval_episodes=3, total_steps=8 * 16 * 12, seed=4)
+    with pytest.raises(UserError, match="no file"):
+        surefoot.train_seeds(cfg, 2, run_dir=tmp_path / "b", source=tmp_path / "none", ranks=1)
     runs = surefoot.train_seeds(cfg, 2, run_dir=tmp_path / "a", ranks=1)
     assert [run.config.seed for run in runs] == [4, 5]
     facts = json.loads((tmp_path / "a" / "seeds.json").read_text())

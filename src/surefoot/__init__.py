@@ -54,14 +54,21 @@ def train(
 
 
 def train_seeds(
-    task: str | Config, seeds: int = 5, *, run_dir: str | Path = "", ranks: int = 0, quiet: bool = False, **fields: Any
+    task: str | Config,
+    seeds: int = 5,
+    *,
+    run_dir: Path | str | None = None,
+    source: Path | str | None = None,
+    ranks: int = 0,
+    quiet: bool = False,
+    **fields: Any,
 ) -> list[Run]:
     """Train several runs that differ in their seed alone; what they have in common is in `seeds.json`."""
     from surefoot.presets import find
     from surefoot.runs import start_seeds
 
-    where = Path(run_dir) if run_dir else None
-    folder, _ = start_seeds(seeds, find(task, **fields), where, None, quiet, ranks)
+    where, source = Path(run_dir) if run_dir else None, Path(source) if source else None
+    folder, _ = start_seeds(seeds, find(task, **fields), where, source, quiet, ranks)
     return [_read(run) for run in sorted(folder.glob("seed-*"), key=lambda run: int(run.name[5:]))]
 
 

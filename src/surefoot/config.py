@@ -168,12 +168,9 @@ class Config:
         if self.minibatch:
             _check(not self.from_reset, "minibatch", self.minibatch, "0 with from_reset: its rollouts vary in length")
             for horizon in self.horizon:
-                total, parts = self.games * horizon, self.games * horizon // self.minibatch
-                allowed = (
-                    f"a divisor of games x horizon = {total} that leaves every game an equal part of its {horizon}"
-                )
-                fits = parts > 0 and total % self.minibatch == 0 and horizon % parts == 0
-                _check(fits, "minibatch", self.minibatch, allowed)
+                sizes = [self.games * d for d in range(1, horizon + 1) if horizon % d == 0]
+                allowed = f"{', '.join(map(str, sizes))}: {self.games} games times a divisor of the horizon {horizon}"
+                _check(self.minibatch in sizes, "minibatch", self.minibatch, allowed)
 
     def minibatches(self, horizon: int) -> int:
         """Updates in one pass over a rollout."""

@@ -171,14 +171,18 @@ def _convolutional(
 
 
 def _eye(part: Part, step: int, look: Callable[[int], list[nn.Module]]) -> tuple[nn.Module, nn.Sequential]:
-    """What cuts an image into patches, and the convolutions."""
+    """What cuts an image into patches, and the convolutions; floats are seen as they are."""
+    import numpy as np
     from torch import nn
 
     from surefoot.policy import Flat, Patches
 
     size = part.shape if len(part.shape) == 3 else (1, *part.shape)
     last = size[2] < min(size[:2])  # [height, width, channels]
-    return Patches(step, last), nn.Sequential(*look(size[2 if last else 0] * step**2), Flat())
+    first, *others = look(size[2 if last else 0] * step**2)
+    if part.dtype == np.float32:
+        vars(first).update(background=0.0, scale=1.0)
+    return Patches(step, last), nn.Sequential(first, *others, Flat())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from surefoot.errors import UserError, note
+from surefoot.errors import Fault, UserError, note
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,10 +179,11 @@ def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
     if isinstance(env, gymnasium.vector.VectorEnv) and not many:
         raise UserError(f"'{name}' is a VectorEnv: give a function of num_envs that makes one of so many environments")
     if not isinstance(env, gymnasium.vector.VectorEnv if many else gymnasium.Env):
-        kinds = {base.__module__.partition(".")[0] for base in type(env).__mro__}
-        cure = "pip install 'shimmy[gym-v26]', and gymnasium.make('GymV26Environment-v0', env=...) converts it"
         what = "no gymnasium.vector.VectorEnv, though it takes num_envs" if many else "no gymnasium.Env"
-        what = f"of the old Gym package: {cure}" if "gym" in kinds else what
+        if "gym" in {base.__module__.partition(".")[0] for base in type(env).__mro__}:
+            api = "v26" if "seed" in inspect.signature(env.reset).parameters else "v21"
+            cure = f"pip install 'shimmy[gym-{api}]', and gymnasium.make('Gym{api.title()}Environment-v0', env=...)"
+            what = f"of the old Gym package: {cure} converts it"
         raise UserError(f"'{name}' gives {type(env).__name__}, which is {what}")
 
 
@@ -211,6 +212,8 @@ def examine(of: Gymnasium) -> bool:
             if "unpack" in finding:
                 cure = "step gives observation, reward, terminated, truncated and info, reset observation and info"
             raise UserError(f"environment '{of.id}' breaks Gymnasium's contract: {finding}; {cure}") from error
+        except Exception as error:
+            raise Fault(f"environment '{of.id}' failed on trial: {type(error).__name__}: {error}") from error
         if masks and not isinstance(env.action_space, gymnasium.spaces.Discrete):
             raise UserError(f"'{of.id}' has an action_mask for {env.action_space}: number the actions, or leave it out")
         return masks
