@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import surefoot
 from surefoot import policy
 from surefoot.config import AdaptiveRate, Config, LinearRate
 from surefoot.credit import FutureReturn, OverGames
-from surefoot.envs.gym import Gymnasium
-from surefoot.errors import UserError
+from surefoot.envs.gym import Gymnasium, GymnasiumGame
+from surefoot.errors import Fault, UserError
 from surefoot.learn import NAMES, Batch, figures, minibatches, present, update
 from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce
 from surefoot.ranks import Ranks
@@ -113,25 +115,29 @@ def test_an_mlp_plays_and_learns_the_same_in_arrays_and_in_tensors(small: Config
 
 
 def test_numbers_too_small_are_zero_while_learning_and_only_then(
-    small: Config, monkeypatch: pytest.MonkeyPatch
+    small: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Also where the update fails."""
-    tiny, seen = torch.tensor(1e-20), list[float]()
+    """Not while games are played, nor after an update that fails."""
+    tiny, learning, playing = torch.tensor(1e-20), list[float](), list[float]()
 
     def slope(*given):  # type: ignore[no-untyped-def]
-        seen.append(float(tiny * tiny))
-        return given[-1]
+        learning.append(float(tiny * tiny))
+        return given[-1] if len(learning) < 4 else given[-1] + float("nan")
+
+    def step(game, *given):  # type: ignore[no-untyped-def]
+        playing.append(float(tiny * tiny))
+        return played(game, *given)
 
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot")
+    played = GymnasiumGame.step
     monkeypatch.setattr(Reinforce, "slope", slope)
-    cfg = replace(small, objective=Reinforce())
-    state, _, batch = prepared(cfg)
-    update(state, batch, cfg, Ranks())
-    batch.weight[0] = float("nan")
-    with pytest.raises(UserError):
-        update(state, batch, cfg, Ranks())
-    assert seen == [0.0, 0.0]
+    monkeypatch.setattr(GymnasiumGame, "step", step)
+    cfg = replace(small, objective=Reinforce(), epochs=1, minibatch=64)
+    with pytest.raises(Fault, match="not finite"):
+        surefoot.train(cfg, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    assert learning == [0.0] * 4
+    assert min(playing) > 0
     assert float(tiny * tiny) > 0
 
 

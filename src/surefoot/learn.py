@@ -114,16 +114,18 @@ def present(cfg: Config, state: State) -> Config:
 
 @contextmanager
 def flushed() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0: processors take many times as long for them, and units that rest have many."""
+    """Numbers below 1e-38 count as 0: processors take many times as long for them, and units that rest have many.
+
+    Overflows are not warned of: the gradient's norm tells.
+    """
     torch.set_flush_denormal(True)
     try:
-        yield
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
     finally:
         torch.set_flush_denormal(False)
 
 
-@flushed()
-@np.errstate(over="ignore", invalid="ignore")  # the gradient's norm tells
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
     """One step up the mean gain, with objective and regularizer as the Config has them (`present`).
 
@@ -154,7 +156,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         kl += each * float(new.kl(old).sum())
         pieces.append((new.params, logp, piece.logp, error))
     kl = ranks.average(gradient, kl)
-    found = Update(kl, math.sqrt(gradient.dot(gradient)), pieces)
+    flat: Any = gradient if isinstance(batch.obs, Tensor) else gradient.numpy()
+    found = Update(kl, math.sqrt(flat.dot(flat)), pieces)
     if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
@@ -162,7 +165,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
             raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
         return found
     if found.grad_norm > cfg.max_grad_norm:
-        gradient.mul_(cfg.max_grad_norm / found.grad_norm)
+        flat *= cfg.max_grad_norm / found.grad_norm
     state.rate = cfg.rate(state.rate, found.kl, state.progress(cfg))
     state.optimizer.step(state.rate)
     return found

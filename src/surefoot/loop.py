@@ -13,7 +13,7 @@ import torch
 from surefoot.credit import OverBatch
 from surefoot.envs import Episode
 from surefoot.errors import Fault, Interrupted
-from surefoot.learn import Update, figures, minibatches, present, update
+from surefoot.learn import Update, figures, flushed, minibatches, present, update
 from surefoot.noise import Purpose, stream
 from surefoot.rollout import Rollout, collect, with_whom
 from surefoot.running import measure
@@ -80,16 +80,17 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         mine = learners.columns(cfg.games)
         weight, target, spread = weigh(rollout, cfg, state, learners)
         updates, now, asked = list[Update](), present(cfg, state), target
-        for epoch in range(cfg.epochs):
-            if epoch and cfg.recompute:  # the critic has learned since
-                weight, target, _ = weigh(rollout.judged(state.policy), cfg, state, learners)
-            for batch in minibatches(rollout, weight, target, cfg, state.iteration, epoch, mine, arrays):  # [B]
-                updates.append(update(state, batch, now, learners))
-                if updates[-1].kl > cfg.max_kl:  # as all ranks have found
-                    break
-            else:
-                continue
-            break
+        with flushed():
+            for epoch in range(cfg.epochs):
+                if epoch and cfg.recompute:  # the critic has learned since
+                    weight, target, _ = weigh(rollout.judged(state.policy), cfg, state, learners)
+                for batch in minibatches(rollout, weight, target, cfg, state.iteration, epoch, mine, arrays):  # [B]
+                    updates.append(update(state, batch, now, learners))
+                    if updates[-1].kl > cfg.max_kl:  # as all ranks have found
+                        break
+                else:
+                    continue
+                break
         if learners is not ranks:  # alike but for the last bits, where processors are of several kinds
             ranks.follow(state.flat.data)
         stats = figures(updates, state, now, learners)
