@@ -111,7 +111,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     for kind, cfg in KINDS.items():
-        rollout.PIECE = 512 if kind in EVERYTHING else 0
+        rollout.SHARE = 128 if kind in EVERYTHING else 0
         if kind == "control":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
         main(kind, cfg, Path(sys.argv[1]))

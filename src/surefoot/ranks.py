@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -38,12 +39,12 @@ class Ranks:
         if shared is None:
             dist.all_reduce(gradient.div_(self.count))
             return float(self.mean(gradient.new_tensor([number])))
-        board, size = shared.turn(), len(gradient)
-        torch.div(gradient, self.count, out=board[self.rank, :size])
-        board[self.rank, size] = number / self.count
+        board, own = next(shared.boards), gradient.numpy()
+        np.divide(own, self.count, board[self.rank, :-1])
+        board[self.rank, -1] = number / self.count
         shared.meet()  # all have written
-        torch.sum(board[:, :size], 0, out=gradient)
-        return float(board[:, size].sum())
+        board[:, :-1].sum(0, out=own)
+        return float(board[:, -1].sum())
 
     def mean(self, numbers: Tensor) -> Tensor:
         """The ranks' mean of some numbers."""
@@ -100,13 +101,9 @@ class Shared:
 
     def __init__(self, ranks: Ranks, seen: Tensor, dtype: torch.dtype) -> None:
         counters, boards = seen[: ranks.count * self.LINE], seen[ranks.count * self.LINE :]
-        self.boards = itertools.cycle(boards.view(dtype).view(2, ranks.count, -1).unbind())
+        self.boards = itertools.cycle(boards.view(dtype).view(2, ranks.count, -1).numpy())
         self.counters, self.times = counters.numpy().data.cast("q")[:: self.LINE // 8], 0
         self.mine, self.others = ranks.rank, [i for i in range(ranks.count) if i != ranks.rank]
-
-    def turn(self) -> Tensor:
-        """The next board."""
-        return next(self.boards)
 
     def meet(self) -> None:
         """Wait until all ranks are here: microseconds where they come together, which sockets take a hundred of.

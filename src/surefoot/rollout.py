@@ -13,12 +13,13 @@ from torch import Tensor
 
 from surefoot.actions import normal
 from surefoot.envs import Episode
-from surefoot.policy import PIECE
 from surefoot.ranks import Ranks
 
 if TYPE_CHECKING:
     from surefoot.envs import Games
     from surefoot.policy import Policy
+
+SHARE = 128  # rows of a minibatch: what is shorter takes an MLP nearly as long
 
 
 @dataclass
@@ -94,7 +95,7 @@ def with_whom(rollout: Rollout, policy: Policy, minibatch: int, ranks: Ranks) ->
 
     But a small share of an MLP's takes as long as the whole: then each learns from all games by itself, all alike.
     """
-    if ranks.count == 1 or policy.bound is None or minibatch >= ranks.count * PIECE:
+    if ranks.count == 1 or policy.bound is None or minibatch >= ranks.count * SHARE:
         return rollout, ranks
     return rollout.of_all(ranks), Ranks()
 
