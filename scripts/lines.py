@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
 CORE, ALL = 6660, 7210  # what trains; with what stands around it
 CORE_BUDGETS = {
-    "__init__.py": 155, "__main__.py": 10, "errors.py": 30, "cli.py": 330, "config.py": 270, "presets.py": 230,
+    "__init__.py": 155, "__main__.py": 10, "errors.py": 30, "cli.py": 330, "config.py": 270, "presets.py": 235,
     "credit.py": 260, "objectives.py": 200, "networks.py": 225, "policy.py": 500, "actions.py": 290, "arrays.py": 20,
     "envs/__init__.py": 290, "envs/atari.py": 250, "envs/console.py": 160, "envs/gym.py": 335, "envs/spaces.py": 180,
     "envs/vector.py": 110, "noise.py": 70, "rollout.py": 200, "optimizers.py": 60, "steps.py": 95,
