@@ -168,9 +168,11 @@ class Config:
         if self.minibatch:
             _check(not self.from_reset, "minibatch", self.minibatch, "0 with from_reset: its rollouts vary in length")
             for horizon in self.horizon:
-                sizes = [self.games * d for d in range(1, horizon + 1) if horizon % d == 0]
-                allowed = f"{', '.join(map(str, sizes))}: {self.games} games times a divisor of the horizon {horizon}"
-                _check(self.minibatch in sizes, "minibatch", self.minibatch, allowed)
+                parts, rest = divmod(self.games * horizon, self.minibatch)
+                if rest or horizon % parts:
+                    sizes = [str(self.games * d) for d in range(1, min(horizon, 10_000) + 1) if horizon % d == 0]
+                    allowed = f"{', '.join(sizes)}: {self.games} games times a divisor of the horizon {horizon}"
+                    raise UserError(f"minibatch is {self.minibatch}; allowed is {allowed}")
 
     def minibatches(self, horizon: int) -> int:
         """Updates in one pass over a rollout."""

@@ -114,13 +114,10 @@ def present(cfg: Config, state: State) -> Config:
 
 @contextmanager
 def flushed() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0: processors take many times as long for them, and units that rest have many.
-
-    Overflows are not warned of: the gradient's norm tells.
-    """
+    """Numbers below 1e-38 count as 0: processors take many times as long for them, and units that rest have many."""
     torch.set_flush_denormal(True)
     try:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # the gradient's norm tells
             yield
     finally:
         torch.set_flush_denormal(False)
