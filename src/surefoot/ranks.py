@@ -18,6 +18,8 @@ from torch import Tensor
 
 from surefoot.launch import world
 
+ROOM = 1 << 18  # bytes; what is larger goes by sockets, but gradients
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -35,30 +37,41 @@ class Ranks:
         """Replace the gradient, in place, by its mean over the ranks; returns that of the number."""
         if self.count == 1:
             return number
-        shared = memory(self, len(gradient) + 1, gradient.dtype) if gradient.is_cpu else None
+        shared = memory(self, gradient.nbytes + 8) if gradient.is_cpu else None
         if shared is None:
             dist.all_reduce(gradient.div_(self.count))
             return float(self.mean(gradient.new_tensor([number])))
-        board, own = next(shared.boards), gradient.numpy()
-        np.divide(own, self.count, board[self.rank, :-1])
-        board[self.rank, -1] = number / self.count
+        own, size = gradient.numpy(), gradient.nbytes
+        board = next(shared.boards)
+        parts, numbers = board[:, :size].view(own.dtype), board[:, -8:].view(np.float64)
+        np.divide(own, self.count, parts[self.rank])
+        numbers[self.rank] = number / self.count
         shared.meet()  # all have written
-        board[:, :-1].sum(0, out=own)
-        return float(board[:, -1].sum())
+        parts.sum(0, out=own)
+        return float(numbers.sum())
+
+    def everyone(self, numbers: Tensor) -> Tensor:
+        """Every rank's numbers, of the same shape on each: [ranks, ...]."""
+        if self.count == 1:
+            return numbers[None]
+        own = numbers.contiguous()
+        shared = memory(self, ROOM) if own.is_cpu and own.nbytes <= ROOM else None
+        if shared is None:
+            parts = [torch.empty_like(own) for _ in range(self.count)]
+            dist.all_gather(parts, own)
+            return torch.stack(parts)
+        board = next(shared.boards)[:, : own.nbytes]
+        board[self.rank] = own.numpy().reshape(-1).view(np.uint8)
+        shared.meet()
+        return torch.from_numpy(board.copy()).view(own.dtype).view(self.count, *own.shape)
 
     def mean(self, numbers: Tensor) -> Tensor:
         """The ranks' mean of some numbers."""
-        if self.count > 1:
-            dist.all_reduce(numbers := torch.as_tensor(numbers))
-        return numbers / self.count
+        return self.everyone(numbers).sum(0) / self.count
 
     def gather(self, columns: Tensor) -> Tensor:
         """[T, own games] of every rank, side by side: [T, games]."""
-        if self.count == 1:
-            return columns
-        parts = [torch.empty_like(columns) for _ in range(self.count)]
-        dist.all_gather(parts, columns.contiguous())
-        return torch.cat(parts, 1)
+        return torch.cat(self.everyone(columns).unbind(), 1)
 
     def own(self, everything: Tensor) -> Tensor:
         """This rank's columns of [T, games]."""
@@ -66,16 +79,11 @@ class Ranks:
 
     def follow(self, numbers: Tensor) -> None:
         """Make them, in place, rank 0's."""
-        if self.count > 1:
-            dist.broadcast(numbers, 0)
+        numbers.copy_(self.everyone(numbers)[0])
 
     def least(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
-        if self.count == 1:
-            return number
-        tensor = torch.tensor(number)
-        dist.all_reduce(tensor, dist.ReduceOp.MIN)
-        return int(tensor)
+        return int(self.everyone(torch.tensor(number)).min())
 
     def agree(self, decision: bool) -> bool:
         """Whether any rank has decided so."""
@@ -83,25 +91,22 @@ class Ranks:
 
     def share_bytes(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, on every rank."""
-        if self.count == 1:
-            return [data]
-        sizes = self.gather(torch.tensor([[len(data)]]))[0].tolist()
-        padded = torch.zeros(max(sizes), 1, dtype=torch.uint8)
-        padded[: len(data), 0] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return [bytes(part[:size].numpy()) for part, size in zip(self.gather(padded).T, sizes, strict=True)]
+        sizes = self.everyone(torch.tensor(len(data))).tolist()
+        padded = torch.frombuffer(bytearray(data.ljust(max(1, *sizes), b"\0")), dtype=torch.uint8)
+        return [bytes(part[:size].numpy()) for part, size in zip(self.everyone(padded), sizes, strict=True)]
 
 
 class Shared:
-    """Memory that all ranks of one machine see: two boards [ranks, size] that take turns, and a place to meet.
+    """Memory that all ranks of one machine see: two boards [ranks, bytes] that take turns, and a place to meet.
 
     Who writes on a board again has met all others since, at the second one, and so they have read it.
     """
 
     LINE = 64  # bytes that the processors pass to each other at a time: each rank's counter has its own
 
-    def __init__(self, ranks: Ranks, seen: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, ranks: Ranks, seen: Tensor) -> None:
         counters, boards = seen[: ranks.count * self.LINE], seen[ranks.count * self.LINE :]
-        self.boards = itertools.cycle(boards.view(dtype).view(2, ranks.count, -1).numpy())
+        self.boards = itertools.cycle(boards.view(2, ranks.count, -1).numpy())
         self.counters, self.times = counters.numpy().data.cast("q")[:: self.LINE // 8], 0
         self.mine, self.others = ranks.rank, [i for i in range(ranks.count) if i != ranks.rank]
 
@@ -123,7 +128,7 @@ class Shared:
 
 
 @functools.cache
-def memory(ranks: Ranks, size: int, dtype: torch.dtype) -> Shared | None:
+def memory(ranks: Ranks, size: int) -> Shared | None:
     """What the ranks of one machine share; None where they are on several, or it cannot be had.
 
     It has no name: it goes with the processes, however they end.
@@ -132,7 +137,7 @@ def memory(ranks: Ranks, size: int, dtype: torch.dtype) -> Shared | None:
         return None
     if platform.machine() != "x86_64":
         return None
-    size = 2 * ranks.count * size * dtype.itemsize + ranks.count * Shared.LINE
+    size = 2 * ranks.count * (-size // 8 * -8) + ranks.count * Shared.LINE  # whole numbers of 8 bytes
     place, file, seen = torch.tensor([os.getpid(), -1]), -1, None
     if ranks.rank == 0:
         with suppress(OSError):
@@ -143,10 +148,11 @@ def memory(ranks: Ranks, size: int, dtype: torch.dtype) -> Shared | None:
     with suppress(RuntimeError):
         path = "/proc/{}/fd/{}".format(*place.tolist())
         seen = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
-    everywhere = not ranks.agree(seen is None)
+    all_see = torch.tensor(int(seen is not None))
+    dist.all_reduce(all_see, dist.ReduceOp.MIN)
     if file >= 0:
         os.close(file)  # the mapping stays
-    return Shared(ranks, seen, dtype) if seen is not None and everywhere else None
+    return Shared(ranks, seen) if seen is not None and all_see else None
 
 
 def join(timeout: float = 300.0) -> Ranks:
