@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 
 import surefoot
+from surefoot.actions import normal
 from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
@@ -167,8 +168,10 @@ def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces
         flat.grad.fill_(0.5)
         dist, value, _ = policy.judge(obs)
         action = dist.sample(torch.full((7, *policy.draws), 0.3)).detach()
-        acting = torch.from_numpy(policy.acting()(seen.numpy()).params)
-        torch.testing.assert_close(acting, dist.params, rtol=0, atol=1e-12)
+        noise = torch.full((7, *policy.draws), 0.3)
+        drawn = normal(noise) if policy.log_std is not None else noise
+        acting = torch.from_numpy(policy.acting()(seen.numpy(), drawn.numpy()))
+        torch.testing.assert_close(acting, dist.sample(noise), rtol=0, atol=1e-12)
         if way == "autograd":
             (dist.log_prob(action) * value).sum().backward()
         else:

@@ -14,4 +14,4 @@ Array = Any
 
 def namespace(x: Array) -> Any:
     """The module whose functions work on `x`: torch or numpy, alike in the names and arguments that are used here."""
-    return sys.modules[type(x).__module__.partition(".")[0]]
+    return sys.modules["numpy" if type(x).__module__ == "numpy" else "torch"]

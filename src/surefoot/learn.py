@@ -174,7 +174,7 @@ def figures(updates: Sequence[Update], state: State, cfg: Config, ranks: Ranks) 
     epsilon = cfg.objective.epsilon if isinstance(cfg.objective, ClippedSurrogate) else 0.2
     pieces = (piece for found in updates for piece in found.pieces)
     joined = (torch.as_tensor(namespace(some[0]).concatenate(some)) for some in zip(*pieces, strict=True))
-    params, logp, logp_old, error = (x.view(len(updates), -1, *x.shape[1:]) for x in joined)
+    params, logp, logp_old, error = (x.reshape(len(updates), -1, *x.shape[1:]) for x in joined)
     ratio = (logp - logp_old).exp()
     drift, entropy = (ratio - 1).abs(), state.policy.distribution(params, known=True).entropy()
     samples = torch.stack((clipped(ratio, epsilon), entropy, error, drift, ratio, ratio.square()))

@@ -144,10 +144,11 @@ class Moments(nn.Module):
         self.register_buffer("factor", torch.ones(size), persistent=False)
         self.register_buffer("shift", torch.zeros(size), persistent=False)
         self.register_load_state_dict_post_hook(lambda module, _: module.refresh())  # type: ignore[no-untyped-call]
+        self.refresh()
 
     def forward(self, x: Array) -> Array:
         """[B, size] to [B, size], nowhere beyond LIMIT."""
-        factor, shift = like(x, self.factor), like(x, self.shift)
+        factor, shift = self.arrays if isinstance(x, np.ndarray) else (self.factor, self.shift)
         return (x * factor + shift).clip(-self.LIMIT, self.LIMIT)
 
     def take(self, count: Tensor, mean: Tensor, square: Tensor) -> None:
@@ -163,6 +164,7 @@ class Moments(nn.Module):
             factor = (self.square / self.count + 1e-8).rsqrt()
             self.factor.copy_(factor)
             self.shift.copy_(-self.mean * factor)
+        self.arrays = self.factor.numpy(force=True), self.shift.numpy(force=True)
 
 
 def part_of(row: Tensor, part: Part) -> Tensor:
@@ -280,7 +282,7 @@ class Policy(nn.Module):
         self.log_std = nn.Parameter(torch.full((head.outputs,), math.log(std))) if gaussian else None
         """of a DiagonalGaussian, the same wherever it is"""
         self.bound: Any = None
-        """an MLP's parameters and gradients as arrays: of each layer, of the actor, of the critic"""
+        """an MLP's parameters and gradients as arrays: of each layer, of the actor, of the critic, of log_std"""
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""
 
@@ -331,21 +333,28 @@ class Policy(nn.Module):
         features, own = features if self.pairs else (features, features)
         return self.actor(features), features.new_zeros(len(x)) if self.critic is None else self.critic(own)[:, 0]
 
-    def acting(self) -> Callable[[NDArray[Any]], Distribution] | None:
-        """For an MLP on the processor: observations to the distribution alone, by the actor's layers alone."""
+    def acting(self) -> Callable[[Array, Array], Array] | None:
+        """For an MLP on the processor: observations and noise to actions, by the actor's layers alone.
+
+        The noise is uniform, or `normal` where actions are continuous. Between two steps of environments each call
+        finds the caches cold: there are as few as can be.
+        """
         if self.bound is None:
             return None
-        hidden, (weight, bias, *_), _ = self.bound
+        hidden, (weight, bias, *_), _, spread = self.bound
         layers = [(np.ascontiguousarray(w[0].T), b[0]) for w, b, _, _ in hidden]
-        top = np.ascontiguousarray(weight.T)
+        top, prepare, masks = np.ascontiguousarray(weight.T), self.prepare.forward, self.masks
+        sigma = np.exp(spread[0]) if spread else None
 
-        def act(obs: NDArray[Any]) -> Distribution:
-            x, allowed = self._see(self.prepare.forward(obs))
+        def act(obs: Array, noise: Array) -> Array:
+            x, allowed = self._see(prepare(obs)) if masks else (prepare(obs), None)
             for w, b in layers:
                 x = x @ w
                 x += b
                 np.tanh(x, x)
-            return self._choose(x @ top + bias, allowed)
+            x = x @ top
+            x += bias
+            return self._choose(x, allowed).sample(noise) if sigma is None else x + sigma * noise
 
         return act
 
@@ -361,9 +370,10 @@ class Policy(nn.Module):
 
         def pull(slope: Array, value_slope: Array) -> None:
             if self.log_std is not None:
-                size = len(self.log_std)
-                spread, slope = slope[:, size:].sum(0), slope[:, :size]
-                like(spread, _grad(self.log_std))[...] += spread
+                size = out.shape[1]
+                down = self.bound[3][1] if isinstance(slope, np.ndarray) else _grad(self.log_std)
+                down += slope[:, size:].sum(0)
+                slope = slope[:, :size]
             back(slope.reshape(out.shape), value_slope)
 
         return self._choose(out, allowed), value, pull
@@ -376,7 +386,8 @@ class Policy(nn.Module):
             parameters = ((p.weight, p.bias, _grad(p.weight), _grad(p.bias)) for p in layers)
             *hidden, actor, critic = ([x.detach().numpy() for x in some] for some in parameters)
             pairs = [(w, b.reshape(2, -1), dw, db.reshape(2, -1)) for w, b, dw, db in hidden]
-            self.bound = pairs, actor, critic
+            spread = None if self.log_std is None else (self.log_std.detach().numpy(), _grad(self.log_std).numpy())
+            self.bound = pairs, actor, critic, spread
 
     def _layers(self, x: Tensor) -> tuple[Array, Array, Callable[[Array, Array], None]]:
         """`_heads`, and the way back, by autograd."""
@@ -392,7 +403,7 @@ class Policy(nn.Module):
     def _pairs(self, x: NDArray[Any]) -> tuple[Array, Array, Callable[[Array, Array], None]]:
         """The same of an MLP's arrays."""
         assert self.bound is not None
-        hidden, actor, critic = self.bound
+        hidden, actor, critic, _ = self.bound
         seen = [x]
         for w, b, _, _ in hidden:
             x = np.matmul(x, np.ascontiguousarray(w.mT))  # a sixth faster, the copy included
@@ -432,7 +443,7 @@ class Policy(nn.Module):
         if allowed is not None:
             out = xp.where(allowed, out, FORBIDDEN)
         elif self.log_std is not None:
-            out = xp.concatenate((out, xp.broadcast_to(like(out, self.log_std), out.shape)), -1)
+            out = DiagonalGaussian.joined(out, self.bound[3][0] if isinstance(out, np.ndarray) else self.log_std)
         dist: Distribution = self.distribution(out[:, 0] if self.distribution is Bernoulli else out)
         return dist
 

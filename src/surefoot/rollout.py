@@ -132,14 +132,14 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act else draws.unbind()
 
     def decide(t: int) -> Any:
-        dist: Any
         if act:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
-            dist = act(obs[t])
+            taken = actions[t] = act(obs[t], draws[t])
         else:
             prepared[t] = policy.prepare(rows[t].to(device))
+            dist: Any
             dist, values[t], _ = policy.judge(prepared[t])
             params[t] = dist.params
-        taken = actions[t] = dist.at(draws[t]) if continuous else dist.sample(draws[t])
+            taken = actions[t] = dist.at(draws[t]) if continuous else dist.sample(draws[t])
         if taken.ndim == 1:
             return taken.tolist()
         return taken if act else taken.cpu().numpy()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from surefoot.arrays import Array
 from surefoot.credit import ScaledReward, discounted_sum
 from surefoot.policy import Vector
 
@@ -17,11 +20,12 @@ if TYPE_CHECKING:
     from surefoot.state import State
 
 
-def merge(count: Tensor, mean: Tensor, square: Tensor, more: int, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of everything, from those of `count` samples and those of every game, `more` samples each, in order.
+def merge(known: Iterable[Array], more: int, parts: Array) -> tuple[Array, Array, Array]:
+    """Moments of everything, from those that are `known` and those of every game, `more` samples each, in order.
 
-    `mean` and `square`, sum of (x - mean)^2, [K]; `parts` [N, 2, K], each game's. Source: Chan et al. 1983.
+    Moments are count [], mean and sum of (x - mean)^2, [K]; `parts` [N, 2, K], each game's. Source: Chan et al. 1983.
     """
+    count, mean, square = known
     for their_mean, their_square in parts:
         total, gap = count + more, their_mean - mean
         mean = mean + gap * (more / total)
@@ -30,17 +34,15 @@ def merge(count: Tensor, mean: Tensor, square: Tensor, more: int, parts: Tensor)
     return count, mean, square
 
 
-def of_games(x: Tensor, ranks: Ranks) -> Tensor:
+def of_games(x: Tensor, ranks: Ranks) -> Array:
     """Every game's own moments, of all ranks: `x` [T, own games, K] to [games, 2, K] in double precision.
 
-    One game at a time, so that its bits do not depend on how many share its rank.
+    Game by game in memory, so that its bits do not depend on how many share its rank.
     """
-    found = []
-    for game in x.double().unbind(1):
-        game = game.contiguous()
-        mean = game.mean(0)
-        found.append(torch.cat((mean, (game - mean).square().sum(0))))
-    return ranks.gather(torch.stack(found, 1)).T.view(-1, 2, x.shape[2])
+    games = x.transpose(0, 1).double().contiguous().numpy(force=True)
+    mean = games.mean(1)
+    found = np.concatenate((mean, np.square(games - mean[:, None]).sum(1)), 1)
+    return ranks.gather(torch.from_numpy(found.T)).T.reshape(-1, 2, x.shape[2]).numpy()
 
 
 def past_return(reward: Tensor, ended: Tensor, gamma: float, carry: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,10 +63,11 @@ def measure(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
     for layer in state.policy.modules():
         if isinstance(layer, Vector) and layer.moments is not None:
             x = layer.numbers(rollout.obs.flatten(0, 1)).view(horizon, n, -1)
-            seen, parts = layer.moments, of_games(x, ranks).to(layer.moments.mean.device)
-            seen.take(*merge(seen.count, seen.mean, seen.square, horizon, parts))
+            seen = layer.moments
+            known = (moment.numpy(force=True) for moment in (seen.count, seen.mean, seen.square))
+            seen.take(*map(torch.as_tensor, merge(known, horizon, of_games(x, ranks))))
     if isinstance(cfg.reward, ScaledReward):
         past, state.carry = past_return(rollout.reward.cpu(), rollout.ended.cpu(), cfg.credit.gamma, state.carry)
-        before, mean, square = (torch.tensor([x], dtype=torch.float64) for x in state.returns)
-        total, mean, square = merge(before, mean, square, horizon, of_games(past[..., None], ranks))
-        state.returns = float(total), float(mean), float(square)
+        known = (np.array([x]) for x in state.returns)
+        total, mean, square = merge(known, horizon, of_games(past[..., None], ranks))
+        state.returns = float(total[0]), float(mean[0]), float(square[0])

@@ -149,5 +149,6 @@ def translator(space: spaces.Space[Any]) -> Callable[[Any], Any] | None:
         raise UserError(f"actions are {space}: its bounds must be finite, the lower ones below; {cure}")
     middle, half = ((high + low) / 2).reshape(-1), ((high - low) / 2).reshape(-1)
     if (middle == 0).all() and (half == 1).all() and len(shape or ()) == 1:
-        return lambda action: np.asarray(action, space.dtype).clip(-1.0, 1.0)
+        lower, upper = space.low.reshape(-1), space.high.reshape(-1)  # minimum and maximum take half of clip's time
+        return lambda action: np.minimum(np.maximum(np.asarray(action, space.dtype), lower), upper)
     return lambda action: (middle + half * np.clip(action, -1.0, 1.0)).astype(space.dtype).reshape(shape)
