@@ -179,6 +179,11 @@ def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces
             with torch.no_grad():
                 dist, value, pull = policy.traced(given)
                 pull(dist.score(taken, value), dist.log_prob(taken))
+                added = flat.grad.clone()
+                flat.grad.fill_(float("nan"))  # as after an update that was skipped
+                policy.traced(given)[2](dist.score(taken, value), dist.log_prob(taken), add=False)
+                torch.testing.assert_close(flat.grad + 0.5, added, rtol=0, atol=1e-12)
+                flat.grad.copy_(added)
         gradients.append(flat.grad.clone())
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=0, atol=1e-12)

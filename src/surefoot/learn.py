@@ -129,8 +129,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
     The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Where its gradient is not finite nothing is
     changed: the update is skipped `cfg.skip_updates` times a run, then Fault is raised.
     """
-    objective, bonus, gradient, policy = cfg.objective, cfg.regularizer, state.gradient, state.policy
-    gradient.zero_()
+    objective, bonus, policy = cfg.objective, cfg.regularizer, state.policy
+    gradient: Any = policy.bound.gradient if policy.bound else state.gradient
     state.games.pulse.rest()
     if isinstance(cfg.normalize, OverMinibatch):
         batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.mean))
@@ -149,12 +149,11 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
             steep = clipped_value_slope(value, piece.value, piece.target, cfg.value_clip)
         else:
             error, steep = value_loss(value, piece.target), value_slope(value, piece.target)
-        pull(down, steep * (cfg.value_coef * each))
+        pull(down, steep * (cfg.value_coef * each), add=bool(pieces))
         kl += each * float(new.kl(old).sum())
         pieces.append((new.params, logp, piece.logp, error))
     kl = ranks.average(gradient, kl)
-    flat: Any = gradient if isinstance(batch.obs, Tensor) else gradient.numpy()
-    found = Update(kl, math.sqrt(flat.dot(flat)), pieces)
+    found = Update(kl, math.sqrt(gradient.dot(gradient)), pieces)
     if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
@@ -162,7 +161,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
             raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
         return found
     if found.grad_norm > cfg.max_grad_norm:
-        flat *= cfg.max_grad_norm / found.grad_norm
+        gradient *= cfg.max_grad_norm / found.grad_norm
     state.rate = cfg.rate(state.rate, found.kl, state.progress(cfg))
     state.optimizer.step(state.rate)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -254,6 +254,18 @@ class Pair(nn.Module):
         return f"2 x {self.weight.shape[2]} to {self.weight.shape[1]}"
 
 
+class Bound(NamedTuple):
+    """An MLP's parameters as arrays, each with its gradient: weight, bias, and theirs."""
+
+    hidden: Sequence[tuple[NDArray[Any], ...]]
+    actor: tuple[NDArray[Any], ...]
+    critic: tuple[NDArray[Any], ...]
+    log_std: tuple[NDArray[Any], ...]
+    """() where actions are not continuous"""
+    gradient: NDArray[Any]
+    """of all of them, flat"""
+
+
 class Policy(nn.Module):
     """prepare -> body -> features -> (policy distribution, value).
 
@@ -281,8 +293,7 @@ class Policy(nn.Module):
         gaussian = head.distribution is DiagonalGaussian
         self.log_std = nn.Parameter(torch.full((head.outputs,), math.log(std))) if gaussian else None
         """of a DiagonalGaussian, the same wherever it is"""
-        self.bound: Any = None
-        """an MLP's parameters and gradients as arrays: of each layer, of the actor, of the critic, of log_std"""
+        self.bound: Bound | None = None
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""
 
@@ -341,10 +352,10 @@ class Policy(nn.Module):
         """
         if self.bound is None:
             return None
-        hidden, (weight, bias, *_), _, spread = self.bound
-        layers = [(np.ascontiguousarray(w[0].T), b[0]) for w, b, _, _ in hidden]
+        layers = [(np.ascontiguousarray(w[0].T), b[0]) for w, b, _, _ in self.bound.hidden]
+        weight, bias, *_ = self.bound.actor
         top, prepare, masks = np.ascontiguousarray(weight.T), self.prepare.forward, self.masks
-        sigma = np.exp(spread[0]) if spread else None
+        sigma = np.exp(self.bound.log_std[0]) if self.bound.log_std else None
 
         def act(obs: Array, noise: Array) -> Array:
             x, allowed = self._see(prepare(obs)) if masks else (prepare(obs), None)
@@ -358,8 +369,8 @@ class Policy(nn.Module):
 
         return act
 
-    def traced(self, prepared: Array) -> tuple[Distribution, Array, Callable[[Array, Array], None]]:
-        """`judge` for learning: distribution and value, and what adds to the parameters' gradients.
+    def traced(self, prepared: Array) -> tuple[Distribution, Array, Callable[..., None]]:
+        """`judge` for learning: distribution and value, and what adds to the parameters' gradients, or sets them.
 
         It is given the loss's gradient by the distribution's numbers, as `score` has it, and by the values. From there
         on autograd goes back through a network; but an MLP's layers are so small that its notes would take longer than
@@ -368,42 +379,43 @@ class Policy(nn.Module):
         x, allowed = self._see(prepared)
         out, value, back = self._pairs(x) if isinstance(x, np.ndarray) else self._layers(x)
 
-        def pull(slope: Array, value_slope: Array) -> None:
+        def pull(slope: Array, value_slope: Array, add: bool = True) -> None:
+            size = out.shape[1]
+            back(slope.reshape(out.shape) if self.log_std is None else slope[:, :size], value_slope, add)
             if self.log_std is not None:
-                size = out.shape[1]
-                down = self.bound[3][1] if isinstance(slope, np.ndarray) else _grad(self.log_std)
-                down += slope[:, size:].sum(0)
-                slope = slope[:, :size]
-            back(slope.reshape(out.shape), value_slope)
+                down = self.bound.log_std[1] if self.bound and isinstance(slope, np.ndarray) else _grad(self.log_std)
+                down[...] = slope[:, size:].sum(0) + (down if add else 0)
 
         return self._choose(out, allowed), value, pull
 
-    def bind(self) -> None:
+    def bind(self, gradient: Tensor) -> None:
         """Take hold of an MLP's parameters and gradients as arrays; `flatten` has just moved them."""
         self.bound = None
-        if self.pairs and self.actor.weight.is_cpu:
+        if self.pairs and gradient.is_cpu:
             layers: tuple[Any, ...] = (*self.pairs, self.actor, self.critic)
             parameters = ((p.weight, p.bias, _grad(p.weight), _grad(p.bias)) for p in layers)
-            *hidden, actor, critic = ([x.detach().numpy() for x in some] for some in parameters)
+            *hidden, actor, critic = (tuple(x.detach().numpy() for x in some) for some in parameters)
             pairs = [(w, b.reshape(2, -1), dw, db.reshape(2, -1)) for w, b, dw, db in hidden]
-            spread = None if self.log_std is None else (self.log_std.detach().numpy(), _grad(self.log_std).numpy())
-            self.bound = pairs, actor, critic, spread
+            log_std = () if self.log_std is None else (self.log_std.detach().numpy(), _grad(self.log_std).numpy())
+            self.bound = Bound(pairs, actor, critic, log_std, gradient.numpy())
 
-    def _layers(self, x: Tensor) -> tuple[Array, Array, Callable[[Array, Array], None]]:
+    def _layers(self, x: Tensor) -> tuple[Array, Array, Callable[..., None]]:
         """`_heads`, and the way back, by autograd."""
         with torch.enable_grad():
             ends = self._heads(x)
 
-        def back(*slopes: Tensor) -> None:
+        def back(slope: Tensor, value_slope: Tensor, add: bool) -> None:
+            for parameter in () if add else self.parameters():
+                _grad(parameter).zero_()
             count = sum(end.requires_grad for end in ends)  # without a critic, one
-            torch.autograd.backward(ends[:count], slopes[:count])
+            torch.autograd.backward(ends[:count], (slope, value_slope)[:count])
 
         return ends[0].detach(), ends[1].detach(), back
 
-    def _pairs(self, x: NDArray[Any]) -> tuple[Array, Array, Callable[[Array, Array], None]]:
+    def _pairs(self, x: NDArray[Any]) -> tuple[Array, Array, Callable[..., None]]:
         """The same of an MLP's arrays."""
         assert self.bound is not None
-        hidden, actor, critic, _ = self.bound
+        hidden, actor, critic = self.bound[:3]
         seen = [x]
         for w, b, _, _ in hidden:
             x = np.matmul(x, np.ascontiguousarray(w.mT))  # a sixth faster, the copy included
@@ -411,17 +423,23 @@ class Policy(nn.Module):
             seen.append(np.tanh(x, x))
         ones = np.ones(x.shape[1], x.dtype)
 
-        def back(slope: NDArray[Any], value_slope: NDArray[Any]) -> None:
+        def back(slope: NDArray[Any], value_slope: NDArray[Any], add: bool) -> None:
+            def put(gradient: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> None:
+                if add:
+                    gradient += a @ b
+                else:
+                    np.matmul(a, b, gradient)
+
             both = np.empty_like(x)
             for (_, _, dw, db), by, last in zip((actor, critic), (slope, value_slope[:, None]), x, strict=True):
-                dw += by.T @ last
-                db += ones @ by
+                put(dw, by.T, last)
+                put(db, ones, by)
             np.matmul(slope, actor[0], both[0])
             np.multiply(value_slope[:, None], critic[0], both[1])
             for i, (w, _, dw, db) in reversed(list(enumerate(hidden))):
                 both *= 1 - seen[i + 1] * seen[i + 1]
-                dw += both.mT @ seen[i]
-                db += ones @ both
+                put(dw, both.mT, seen[i])
+                put(db, ones, both)
                 if i:
                     both = both @ w
 
@@ -434,7 +452,7 @@ class Policy(nn.Module):
             prepared, allowed = prepared[:, : -self.masks], prepared[:, -self.masks :] > 0
         if isinstance(prepared, np.ndarray):
             assert self.bound is not None
-            return prepared.astype(self.bound[1][0].dtype, copy=False), allowed
+            return prepared.astype(self.bound.gradient.dtype, copy=False), allowed
         return prepared if prepared.dtype == torch.uint8 else prepared.to(self.actor.weight.dtype), allowed
 
     def _choose(self, out: Array, allowed: Array | None) -> Distribution:
@@ -443,7 +461,8 @@ class Policy(nn.Module):
         if allowed is not None:
             out = xp.where(allowed, out, FORBIDDEN)
         elif self.log_std is not None:
-            out = DiagonalGaussian.joined(out, self.bound[3][0] if isinstance(out, np.ndarray) else self.log_std)
+            own = self.bound.log_std[0] if self.bound and isinstance(out, np.ndarray) else self.log_std
+            out = DiagonalGaussian.joined(out, own)
         dist: Distribution = self.distribution(out[:, 0] if self.distribution is Bernoulli else out)
         return dist
 
@@ -500,5 +519,5 @@ def flatten(policy: Policy) -> nn.Parameter:
         end = start + p.numel()
         p.data, p.grad = flat.data[start:end].view_as(p), flat.grad[start:end].view_as(p)
         start = end
-    policy.bind()
+    policy.bind(flat.grad)
     return flat

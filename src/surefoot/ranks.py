@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from surefoot.arrays import Array
 from surefoot.launch import world
 
 ROOM = 1 << 18  # bytes; what is larger goes by sockets, but gradients
@@ -33,15 +34,16 @@ class Ranks:
         share = games // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def average(self, gradient: Tensor, number: float) -> float:
+    def average(self, gradient: Array, number: float) -> float:
         """Replace the gradient, in place, by its mean over the ranks; returns that of the number."""
         if self.count == 1:
             return number
-        shared = memory(self, gradient.nbytes + 8) if gradient.is_cpu else None
+        tensor = torch.as_tensor(gradient)
+        shared = memory(self, tensor.nbytes + 8) if tensor.is_cpu else None
         if shared is None:
-            dist.all_reduce(gradient.div_(self.count))
-            return float(self.mean(gradient.new_tensor([number])))
-        own, size = gradient.numpy(), gradient.nbytes
+            dist.all_reduce(tensor.div_(self.count))
+            return float(self.mean(tensor.new_tensor([number])))
+        own, size = tensor.numpy(), tensor.nbytes
         board = next(shared.boards)
         parts, numbers = board[:, :size].view(own.dtype), board[:, -8:].view(np.float64)
         np.divide(own, self.count, parts[self.rank])
