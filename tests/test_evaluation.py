@@ -214,13 +214,13 @@ def test_how_many_processes_share_the_episodes(tmp_path: Path, monkeypatch: pyte
     here = Evaluation([0.0], [1], False, 0, 0.0)
     monkeypatch.setattr(evaluation, "usable_cores", lambda: 3)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: here)
-    monkeypatch.setattr(evaluation, "_launched", lambda *how: how[5])
+    monkeypatch.setattr(evaluation, "dealt", lambda *how: [[[0.0], [1]]] * how[4])
     local = policy_file(describe(lambda: makers.Image()), tmp_path / "local", NatureCNN())
     image = policy_file(Gymnasium("makers:Image"), tmp_path / "image", NatureCNN())
     vector = policy_file(Gymnasium("CartPole-v1"), tmp_path / "vector")
     found = [evaluate_run(file) for file in (local, image, vector)]
-    assert found == [here, 3, here]
-    assert [evaluate_run(image, 2), evaluate_run(image, ranks=1), evaluate_run(vector, ranks=5)] == [2, here, 5]
+    found += [evaluate_run(image, 2), evaluate_run(image, ranks=1), evaluate_run(vector, ranks=5)]
+    assert [len(result.scores) for result in found] == [1, 3, 1, 2, 1, 5]
     with pytest.raises(UserError, match="in this process alone"):
         evaluate_run(local, ranks=2)
 

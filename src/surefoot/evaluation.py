@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
-import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,11 +23,12 @@ from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import is_local
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
-from surefoot.launch import die_with_launcher, launch, leave, leave_because, usable_cores
+from surefoot.launch import usable_cores
 from surefoot.networks import MLP
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 from surefoot.ranks import Ranks
+from surefoot.shares import dealt
 
 Array = NDArray[np.float64]
 BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training
@@ -315,68 +312,9 @@ def evaluate_run(
     count = min(ranks or (usable_cores() if many else 1), episodes)
     if count == 1:
         return evaluate(policy, env, range(episodes), seed, greedy, progress=progress)
-    return _launched(policy, replace(cfg, env=env), episodes, seed, greedy, count, progress)
-
-
-def _launched(
-    policy: Policy,
-    cfg: Config,
-    episodes: int,
-    seed: int,
-    greedy: bool,
-    count: int,
-    progress: Callable[[int], None] | None,
-) -> Evaluation:
-    """Evaluate with `count` processes, each playing its share of the episodes; the result is whole."""
-    start = perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "policy").write_bytes(policy_bytes(policy, cfg, 0))  # the run's own file may change meanwhile
-        order = json.dumps([folder, episodes, seed, greedy, sys.path])
-        try:
-            with _counting(Path(folder, "played"), progress):
-                launch([sys.executable, "-m", "surefoot.evaluation", order], count, 1, math.inf)
-        except UserError as error:
-            if isinstance(error, Fault):
-                raise
-            raise UserError(f"{error}; ranks=1 plays in this process, where it can be had") from error
-        parts = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(count)]
-    scores, lengths = _in_order(parts)
+    start, cfg = perf_counter(), replace(cfg, env=env)
+    scores, lengths = _in_order(dealt(policy_bytes(policy, cfg, 0), episodes, seed, greedy, count, progress))
     return _of(cfg.env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
-
-
-@contextmanager
-def _counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[None]:
-    """While it is open, a thread says how many games have been played: `played` has a byte for each."""
-    played.touch()
-    over = threading.Event()
-
-    def look() -> None:
-        ended = False
-        while progress and not ended:
-            ended = over.wait(0.2)
-            progress(played.stat().st_size)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _play_share(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
-    """Be one of the processes of `_launched`."""
-    torch.set_num_threads(1)
-    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    policy, env, _ = load_policy(folder / "policy")
-    with open(folder / "played", "ab", buffering=0) as played:
-
-        def progress(_: int) -> None:
-            played.write(b".")
-
-        part = evaluate(policy, env, range(rank, episodes, count), seed, greedy, progress=progress)
-    (folder / str(rank)).write_text(json.dumps([part.scores, part.lengths]))
 
 
 @contextmanager
@@ -412,14 +350,3 @@ def print_evaluation(result: Evaluation, as_json: bool) -> None:
     extent = f"from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f}"
     print(f"  {'median':<18}  {facts['median']:.2f}   ({extent})")
     print(f"  {'length':<18}  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")
-
-
-if __name__ == "__main__":  # one of the processes that share an evaluation, as `evaluate_run` launches them
-    die_with_launcher()
-    where, episodes, seed, greedy, paths = json.loads(sys.argv[1])
-    sys.path += [path for path in paths if path not in sys.path]  # what our launcher can import we can
-    try:
-        _play_share(Path(where), episodes, seed, greedy)
-        leave(0)
-    except UserError as mistake:
-        leave_because(mistake)

@@ -78,7 +78,7 @@ PONG = Config(
     credit=GAE(gamma=0.99, lam=0.95),
     objective=ClippedSurrogate(epsilon=0.2),
     regularizer=Entropy(coefficient=0.01, end_factor=0.0, until=0.75),
-    epochs=2,
+    epochs=3,
     minibatch=1024,
     rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=1e-2),
     optimizer=Muon(),
@@ -129,7 +129,6 @@ BREAKOUT = replace(
     network=SmallCNN(background=0.0, scale=255.0),
     reward=SignReward(),
     regularizer=Entropy(coefficient=0.01, end_factor=0.0),
-    epochs=3,
     rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.01, end_factor=0.2, cap=1e-2),
     total_steps=6_299_648,
 )
