@@ -1,0 +1,87 @@
+"""The episodes of one evaluation, dealt out to processes: how these are launched, and what each of them does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from surefoot.errors import Fault, UserError
+from surefoot.launch import die_with_launcher, launch, leave, leave_because
+
+
+def dealt(
+    policy: bytes, episodes: int, seed: int, greedy: bool, count: int, progress: Callable[[int], None] | None
+) -> list[list[list[Any]]]:
+    """Scores and lengths from each of `count` processes, of which k plays episodes k, k + count, and so on.
+
+    `policy`: a policy file's bytes, since the run's own file may change meanwhile.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "policy").write_bytes(policy)
+        order = json.dumps([folder, episodes, seed, greedy, sys.path])
+        try:
+            with counting(Path(folder, "played"), progress):
+                launch([sys.executable, "-m", "surefoot.shares", order], count, 1, math.inf)
+        except UserError as error:
+            if isinstance(error, Fault):
+                raise
+            raise UserError(f"{error}; ranks=1 plays in this process, where it can be had") from error
+        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(count)]
+
+
+@contextmanager
+def counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[None]:
+    """While it is open, a thread says how many games have been played: `played` has a byte for each."""
+    played.touch()
+    over = threading.Event()
+
+    def look() -> None:
+        ended = False
+        while progress and not ended:
+            ended = over.wait(0.2)
+            progress(played.stat().st_size)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
+    """Be one of the processes."""
+    import torch
+
+    from surefoot.evaluation import evaluate, load_policy
+
+    torch.set_num_threads(1)
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    policy, env, _ = load_policy(folder / "policy")
+    with open(folder / "played", "ab", buffering=0) as played:
+
+        def progress(_: int) -> None:
+            played.write(b".")
+
+        part = evaluate(policy, env, range(rank, episodes, count), seed, greedy, progress=progress)
+    (folder / str(rank)).write_text(json.dumps([part.scores, part.lengths]))
+
+
+if __name__ == "__main__":
+    die_with_launcher()
+    where, episodes, seed, greedy, paths = json.loads(sys.argv[1])
+    sys.path += [path for path in paths if path not in sys.path]  # what our launcher can import we can
+    try:
+        play(Path(where), episodes, seed, greedy)
+        leave(0)
+    except UserError as mistake:
+        leave_because(mistake)
