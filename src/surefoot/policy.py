@@ -22,11 +22,6 @@ PIECE = 512  # rows; what fits the cache is judged and learned from twice as fas
 KEPT = 1 << 25  # bytes; what is larger the C library takes from the system, and gives back, every time
 
 
-def like(x: Array, tensor: Tensor) -> Array:
-    """`tensor` as an array of the kind of `x`, in the same memory."""
-    return tensor if isinstance(x, Tensor) else tensor.detach().numpy()
-
-
 class Palette(nn.Module):
     """A float for each of 256 palette indices: exact colours from uint8 observations."""
 
