@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-CORE, ALL = 6740, 7290  # what trains; with what stands around it
+CORE, ALL = 6750, 7300  # what trains; with what stands around it
 CORE_BUDGETS = {
     "__init__.py": 155, "__main__.py": 10, "errors.py": 30, "cli.py": 330, "config.py": 270, "presets.py": 235,
     "credit.py": 260, "objectives.py": 200, "networks.py": 225, "policy.py": 525, "actions.py": 310, "arrays.py": 20,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from surefoot.errors import UserError
 from surefoot.files import checkpoints
 from surefoot.launch import choose_ranks, launch, usable_cores
 from surefoot.metrics import read
-from surefoot.ranks import Ranks
+from surefoot.ranks import Ranks, Shared
 from surefoot.state import initial, look
 from twin import EVERYTHING
 
@@ -32,14 +34,28 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "control", "whole"])
+def test_a_rank_that_is_gone_or_late_is_not_waited_for() -> None:
+    ranks = Ranks(0, 2, patience=10.0)
+    shared = Shared(ranks, torch.zeros(2 * Shared.LINE + 2 * 2 * 8, dtype=torch.uint8))
+    shared.pids[1] = os.getpid()
+    shared.doubt(1, 9.0)
+    with pytest.raises(RuntimeError, match="rank 1 has not come for 11 seconds"):
+        shared.doubt(1, 11.0)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    shared.pids[1] = process.pid
+    with pytest.raises(RuntimeError, match="rank 1 is gone"):
+        shared.meet()
+
+
+@pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "within", "control", "whole"])
 def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None:
     """The same games, gradients within 1e-10, the same bits on all ranks."""
     runs = {n: [load_file(twins / f"{kind}-{n}-{rank}.safetensors") for rank in range(n)] for n in (1, 2, 4)}
     alone = runs[1][0]
     iterations = sorted({key.split("/")[0] for key in alone})
     assert len(iterations) == {"lesson": 6}.get(kind, 3)
-    bits = 1e-9 if kind in ("control", "whole") else 0  # float sums decide continuous actions
+    bits = 1e-9 if kind in ("within", "control", "whole") else 0  # float sums decide continuous actions
     for count in (2, 4):
         parts = runs[count]
         for iteration in iterations:

@@ -21,7 +21,7 @@ from surefoot.loop import train
 from surefoot.networks import MLP
 from surefoot.objectives import ClippedSurrogate
 from surefoot.policy import flatten
-from surefoot.ranks import join, memory
+from surefoot.ranks import ROOM, join, memory
 from surefoot.state import initial
 
 CFG = Config(
@@ -56,7 +56,14 @@ RUNNING = replace(
 CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
 EVERYTHING = ("running", "whole")  # every rank learns from all games; in the others each gives its share of a minibatch
 WHOLE = replace(CONTROL, normalize=OverMinibatch())
-KINDS = {"continuing": CFG, "lesson": LESSON, "running": RUNNING, "control": CONTROL, "whole": WHOLE}
+KINDS = {
+    "continuing": CFG,
+    "lesson": LESSON,
+    "running": RUNNING,
+    "within": WHOLE,
+    "control": CONTROL,
+    "whole": WHOLE,
+}
 
 
 class Notebook:
@@ -102,9 +109,9 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     state.optimizer = cfg.optimizer.build(state.policy, state.flat)
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
-    if ranks.count > 1 and sys.platform == "linux":  # both ways of exchanging gradients are really taken
-        shared = memory(ranks, state.gradient.nbytes + 8) is not None
-        assert shared == ("LOCAL_WORLD_SIZE" in os.environ)
+    if ranks.count > 1 and sys.platform == "linux":  # both ways of exchanging are really taken
+        for size in (state.gradient.nbytes + 8, ROOM):
+            assert (memory(ranks, size) is not None) == ("LOCAL_WORLD_SIZE" in os.environ)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")
 
 
@@ -114,5 +121,6 @@ if __name__ == "__main__":
         rollout.SHARE = 128 if kind in EVERYTHING else 0
         if kind == "control":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
+            memory.cache_clear()
         main(kind, cfg, Path(sys.argv[1]))
     leave(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import platform
 import time
@@ -28,6 +29,8 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+    patience: float = math.inf
+    """seconds after which one that has not come is given up"""
 
     def columns(self, games: int) -> slice:
         """This rank's share of the games."""
@@ -52,22 +55,22 @@ class Ranks:
         parts.sum(0, out=own)
         return float(numbers.sum())
 
-    def everyone(self, numbers: Tensor) -> Tensor:
+    def everyone(self, numbers: Array) -> Tensor:
         """Every rank's numbers, of the same shape on each: [ranks, ...]."""
+        own = torch.as_tensor(numbers).contiguous()
         if self.count == 1:
-            return numbers[None]
-        own = numbers.contiguous()
+            return own[None]
         shared = memory(self, ROOM) if own.is_cpu and own.nbytes <= ROOM else None
         if shared is None:
             parts = [torch.empty_like(own) for _ in range(self.count)]
             dist.all_gather(parts, own)
             return torch.stack(parts)
-        board = next(shared.boards)[:, : own.nbytes]
-        board[self.rank] = own.numpy().reshape(-1).view(np.uint8)
+        array, board = own.numpy(), next(shared.boards)[:, : own.nbytes]
+        board[self.rank] = array.reshape(-1).view(np.uint8)
         shared.meet()
-        return torch.from_numpy(board.copy()).view(own.dtype).view(self.count, *own.shape)
+        return torch.from_numpy(board.copy().view(array.dtype).reshape(self.count, *array.shape))
 
-    def mean(self, numbers: Tensor) -> Tensor:
+    def mean(self, numbers: Array) -> Tensor:
         """The ranks' mean of some numbers."""
         return self.everyone(numbers).sum(0) / self.count
 
@@ -109,8 +112,10 @@ class Shared:
     def __init__(self, ranks: Ranks, seen: Tensor) -> None:
         counters, boards = seen[: ranks.count * self.LINE], seen[ranks.count * self.LINE :]
         self.boards = itertools.cycle(boards.view(2, ranks.count, -1).numpy())
-        self.counters, self.times = counters.numpy().data.cast("q")[:: self.LINE // 8], 0
+        cells, step = counters.numpy().data.cast("q"), self.LINE // 8
+        self.counters, self.pids, self.times = cells[::step], cells[1::step], 0
         self.mine, self.others = ranks.rank, [i for i in range(ranks.count) if i != ranks.rank]
+        self.pids[self.mine], self.patience = os.getpid(), ranks.patience
 
     def meet(self) -> None:
         """Wait until all ranks are here: microseconds where they come together, which sockets take a hundred of.
@@ -119,14 +124,25 @@ class Shared:
         """
         self.times += 1
         self.counters[self.mine] = self.times
-        tries = 0
+        tries, began = 0, time.monotonic()
         for other in self.others:
             while self.counters[other] < self.times:
                 tries += 1
                 if tries > 20_000:  # some milliseconds: another is far behind
                     time.sleep(1e-4)
+                    if tries % 5_000 == 0:
+                        self.doubt(other, time.monotonic() - began)
                 elif tries > 200:
                     os.sched_yield()
+
+    def doubt(self, other: int, waited: float) -> None:
+        """Raise RuntimeError where a rank that is waited for will not come any more."""
+        try:
+            os.kill(self.pids[other], 0)  # 0, all of us, where it has not written its own yet
+        except ProcessLookupError:
+            raise RuntimeError(f"rank {other} is gone") from None
+        if waited > self.patience:
+            raise RuntimeError(f"rank {other} has not come for {waited:.0f} seconds")
 
 
 @functools.cache
@@ -162,7 +178,7 @@ def join(timeout: float = 300.0) -> Ranks:
 
     `timeout`: seconds after which a watchdog would have found out that one is silent; connections wait for longer.
     """
-    count = max(1, world())
+    count, patience = max(1, world()), 2 * timeout + 300
     if count > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=2 * timeout + 300))
-    return Ranks(int(os.environ.get("RANK", "0")) if count > 1 else 0, count)
+        dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
+    return Ranks(int(os.environ.get("RANK", "0")) if count > 1 else 0, count, patience)

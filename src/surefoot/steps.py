@@ -36,9 +36,9 @@ class AdamSteps:
 
     def __init__(self, parameters: Tensor, gradient: Tensor, eps: float) -> None:
         self.parameters, self.gradient, self.eps = parameters, gradient, eps
-        zeros = torch.zeros_like
-        self.moments = {"step": torch.zeros(()), "exp_avg": zeros(gradient), "exp_avg_sq": zeros(gradient)}
-        self.count = self.moments["step"].numpy()  # in the same memory: PyTorch takes three times as long to count
+        zeros, count = torch.zeros_like, torch.zeros((), device=gradient.device)
+        self.moments = {"step": count, "exp_avg": zeros(gradient), "exp_avg_sq": zeros(gradient)}
+        self.count = count.numpy() if count.is_cpu else count  # the same memory: PyTorch counts three times as slowly
 
     def step(self, rate: float) -> None:
         """One step of size `rate`."""
