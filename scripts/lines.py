@@ -13,7 +13,7 @@ CORE_BUDGETS = {
     "credit.py": 260, "objectives.py": 200, "networks.py": 225, "policy.py": 525, "actions.py": 310, "arrays.py": 20,
     "envs/__init__.py": 290, "envs/atari.py": 250, "envs/console.py": 160, "envs/gym.py": 335, "envs/spaces.py": 180,
     "envs/vector.py": 110, "noise.py": 70, "rollout.py": 200, "optimizers.py": 60, "steps.py": 95,
-    "running.py": 90, "learn.py": 190, "loop.py": 125, "state.py": 300, "ranks.py": 170, "launch.py": 250,
+    "running.py": 90, "learn.py": 190, "loop.py": 125, "state.py": 300, "ranks.py": 190, "launch.py": 250,
     "metrics.py": 120, "evaluation.py": 360, "shares.py": 100, "report.py": 330, "runs.py": 235, "runner.py": 280,
     "files.py": 140, "pulse.py": 140,
 }  # fmt: skip
