@@ -133,6 +133,8 @@ BREAKOUT = replace(
     total_steps=6_299_648,
 )
 
+TUNED_GAMES = {"breakout": BREAKOUT, "beam_rider": replace(BREAKOUT, total_steps=10_002_432)}
+
 # Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
 CONTROL = Config(
     task="control",
@@ -213,7 +215,7 @@ def find(task: Any, kwargs: tuple[str, ...] = (), **fields: Any) -> Config:
         name = (atari[1] or atari[2]).replace("3D", "_3d")
         rom = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
         game = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
-        cfg = replace(BREAKOUT if rom == "breakout" else ATARI, env=game, task=task)
+        cfg = replace(TUNED_GAMES.get(rom, ATARI), env=game, task=task)
     elif not isinstance(task, str):
         cfg = by_spaces(describe(task))
     elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+|[\w.]+:[\w.]+", task):
