@@ -98,7 +98,8 @@ def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None
 @pytest.mark.parametrize("env", ["worlds:Catch-v0", "worlds:Target-v0"])
 def test_an_mlp_plays_and_learns_the_same_in_arrays_and_in_tensors(small: Config, env: str) -> None:
     """In tensors it is on other devices than the processor."""
-    cfg, found = replace(small, env=Gymnasium(env), regularizer=Entropy(0.03), max_grad_norm=1e9), []
+    cfg = replace(small, env=Gymnasium(env), regularizer=Entropy(0.03), max_grad_norm=1e9, rate=AdaptiveRate())
+    found = []
     for arrays in (True, False):
         state = initial(cfg, Ranks())
         assert state.policy.bound

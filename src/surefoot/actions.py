@@ -180,6 +180,7 @@ class DiagonalGaussian:
     def __init__(self, params: Array, known: bool = False) -> None:
         params, size = by_columns(params), params.shape[-1] // 2
         self.params, self.mean, self.log_std = params, params[..., :size], params[..., size:]
+        self.asked: Array | None = None
 
     @staticmethod
     def joined(mean: Array, log_std: Array) -> Array:
@@ -207,15 +208,21 @@ class DiagonalGaussian:
         """The likeliest action."""
         return self.mean
 
+    def scaled(self, action: Array) -> Array:
+        """z = (a - mean) / sigma, [..., A]; kept for who asks again about the same actions."""
+        if action is not self.asked:
+            self.asked, self.z = action, (by_columns(action) - self.mean) * self.precision
+        return self.z
+
     def log_prob(self, action: Array) -> Array:
         """log pi(a|s) per sample: of the action as it was sampled, whatever an environment clips off it."""
-        z = (by_columns(action) - self.mean) * self.precision
+        z = self.scaled(action)
         constant = LOG_ROOT * self.mean.shape[-1]
         return -constant - total(self.log_std + 0.5 * z * z)
 
     def score(self, action: Array, factor: Array) -> Array:
         """`factor` grad log pi(a|s) = factor (z / sigma, z^2 - 1) with z = (a - mean) / sigma, [..., 2A]."""
-        z = (by_columns(action) - self.mean) * self.precision
+        z = self.scaled(action)
         return namespace(z).concatenate((z * self.precision, z * z - 1), -1) * factor[..., None]
 
     def cross_entropy(self, old: Any) -> Array:
@@ -225,8 +232,9 @@ class DiagonalGaussian:
     def cross_entropy_slope(self, old: Any) -> Array:
         """Its gradient, [..., 2A]; of the entropy, which has 0 and 1, where `old` is this one."""
         if old is self:
-            xp = namespace(self.mean)
-            return xp.concatenate((xp.zeros_like(self.mean), xp.ones_like(self.mean)), -1)
+            slope, size = namespace(self.params).empty_like(self.params), self.mean.shape[-1]
+            slope[..., :size], slope[..., size:] = 0.0, 1.0
+            return slope
         ratio = old.precision / self.precision
         return namespace(ratio).concatenate(((self.mean - old.mean) * old.precision**2, ratio * ratio), -1)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from surefoot.arrays import Array, namespace
+from surefoot.config import AdaptiveRate
 from surefoot.credit import OverMinibatch
 from surefoot.errors import Fault
 from surefoot.noise import Purpose, stream
@@ -97,11 +98,11 @@ class Update(NamedTuple):
     """What an update has found: `figures` makes the rest of it once a rollout, since many small sums take long."""
 
     kl: float
-    """of the whole minibatch, all ranks"""
+    """of the whole minibatch, all ranks; NaN where nothing depends on it"""
     grad_norm: float
     """the same"""
     pieces: list[tuple[Array, ...]]
-    """of this rank's samples: parameters of the new policy, its log probability, the old one's, the critic's error"""
+    """of this rank's samples: parameters of the new policy and the old one, log probabilities, the critic's error"""
 
 
 def present(cfg: Config, state: State) -> Config:
@@ -137,6 +138,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
     if policy.bound and isinstance(batch.obs, Tensor):
         batch = Batch(*(x.numpy() for x in vars(batch).values()))
     kl, pieces = 0.0, list[tuple[Array, ...]]()
+    steered = isinstance(cfg.rate, AdaptiveRate) or cfg.max_kl < math.inf
     for piece, share in batch.pieces(policy.piece(batch.obs)):
         new, value, pull = policy.traced(piece.obs)
         old, logp, each = policy.distribution(piece.params, known=True), new.log_prob(piece.action), share / len(value)
@@ -150,8 +152,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         else:
             error, steep = value_loss(value, piece.target), value_slope(value, piece.target)
         pull(down, steep * (cfg.value_coef * each), add=bool(pieces))
-        kl += each * float(new.kl(old).sum())
-        pieces.append((new.params, logp, piece.logp, error))
+        kl += each * float(new.kl(old).sum()) if steered else math.nan
+        pieces.append((new.params, piece.params, logp, piece.logp, error))
     kl = ranks.average(gradient, kl)
     found = Update(kl, math.sqrt(gradient.dot(gradient)), pieces)
     if not found.grad_norm < float("inf"):
@@ -173,10 +175,10 @@ def figures(updates: Sequence[Update], state: State, cfg: Config, ranks: Ranks) 
     epsilon = cfg.objective.epsilon if isinstance(cfg.objective, ClippedSurrogate) else 0.2
     pieces = (piece for found in updates for piece in found.pieces)
     joined = (torch.as_tensor(namespace(some[0]).concatenate(some)) for some in zip(*pieces, strict=True))
-    params, logp, logp_old, error = (x.reshape(len(updates), -1, *x.shape[1:]) for x in joined)
+    params, before, logp, logp_old, error = (x.reshape(len(updates), -1, *x.shape[1:]) for x in joined)
+    new, old = (state.policy.distribution(x, known=True) for x in (params, before))
     ratio = (logp - logp_old).exp()
-    drift, entropy = (ratio - 1).abs(), state.policy.distribution(params, known=True).entropy()
-    samples = torch.stack((clipped(ratio, epsilon), entropy, error, drift, ratio, ratio.square()))
-    *means, ratio, square = ranks.mean(samples.mean(2))  # of whole minibatches
-    kl, norm = ratio.new_tensor([(found.kl, found.grad_norm) for found in updates]).T
-    return torch.stack((kl, *means, ratio.square() / square, norm), 1)  # the last but one: Kish's effective sample size
+    found = new.kl(old), clipped(ratio, epsilon), new.entropy(), error, (ratio - 1).abs(), ratio, ratio.square()
+    *means, ratio, square = ranks.mean(torch.stack(found).mean(2))  # of whole minibatches
+    norm = ratio.new_tensor([each.grad_norm for each in updates])
+    return torch.stack((*means, ratio.square() / square, norm), 1)  # the last but one: Kish's effective sample size
