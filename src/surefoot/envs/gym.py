@@ -294,13 +294,13 @@ class GymnasiumGame:
 
             if self.masks:
                 obs = {"observation": obs, MASK[0]: info["action_mask"]}
-            lay(self.layout, obs, self.obs)
+            lay(self.layout, obs, out)
             last = self.layout[-1]
-            if last.path == MASK and self.discrete and not over and not self.obs[last.start :].any():
+            if last.path == MASK and self.discrete and not over and not out[last.start :].any():
                 raise ValueError("its action mask allows no action")
         else:
-            first.fill(obs, "its observation", self.obs)
-        out[...] = self.obs
+            first.fill(obs, "its observation", out)
+        self.obs = out
 
     def render(self) -> Array:
         """The present picture, uint8 [height, width, 3]."""
