@@ -157,7 +157,8 @@ CONTROL = Config(
 )
 STEADY = replace(CONTROL, horizon=(256,), rate=LinearRate(3e-4))  # comes to rest at the end
 BALANCE = replace(STEADY, normalize=OverBatch(memory=0.9), regularizer=Entropy(0.003, end_factor=0.0))
-EXPLORE = Entropy(0.01, end_factor=0.0, until=0.75)
+BONUS = Entropy(0.01, end_factor=0.0, until=0.75)
+EXPLORE = replace(STEADY, credit=GAE(gamma=0.99, lam=0.9), regularizer=BONUS, rate=LinearRate(5e-4))
 LANDER_RATE = AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4)
 FAR = GAE(gamma=0.999, lam=0.98)
 LANDER = replace(
@@ -180,7 +181,7 @@ TUNED = (
     _tuned("Hopper-v5", CONTROL, network=MLP(running=True, std=1.0)),  # with less noise it may end in standing still
     _tuned("InvertedDoublePendulum-v5", BALANCE, credit=GAE(gamma=0.98, lam=0.95)),
     _tuned("Reacher-v5", STEADY),
-    _tuned("HalfCheetah-v5", STEADY, network=MLP(running=True, std=0.37), regularizer=EXPLORE, rate=LinearRate(5e-4)),
+    _tuned("HalfCheetah-v5", EXPLORE, network=MLP(running=True, std=0.37)),
     _tuned("Swimmer-v5", CONTROL, credit=GAE(gamma=0.9999, lam=0.95)),  # a stroke pays late
     *(_tuned(id, CONTROL) for id in ("Walker2d-v5", "InvertedPendulum-v5")),
 )
