@@ -39,23 +39,30 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths(
     assert (inside - inside.diagonal().diag()).abs().max() < error
 
 
-def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_muon() -> None:
+@pytest.mark.parametrize("units", [0, 4, 5])
+def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_muon(units: int) -> None:
+    """Of layers with 6 and 8 units: whole; the second as two matrices of 4; whole again."""
     policy = small_policy()
     flat = flatten(policy)
     assert flat.grad is not None
-    optimizer = Muon(momentum=0.9).build(policy, flat)
+    optimizer = Muon(momentum=0.9, units=units).build(policy, flat)
     first = {id(p) for p in matrices(policy)}
     twins = {id(p): torch.nn.Parameter(p.detach().clone()) for p in policy.parameters()}
-    flattened = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in matrices(policy)]
+    size = {6: 6, 8: 4 if units == 4 else 8}
+    parts = [
+        [torch.nn.Parameter(x.clone()) for x in p.detach().flatten(1).split(size[len(p)])] for p in matrices(policy)
+    ]
+    flattened = [part for some in parts for part in some]
     theirs = torch.optim.Muon(flattened, 0.01, weight_decay=0, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.Adam([twins[id(p)] for p in policy.parameters() if id(p) not in first], lr=0.01)
     for _ in range(3):
         flat.grad.copy_(torch.randn_like(flat))
         for p in policy.parameters():
             twins[id(p)].grad = p.grad
-        for p, twin in zip(matrices(policy), flattened, strict=True):
+        for p, some in zip(matrices(policy), parts, strict=True):
             assert p.grad is not None
-            twin.grad = p.grad.flatten(1)
+            for part, grad in zip(some, p.grad.flatten(1).split(size[len(p)]), strict=True):
+                part.grad = grad
         optimizer.step(0.01)
         theirs.step()
         adam.step()
@@ -64,7 +71,8 @@ def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_m
     assert len(rest) == 6
     for p in rest:
         assert torch.allclose(p, twins[id(p)], rtol=0, atol=1e-12)
-    for p, twin in zip(matrices(policy), flattened, strict=True):  # theirs computes in bfloat16
+    for p, some in zip(matrices(policy), parts, strict=True):  # theirs computes in bfloat16
+        twin = torch.cat([*some])
         moved, their_move = p.detach().flatten(1) - twins[id(p)].flatten(1), twin - twins[id(p)].flatten(1)
         assert torch.nn.functional.cosine_similarity(moved.flatten(), their_move.flatten(), 0) > 0.999
         assert 0.97 < moved.norm() / their_move.norm() < 1.03

@@ -12,23 +12,29 @@ from surefoot.policy import Policy, matrices
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """About U V^T for `matrix` = U S V^T [rows, columns]: singular values between 0.7 and 1.2 instead of S.
+    """About U V^T for `matrix` = U S V^T [..., rows, columns]: singular values between 0.7 and 1.2 instead of S.
 
     X <- (a + b X X^T + c (X X^T)^2) X, five times from X = matrix / |matrix|; the constants lift small singular values
     fastest. Source: Jordan et al. 2024. The factors are small and commute: X is multiplied with their product, a third
     of the arithmetic, but nothing for half precision.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix if len(matrix) <= matrix.shape[1] else matrix.mT
-    x = x / (x.norm() + 1e-7)
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    x: Tensor = matrix if wide else matrix.mT
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     square = x @ x.mT
-    factors = last = one = torch.eye(len(x)).to(x)
+    factors = last = one = torch.eye(x.shape[-2]).to(x)
     for k in range(5):
         square = last @ square @ last if k else square
-        last = torch.addmm(a * one + b * square, square, square, alpha=c)
+        last = a * one + b * square + c * (square @ square)
         factors = factors @ last if k else last
-    x = torch.mm(factors, x)
-    return x if len(matrix) <= matrix.shape[1] else x.mT
+    return factors @ x if wide else (factors @ x).mT
+
+
+def blocks(matrix: Tensor, units: int) -> Tensor:
+    """A view of [..., outputs, inputs] as [parts, units, inputs]; whole where `units` is 0 or does not divide them."""
+    outputs, inputs = matrix.shape[-2:]
+    return matrix.view(-1, outputs if not units or outputs % units else units, inputs)
 
 
 class AdamSteps:
@@ -67,12 +73,11 @@ class MuonSteps:
     `flat` holds the policy's parameters, those of `matrices(policy)` first.
     """
 
-    def __init__(self, policy: Policy, flat: nn.Parameter, momentum: float, eps: float) -> None:
+    def __init__(self, policy: Policy, flat: nn.Parameter, momentum: float, eps: float, units: int) -> None:
         assert flat.grad is not None
         self.momentum = momentum
         pairs = {id(pair.weight) for pair in policy.pairs}  # two matrices each
-        each = (p.data if id(p) in pairs else [p.data.flatten(1)] for p in matrices(policy))
-        self.matrices = [matrix for some in each for matrix in some]
+        self.matrices = [blocks(p.data if id(p) in pairs else p.data.flatten(1), units) for p in matrices(policy)]
         self.sizes = [p.numel() for p in self.matrices]
         size = sum(self.sizes)
         self.rest = AdamSteps(flat.data[size:], flat.grad[size:], eps)
@@ -85,7 +90,7 @@ class MuonSteps:
         mean.lerp_(self.gradient, new)
         ahead = mean.lerp(self.gradient, new)
         for matrix, part in zip(self.matrices, torch.split(ahead, self.sizes), strict=True):
-            matrix.add_(orthogonalize(part.view_as(matrix)), alpha=-0.2 * max(matrix.shape) ** 0.5 * rate)
+            matrix.add_(orthogonalize(part.view_as(matrix)), alpha=-0.2 * max(matrix.shape[1:]) ** 0.5 * rate)
         self.rest.step(rate)
 
 
