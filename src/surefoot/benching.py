@@ -66,7 +66,7 @@ def bare(env: Env, seconds: float) -> float:
         ale, actions = ale_py.ALEInterface(), random.Random(0).choices(game.buttons, k=512)
         ale.setInt("random_seed", 0)
         ale.setFloat("repeat_action_probability", 0.0)
-        ale.setInt("frame_skip", env.frame_skip[1])
+        ale.setInt("frame_skip", env.frame_skip[-1])
         ale.loadROM(str(ale_py.roms.get_rom_path(env.game if isinstance(env, Atari) else "pong")))
 
         def step(action: Any) -> None:

@@ -197,7 +197,7 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     """Knobs of the chosen parts: fractions are fractions, and nothing is negative or NaN."""
     if isinstance(value, bool | str):
         return
-    if name in ("filters", "kernel", "stride", "frame_skip"):
+    if name in ("filters", "kernel", "stride"):
         _check(isinstance(value, tuple) and len(value) == 2, full, value, "two numbers")
     if name == "kwargs":
         return  # the environment's own
@@ -215,7 +215,7 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std", "until"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     if name == "frame_skip":
-        _check(value[0] <= value[1], full, value, "two numbers, the smaller first")
+        _check(len(value) <= 2 and value[0] <= value[-1], full, value, "one number, or two, the smaller first")
 
 
 @functools.cache

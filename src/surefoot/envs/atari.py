@@ -34,8 +34,8 @@ class Pong:
 
     actions: tuple[str, ...] = ("NOOP", "LEFT", "RIGHTFIRE")
     """the buttons the policy may press, by ALE's names"""
-    frame_skip: tuple[int, int] = (4, 4)
-    """frames per step, drawn uniformly from this range (ends included); 2 4 is the task Pong-v4"""
+    frame_skip: tuple[int, ...] = (4,)
+    """frames per step; two numbers: drawn uniformly from this range, ends included; 2 4 is the task Pong-v4"""
     sticky: float = 0.0
     """probability, each frame, that the console still sees the previous button"""
     noop_max: int = 30
@@ -61,8 +61,8 @@ class Atari:
 
     game: str = "pong"
     """ALE's name of the game, such as breakout or beam_rider"""
-    frame_skip: tuple[int, int] = (4, 4)
-    """frames per step, drawn uniformly from this range (ends included)"""
+    frame_skip: tuple[int, ...] = (4,)
+    """frames per step; two numbers: drawn uniformly from this range, ends included"""
     sticky: float = 0.0
     """probability, each frame, that the console still sees the previous button"""
     noop_max: int = 30

@@ -22,8 +22,8 @@ class Randomness(Protocol):
     """What a description of a game says about its randomness."""
 
     @property
-    def frame_skip(self) -> tuple[int, int]:
-        """Frames per step, drawn uniformly from this range (ends included)."""
+    def frame_skip(self) -> tuple[int, ...]:
+        """Frames per step; two numbers: drawn uniformly from this range, ends included."""
         ...
 
     @property
@@ -96,9 +96,9 @@ class Console:
         """The next block of this episode's noise: steps 512 k to 512 (k + 1) need nothing that came before them."""
         from surefoot.noise import Purpose, stream
 
-        block, (low, high) = self.steps // 512, self.randomness.frame_skip
-        self.skips = stream(self.seed, Purpose.FRAME_SKIPS, block).integers(low, high + 1, 512).tolist()
-        sticks = stream(self.seed, Purpose.STICKY, block).random((512, high)) < self.randomness.sticky
+        block, skips = self.steps // 512, self.randomness.frame_skip
+        self.skips = stream(self.seed, Purpose.FRAME_SKIPS, block).integers(skips[0], skips[-1] + 1, 512).tolist()
+        sticks = stream(self.seed, Purpose.STICKY, block).random((512, skips[-1])) < self.randomness.sticky
         self.sticks = sticks.tolist() if self.randomness.sticky else None
 
     def advance(self, button: Any, before: Array | None = None) -> float:
