@@ -8,7 +8,8 @@ in --work goes on, or is only read where it has come to its end. Of each: the la
 With `-- --eval-every N` the largest mean over the seeds of the evaluations on the way as well, which is what Tianshou's
 benchmark calls the maximum average return (10 seeds, 10 episodes each, every 30,000 decisions). Writes
 OUT/record.json, OUT/TASK-sSEED.jsonl (the curves, thinned) and OUT/results.png after every task; what is in OUT of
-other tasks stays.
+other tasks stays. --read trains nothing and tells what the curves in OUT have in common: the largest mean over the
+seeds at one point, and the last.
 """
 
 from __future__ import annotations
@@ -112,6 +113,19 @@ def summary(runs: list[Row]) -> Row:
     return found
 
 
+def together(task: str, out: Path) -> str:
+    """What the curves of all seeds say where they are averaged point by point."""
+    curves = [
+        {row["step"]: row["return_mean"] for row in read_rows(path) if row["return_window"] == 100}
+        for path in sorted(out.glob(f"{folder(task, 0)[:-1]}*.jsonl"))
+    ]
+    means = {step: statistics.fmean(c[step] for c in curves) for step in curves[0] if all(step in c for c in curves)}
+    best, last = max(means, key=lambda step: means[step]), max(means)
+    each = statistics.fmean(max(curve.values()) for curve in curves)
+    found = f"largest mean over the seeds {means[best]:.2f} at {best:,}, the last {means[last]:.2f} at {last:,}"
+    return f"{task}, {len(curves)} seeds: each seed's largest mean {each:.2f}, {found}"
+
+
 def picture(tasks: list[str], out: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -140,10 +154,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--greedy", action="store_true", help="evaluate with the likeliest actions too")
+    parser.add_argument("--read", action="store_true", help="train nothing, read the curves in --out")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, default=Path("runs/results"), help="where runs stay")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(sys.argv[1:more])
+    if args.read:
+        print("\n".join(together(task, args.out) for task in args.tasks))
+        return
     args.more, args.work = sys.argv[more + 1 :], args.work.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     git = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True).stdout.strip()

@@ -130,3 +130,14 @@ class Older(Old):
 
     def reset(self):
         return 0
+
+
+class Faulty(Catch):
+    """Fails while it is made."""
+
+    def __init__(self) -> None:
+        self.no_such_field  # noqa: B018
+
+
+for broken in (Unseeded, Outside, FourTuple, Old):  # the checker is left on
+    gymnasium.register(f"{broken.__name__}-v0", broken)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
 
-from surefoot.envs.atari import BACKGROUND, CROP, Pong, PongGame, lesson_table, palette
+from surefoot.envs.atari import BACKGROUND, CROP, Atari, Pong, PongGame, lesson_table, palette
 from surefoot.noise import Purpose, stream
 from surefoot.presets import LESSON_GAME
 
@@ -107,16 +108,22 @@ def test_an_episode_depends_only_on_its_seed_and_actions() -> None:
         assert len({played(spec, seed, moves[:3])[0].tobytes() for seed in range(8)}) >= 2
 
 
-@pytest.mark.parametrize("spec", [Pong(), Pong(sticky=0.25), Pong(frame_skip=(2, 4)), LESSON_GAME])
-def test_a_restored_game_goes_on_bit_for_bit(spec: Pong) -> None:
+BREAKOUT = Atari("breakout", frame_skip=(2, 4), sticky=0.25, life_loss=True)
+
+
+@pytest.mark.parametrize("spec", [Pong(), Pong(sticky=0.25), Pong(frame_skip=(2, 4)), LESSON_GAME, BREAKOUT], ids=str)
+def test_a_restored_game_goes_on_bit_for_bit(spec: Pong | Atari) -> None:
     """Across a block of 512 steps of noise, into another object that has played something else."""
     game, other = spec.make(), spec.make()
-    out, there = np.zeros((2, 80, 80), np.uint8), np.zeros((2, 80, 80), np.uint8)
+    out, there = np.zeros((2, *game.observation_space.shape), np.uint8)
     game.reset(9, out)
     other.reset(10, there)
-    moves = np.random.default_rng(1).integers(2, size=620).tolist()
-    moves = moves[:340] if spec.settle else moves  # two steps a decision; the lesson's losing game ends at about 380
-    half = len(moves) * 2 // 3
+    moves = np.random.default_rng(1).integers(2, size=620)
+    if spec == LESSON_GAME:
+        moves = moves[:340]  # two steps a decision; its losing game ends at about 380
+    elif spec == BREAKOUT:
+        moves = np.where(np.arange(620) % 150, 2 + moves, 1)  # FIRE every 150 decisions: its ball is soon lost
+    half, lives = len(moves) * 2 // 3, set()
     for move in moves[:half]:
         game.step(move, out)
     saved = game.snapshot()
@@ -126,6 +133,9 @@ def test_a_restored_game_goes_on_bit_for_bit(spec: Pong) -> None:
     for move in moves[half:]:
         assert game.step(move, out) == other.step(move, there)
         assert np.array_equal(out, there)
+        assert game.goes_on == other.goes_on
+        lives.add(getattr(game, "lives", 0))
+    assert lives == ({1, 2} if spec == BREAKOUT else {0})
 
 
 def test_noops_are_between_one_and_thirty() -> None:
@@ -151,6 +161,39 @@ def test_sticky_actions_hold_the_last_button_a_quarter_of_the_time() -> None:
     # the effect is real: the same buttons, sticky or not, lead to different screens
     moves = [0, 1, 2, 1, 2] * 12
     assert not np.array_equal(played(Pong(sticky=0.25), 2, moves)[0], played(Pong(), 2, moves)[0])
+
+
+class Heard:
+    """An emulator that keeps the buttons it gets."""
+
+    def __init__(self, ale: Any) -> None:
+        self.ale, self.buttons = ale, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ale, name)
+
+    def act(self, button: Any) -> int:
+        self.buttons += button.name[0]
+        return self.ale.act(button)
+
+
+def test_a_sticky_frame_has_the_button_of_the_frame_before_it() -> None:
+    """And the next one the button that is asked for, as in ALE."""
+    game, out = Pong(sticky=0.25).make(), np.zeros((2, 80, 80), np.uint8)
+    game.reset(0, out)
+    game.step(0, out)
+    decisions = [
+        ("LEFT", "0000", "LLLL"),
+        ("RIGHTFIRE", "1010", "LRRR"),
+        ("LEFT", "1111", "RRRR"),
+        ("LEFT", "1101", "RRLL"),
+        ("NOOP", "0110", "NNNN"),
+    ]
+    game.sticks = [[]] + [[stick == "1" for stick in sticks] for _, sticks, _ in decisions]
+    for name, _, expected in decisions:
+        game.ale = heard = Heard(game.ale)
+        game.step(game.action_names.index(name), out)
+        assert heard.buttons == expected
 
 
 @pytest.mark.parametrize(("skips", "expected"), [((2, 4), {2, 3, 4}), ((3,), {3})])

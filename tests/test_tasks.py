@@ -17,7 +17,7 @@ from surefoot.cli import main
 from surefoot.config import Config, FixedRate
 from surefoot.credit import OverMinibatch, ScaledReward
 from surefoot.envs.gym import Gymnasium, warned
-from surefoot.errors import UserError
+from surefoot.errors import Fault, UserError
 from surefoot.metrics import read
 from surefoot.networks import MLP, NatureCNN
 from surefoot.objectives import ClippedSurrogate, clipped_value_loss, value_loss
@@ -77,6 +77,10 @@ def test_other_functions_and_objects_are_played_in_this_process(tmp_path: Path) 
     HERE.pop(name)
     with pytest.raises(UserError, match="a function of another program"):
         surefoot.evaluate(tmp_path / "0")
+    for env in ("makers:Catch", makers.make_catch, makers.Catch()):  # what stands in for it
+        assert len(surefoot.evaluate(tmp_path / "0", episodes=2, env=env).scores) == 2
+    with pytest.raises(UserError, match="does not fit"):
+        surefoot.evaluate(tmp_path / "0", env="CartPole-v1")
 
 
 def test_an_object_is_copied_for_every_game() -> None:
@@ -123,11 +127,13 @@ def test_masks_are_obeyed_or_refused(
     ("task", "says"),
     [
         ("Breakout-v5", "did you mean ALE/Breakout-v5"),
+        ("beam_rider", "did you mean .*ALE/BeamRider-v5"),
+        ("Breakout-v4", r"shows raw screens: choose ALE/Breakout-v5 \(sticky actions\) or BreakoutNoFrameskip-v4"),
         ("Humanoids", "did you mean Humanoid"),
         ("CartPoel-v1", "did you mean CartPole-v1"),
         ("HalfCheeta-v5", "did you mean HalfCheetah-v5"),
-        ("no_such_module:Env-v0", "no environment"),
-        ("no_such_module:make", "no environment"),
+        ("no_such_module:Env-v0", "a package that is missing: pip install what has 'no_such_module', or mend the name"),
+        ("no_such_module:make", "a package that is missing: pip install what has 'no_such_module', or mend the name"),
         ("makers:no_such_function", "no environment 'makers:no_such_function'"),
         ("makers:make_vector", "VectorEnv: give a function of num_envs"),
         ("makers:Stranger", "Stranger, which is no gymnasium.Env"),
@@ -136,6 +142,10 @@ def test_masks_are_obeyed_or_refused(
         ("makers:Unseeded", "breaks Gymnasium's contract: .*seed"),
         ("makers:Outside", "breaks Gymnasium's contract: .*observation"),
         ("makers:FourTuple", "breaks Gymnasium's contract: "),
+        ("makers:Unseeded-v0", "breaks Gymnasium's contract: .*seed"),
+        ("makers:Outside-v0", "breaks Gymnasium's contract: .*observation"),
+        ("makers:FourTuple-v0", "breaks Gymnasium's contract: "),
+        ("makers:Old-v0", r"of the old Gym package: pip install 'shimmy\[gym-v26\]'"),
         ("Blackjack-v1", "FlattenObservation"),
     ],
 )
@@ -151,9 +161,18 @@ def test_a_task_that_cannot_be_had_is_one_sentence(
     assert not (tmp_path / "a").exists()
 
 
-def test_an_environment_that_fails_on_trial_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "makers:Broken", "--run-dir", str(tmp_path / "a")]) == 1
-    assert "'makers:Broken' failed on trial: RuntimeError: no licence" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("makers:Broken", "'makers:Broken' failed on trial: RuntimeError: no licence"),
+        ("makers:Faulty", "cannot be made: AttributeError: .*no_such_field"),
+    ],
+)
+def test_an_environment_that_fails_on_trial_is_a_fault(
+    name: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", name, "--run-dir", str(tmp_path / "a")]) == 1
+    assert re.search(says, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +215,13 @@ def test_arguments_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads((tmp_path / "a/config.json").read_text())["config"]["env"]["kwargs"] == list(env.kwargs)
     assert main(["evaluate", str(tmp_path / "a"), "--episodes", "2"]) == 0
     assert find("HalfCheetah-v5", kwargs=("reset_noise_scale=0.0",)).env.kwargs == ("reset_noise_scale=0.0",)
+    assert find("FrozenLake-v1", {"map_name": "8x8", "is_slippery": False}).env.make().observation_space.n == 64
+    for task, kwargs, says in (
+        ("FrozenLake-v1", {"desc": object()}, "numbers and words"),
+        ("pong", {"a": 1}, "no kwargs"),
+    ):
+        with pytest.raises(UserError, match=says):
+            find(task, kwargs)
     capsys.readouterr()
     for wrong, says in (("slippery", "NAME=VALUE"), ("slip=1", "cannot be made with slip=1: .*'slip'")):
         assert main([*run[:3], str(tmp_path / "b"), *call, "--env.kwargs", wrong]) == 2
@@ -276,11 +302,17 @@ def test_normalised_by_two_ranks_is_normalised_by_one() -> None:
 
 
 def test_several_seeds_are_trained_and_summed_up(
-    small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = replace(small, eval_episodes=3, total_steps=8 * 16 * 12, seed=4)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no file"):
-        surefoot.train_seeds(cfg, 2, run_dir=tmp_path / "b", source=tmp_path / "none", ranks=1)
+        surefoot.train_seeds(cfg, 2, source=tmp_path / "none", ranks=1)
+    assert not list(tmp_path.iterdir())
+    assert not capsys.readouterr().err
+    with pytest.raises(Fault):
+        surefoot.train_seeds(replace(cfg, env=Gymnasium("worlds:Faulty-raises-v0")), 2, run_dir=tmp_path / "b", ranks=1)
+    assert f"all seeds go on with the same command and --run-dir {tmp_path / 'b'}\n" in capsys.readouterr().err
     runs = surefoot.train_seeds(cfg, 2, run_dir=tmp_path / "a", ranks=1)
     assert [run.config.seed for run in runs] == [4, 5]
     facts = json.loads((tmp_path / "a" / "seeds.json").read_text())

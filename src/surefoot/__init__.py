@@ -93,16 +93,19 @@ def evaluate(
     seed: int = 0,
     greedy: bool = False,
     sticky: float | None = None,
-    env: Env | None = None,
+    env: Env | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None = None,
     ranks: int = 0,
 ) -> Evaluation:
     """Play full games with fresh seeds with the policy of a run or policy file.
 
-    `sticky`: of an Atari console, None for its own; `ranks`: processes, 0 for all cores with Atari and module:function
-    with images, else one.
+    `env`: None for its own, or what `train` takes, where it looks the same; `sticky`: of an Atari console, None for its
+    own; `ranks`: processes, 0 for all cores with Atari and module:function with images, else one.
     """
     from surefoot import evaluation
+    from surefoot.envs import Env
+    from surefoot.presets import find
 
+    env = env if env is None or isinstance(env, Env) else find(env).env
     return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env, ranks)
 
 

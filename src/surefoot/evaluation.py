@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from surefoot.config import Config
 from surefoot.envs import Env, Episode, Game, make
 from surefoot.envs.atari import Atari, Pong
-from surefoot.envs.gym import is_local
+from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
 from surefoot.launch import usable_cores
@@ -244,8 +244,11 @@ def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[floa
     return save_tensors(tensors, {"surefoot": json.dumps(facts)})
 
 
-def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
-    """The policy of a run directory (with `eval_every` the best), checkpoint or file, its environment, its header."""
+def load_policy(path: Path | str, device: str = "cpu", env: Env | None = None) -> tuple[Policy, Env, dict[str, Any]]:
+    """The policy of a run directory (with `eval_every` the best), checkpoint or file, its environment, its header.
+
+    `env` stands in for an environment that only the program which trained could make.
+    """
     path = Path(path)
     file = path / (BEST if (path / BEST).exists() else "policy.safetensors") if path.is_dir() else path
     if not file.exists():
@@ -260,14 +263,16 @@ def load_policy(path: Path | str, device: str = "cpu") -> tuple[Policy, Env, dic
         cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
-    game = make(cfg.env)
+    lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
+    own = env if env and lost else cfg.env
+    game = make(own)
     policy = cfg.network.build(game.observation_space, game.action_space)
     game.close()
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"'{file}' does not fit its own network: {error}") from error
-    return policy.to(device).eval(), cfg.env, facts
+    return policy.to(device).eval(), own, facts
 
 
 def evaluate_run(
@@ -290,7 +295,7 @@ def evaluate_run(
     if sticky is not None and not 0 <= sticky < 1:
         raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
     torch.set_num_threads(1)
-    policy, own, facts = load_policy(source)
+    policy, own, facts = load_policy(source, env=env)
     if env is not None and type(env) is type(own):
         mine, other = make(own), make(env)
         if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,8 @@ from surefoot.credit import (
     SignReward,
     Unnormalized,
 )
-from surefoot.envs.atari import Atari, Pong
-from surefoot.envs.gym import Gymnasium, describe
+from surefoot.envs.atari import Atari, Pong, ids
+from surefoot.envs.gym import Gymnasium, describe, named
 from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
@@ -193,21 +194,31 @@ PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CA
 
 def by_spaces(env: Gymnasium) -> Config:
     """The Config of an environment that is no preset: convolutions for images, otherwise fully connected layers."""
+    import gymnasium
+
     from surefoot.envs import make
     from surefoot.envs.spaces import parts
 
     game = make(env)
+    if "ale_py" in str(getattr(gymnasium.registry.get(env.id), "entry_point", "")):
+        name = re.sub(r"(NoFrameskip)?-v\d+$", "", env.id)
+        raise UserError(f"'{env.id}' shows raw screens: choose ALE/{name}-v5 (sticky actions) or {name}NoFrameskip-v4")
     images = any(part.is_image() for part in parts(game.observation_space))
     game.close()
     return replace(IMAGES if images else CONTROL, task=env.id, env=env)
 
 
-def find(task: Any, kwargs: tuple[str, ...] = (), **fields: Any) -> Config:
+def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: Any) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
-    `kwargs`: what a Gymnasium id or `module:function` is made with; its spaces may depend on that. Raises UserError
-    with the nearest names where there is none.
+    `kwargs`: what a Gymnasium id or `module:function` is made with, as a dict or as NAME=VALUE; its spaces may depend
+    on that. Raises UserError with the nearest names where there is none.
     """
+    if isinstance(kwargs, Mapping):
+        given, kwargs = dict(kwargs), [f"{name}={value!r}" for name, value in kwargs.items()]
+        if named(kwargs) != given:
+            raise UserError(f"kwargs hold more than numbers and words ({given}): give a function of no arguments")
+    kwargs = tuple(kwargs)
     if isinstance(task, Config):
         cfg = task
     elif isinstance(task, str) and task in PRESETS:
@@ -224,9 +235,12 @@ def find(task: Any, kwargs: tuple[str, ...] = (), **fields: Any) -> Config:
     else:
         import gymnasium
 
-        near = " or ".join(difflib.get_close_matches(task, (*PRESETS, *gymnasium.registry), 3, 0.5) or PRESETS)
+        known = (*PRESETS, *gymnasium.registry, *ids())
+        near = " or ".join(difflib.get_close_matches(task, known, 3, 0.5) or PRESETS)
         raise UserError(f"there is no task '{task}': did you mean {near}? A Gymnasium id ends in -v and a number")
-    if kwargs and isinstance(cfg.env, Gymnasium):
+    if kwargs:
+        if not isinstance(cfg.env, Gymnasium):
+            raise UserError(f"'{cfg.task}' takes no kwargs: its fields are those of {type(cfg.env).__name__}")
         cfg = replace(cfg, env=replace(cfg.env, kwargs=kwargs))
     unknown = set(fields) - set(vars(cfg))
     if unknown:

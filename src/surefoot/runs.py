@@ -58,6 +58,13 @@ def new_dir(task: str) -> Path:
     return where
 
 
+def discard(run_dir: Path) -> None:
+    """Remove a directory, and the one it lies in, where nothing was begun."""
+    with suppress(OSError):
+        run_dir.rmdir()
+        run_dir.parent.rmdir()
+
+
 CARE = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
 """how a run is looked after"""
 MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *CARE)
@@ -148,9 +155,7 @@ def start(
         raise Fault("; ".join(filter(None, (str(fault), how_to_go_on(run_dir))))) from error
     finally:
         if given is None:
-            with suppress(OSError):
-                run_dir.rmdir()  # where nothing was begun
-                run_dir.parent.rmdir()
+            discard(run_dir)
     if stopped:
         signal.raise_signal(stopped)
     return run_dir, not stopped
@@ -169,17 +174,23 @@ def start_seeds(
     Each lies in `seed-S` of the directory and goes on where one is there; `seeds.json` holds every seed's score in the
     closing evaluation and its best mean of 100 training episodes, and their means. Returns as `start` does.
     """
-    run_dir = run_dir or new_dir(cfg.task)
+    given, run_dir = run_dir, run_dir or new_dir(cfg.task)
     scores: dict[str, list[float]] = {"evaluation": [], "best_training": []}
-    numbers = range(cfg.seed, cfg.seed + seeds)
-    for seed in numbers:
-        where, finished = start(replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks)
-        if not finished:
-            return run_dir, False
-        full = [row["return_mean"] for row in read(where) if row["return_window"] == 100]
-        scores["best_training"] += [max(full)] if full else []
-        if (where / "evaluation.json").exists():
-            scores["evaluation"].append(json.loads((where / "evaluation.json").read_text())["mean"])
+    numbers, finished = range(cfg.seed, cfg.seed + seeds), False
+    try:
+        for seed in numbers:
+            where, finished = start(replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks)
+            if not finished:
+                return run_dir, False
+            full = [row["return_mean"] for row in read(where) if row["return_window"] == 100]
+            scores["best_training"] += [max(full)] if full else []
+            if (where / "evaluation.json").exists():
+                scores["evaluation"].append(json.loads((where / "evaluation.json").read_text())["mean"])
+    finally:
+        if given is None:
+            discard(run_dir)
+        if not finished and run_dir.exists():
+            note(f"all seeds go on with the same command and --run-dir {shlex.quote(str(run_dir))}")
     facts: dict[str, Any] = {"task": cfg.task, "seeds": list(numbers), **scores}
     for name, found in scores.items():
         if found:

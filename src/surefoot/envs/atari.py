@@ -81,6 +81,13 @@ class Atari:
         return AtariGame(self)
 
 
+def ids() -> list[str]:
+    """Gymnasium's ids of all games that ALE has."""
+    from ale_py import roms
+
+    return [f"ALE/{rom.title().replace('_', '')}-v5" for rom in roms.get_all_rom_ids()]
+
+
 def palette() -> Array:
     """Colours of ALE's palette indices, float64 [256, 3]."""
     import numpy as np

@@ -104,16 +104,19 @@ class Console:
     def advance(self, button: Any, before: Array | None = None) -> float:
         """Hold a button for one step's frames; returns the points they brought.
 
-        `before` [210, 160] receives the gray screen of the last frame but one, where there is one.
+        A sticky frame has the button of the frame before it, the others the one that is asked for, as ALE has it.
+        `before` [210, 160] receives the gray screen of the last frame but one, zeros where there is none.
         """
         if self.steps % 512 == 0:
             self._draw()
         k = self.steps % 512
         skip, reward, act = self.skips[k], 0, self.ale.act
+        if before is not None and skip < 2:
+            before[...] = 0
         for frame in range(skip):
-            if self.sticks is not None:
-                self.last = button = self.last if self.sticks[k][frame] else button
-            reward += act(button)
+            if self.sticks is None or not self.sticks[k][frame]:
+                self.last = button
+            reward += act(self.last)
             if before is not None and frame == skip - 2:
                 self.ale.getScreenGrayscale(before)
         self.steps += 1

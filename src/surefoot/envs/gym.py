@@ -114,7 +114,11 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
                 raise UserError(f"'{id}' was made by a function of another program: name a module:function")
             make = HERE[id]
         elif name and not re.search(r"-v\d+$", name):
-            make = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+            make = importlib.import_module(module)
+            try:
+                make = functools.reduce(getattr, name.split("."), make)
+            except AttributeError as error:
+                raise ImportError(str(error)) from error
         if many := "num_envs" in inspect.signature(make).parameters:
             how["num_envs"] = count or 1
         elif count:
@@ -125,7 +129,7 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
                     lambda text: warned(text.partition(" Time =")[0])
                 )
         env = make(**how)
-    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+    except (gymnasium.error.Error, ImportError) as error:
         text = str(error).replace("\n", " ").rstrip(". ")
         wanted = re.search(r"gymnasium\[([\w-]+)\]", text)
         extra = wanted[1].replace("_", "-") if wanted else ""
@@ -133,16 +137,18 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
             cure = f"pip install 'surefoot[{extra}]'" if extra in EXTRAS else text
             raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
         lacking = getattr(error.__cause__ or error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if lacking and lacking not in (module, module.partition(".")[0]):
-            raise UserError(f"environment '{id}' needs a package that is missing: {text}") from error
-        from ale_py import roms
+        if lacking:
+            cure = f"pip install what has '{lacking}'" + ", or mend the name" * (lacking == module.partition(".")[0])
+            raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
+        from surefoot.envs.atari import ids
 
         known = [name for name, other in gymnasium.registry.items() if name != id and "ale_py" not in str(other)]
-        known += [f"ALE/{rom.title().replace('_', '')}-v5" for rom in roms.get_all_rom_ids()]
-        near = difflib.get_close_matches(id, known, 3)
+        near = difflib.get_close_matches(id, known + ids(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; PACKAGE:ID imports a package first"
         raise UserError(f"no environment '{id}' ({text}){hint}") from error
     except TypeError as error:
+        if re.search(r"Gym is incompatible|<class 'gym\.", str(error)):
+            raise UserError(f"'{id}' is {_old_gym('v26')} (v21 where its reset takes no seed)") from error
         if spec.kwargs:
             raise UserError(f"'{id}' cannot be made with {' '.join(spec.kwargs)}: {error}") from error
         if render:
@@ -173,6 +179,11 @@ def named(kwargs: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def _old_gym(api: str) -> str:
+    cure = f"pip install 'shimmy[gym-{api}]', and gymnasium.make('Gym{api.title()}Environment-v0', env=...)"
+    return f"of the old Gym package: {cure} converts it"
+
+
 def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
     import gymnasium
 
@@ -181,9 +192,7 @@ def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
     if not isinstance(env, gymnasium.vector.VectorEnv if many else gymnasium.Env):
         what = "no gymnasium.vector.VectorEnv, though it takes num_envs" if many else "no gymnasium.Env"
         if "gym" in {base.__module__.partition(".")[0] for base in type(env).__mro__}:
-            api = "v26" if "seed" in inspect.signature(env.reset).parameters else "v21"
-            cure = f"pip install 'shimmy[gym-{api}]', and gymnasium.make('Gym{api.title()}Environment-v0', env=...)"
-            what = f"of the old Gym package: {cure} converts it"
+            what = _old_gym("v26" if "seed" in inspect.signature(env.reset).parameters else "v21")
         raise UserError(f"'{name}' gives {type(env).__name__}, which is {what}")
 
 
@@ -197,7 +206,7 @@ def examine(of: Gymnasium) -> bool:
 
     env = open_env(of)
     try:
-        spec = env.spec
+        spec = gymnasium.registry.get(of.id.rpartition(":")[2], env.spec)  # `make` was told to leave the checker out
         known = spec is not None and (spec.disable_env_checker or str(spec.entry_point).startswith("gymnasium."))
         try:
             first = env.reset(seed=0)
@@ -208,7 +217,7 @@ def examine(of: Gymnasium) -> bool:
                     check_env(env, skip_render_check=True, skip_close_check=True)
         except (AssertionError, gymnasium.error.Error, TypeError, ValueError) as error:
             finding = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            cure = "mend it, or register it with disable_env_checker=True"
+            cure = "mend it, or register or make it with disable_env_checker=True"
             if "unpack" in finding:
                 cure = "step gives observation, reward, terminated, truncated and info, reset observation and info"
             raise UserError(f"environment '{of.id}' breaks Gymnasium's contract: {finding}; {cure}") from error

@@ -141,11 +141,13 @@ def translator(space: spaces.Space[Any]) -> Callable[[Any], Any] | None:
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
         start = getattr(space, "start", 0)
         return lambda action: np.asarray(action, space.dtype).reshape(shape) + np.asarray(start, space.dtype)
+    cure = "gymnasium.wrappers.TransformAction gives others"
     if not isinstance(space, spaces.Box) or space.dtype is None or space.dtype.kind != "f":
-        raise UserError(f"actions are {space}: Discrete, MultiDiscrete, MultiBinary and Box of floats are known")
+        raise UserError(
+            f"actions are {space}: Discrete, MultiDiscrete, MultiBinary and Box of floats are known; {cure}"
+        )
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        cure = "gymnasium.wrappers.TransformAction(env, function, Box(low, high)) gives others"
         raise UserError(f"actions are {space}: its bounds must be finite, the lower ones below; {cure}")
     middle, half = ((high + low) / 2).reshape(-1), ((high - low) / 2).reshape(-1)
     if (middle == 0).all() and (half == 1).all() and len(shape or ()) == 1:
