@@ -130,6 +130,7 @@ def test_a_restored_game_goes_on_bit_for_bit(spec: Pong | Atari) -> None:
     other.step(0, there)
     assert other.restore(saved, there)
     assert np.array_equal(out, there)
+    assert other.last == game.last  # what a sticky frame holds
     for move in moves[half:]:
         assert game.step(move, out) == other.step(move, there)
         assert np.array_equal(out, there)

@@ -213,11 +213,12 @@ def test_a_reader_who_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_killed_ends_the_run_with_one_message(victim: int, tmp_path: Path) -> None:
-    with endless_run(tmp_path) as (process, ranks):
+    with endless_run(tmp_path, "--save-every", "0.1") as (process, ranks):
         os.kill(ranks[victim], signal.SIGKILL)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert err.startswith(f"surefoot: rank {victim} was ended by SIGKILL")
+        assert "; what was saved goes on with: " in err
         assert "Traceback" not in err
         assert gone_within(5, ranks)
 

@@ -15,7 +15,7 @@ from surefoot.errors import UserError
 from surefoot.presets import LESSON_GAME
 
 CATCH, CHEETAH = Gymnasium("worlds:Catch-v0"), Gymnasium("HalfCheetah-v5")
-IDS = "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "worlds:Switches-v0", "worlds:Nested-v0", "worlds:Doors-v0"
+IDS = "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "worlds:Nested-v0", "worlds:Doors-v0"
 ALL = [Pong(), LESSON_GAME, Atari("breakout", life_loss=True), CATCH, CHEETAH, *map(Gymnasium, IDS)]
 
 
@@ -69,14 +69,13 @@ def test_the_contract(env: Env) -> None:
 
 
 def test_other_seeds_are_other_episodes(env: Env) -> None:
-    """By a console's memory: its first screens are all alike. Openings of the lesson and balls of Catch may coincide."""
-    first = set()
-    for seed in (0, 1):
-        games = Games(env, seed, range(2))
+    """In what is seen first, or in a console's memory: its no-ops show only later."""
+    games, first = Games(env, 0, range(3)), set()
+    for games.seed in (0, 1):
         games.reset_all()
         states = [g.ale.getRAM() for g in games.games] if isinstance(env, Pong | Atari) else games.obs
         first |= {state.tobytes() for state in states}
-    assert len(first) == 4, (env, len(first))
+    assert len(first) == 6 or (env in (LESSON_GAME, CATCH) and len(first) > 3)  # 32 openings, 5 places of a ball
 
 
 def test_the_time_limit_truncates() -> None:

@@ -6,12 +6,15 @@ import copy
 import json
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import surefoot
+from surefoot.cli import Train, parse
 from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
 from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, ScaledReward, Unnormalized
 from surefoot.envs.atari import Pong
@@ -19,7 +22,7 @@ from surefoot.errors import UserError
 from surefoot.networks import MLP, LessonCNN, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
 from surefoot.optimizers import Adam, Muon
-from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED
+from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED, find
 
 
 def changed(a: Config, b: Config) -> set[str]:
@@ -75,6 +78,22 @@ def test_presets_are_found_under_the_task_they_carry() -> None:
         assert cfg.task == name
     assert PRESETS["pong-lesson"] is LESSON
     assert PRESETS["pong-reinforce"] is LESSON_REINFORCE
+
+
+@pytest.mark.parametrize("cfg", PRESETS.values(), ids=PRESETS)
+def test_the_command_line_has_every_preset(cfg: Config) -> None:
+    command = parse(["train", cfg.task])
+    assert isinstance(command, Train)
+    assert command.config == cfg
+
+
+@pytest.mark.parametrize(
+    "cfg", [*LADDER, LESSON, LESSON_REINFORCE, find("BeamRiderNoFrameskip-v4")], ids=lambda cfg: cfg.task
+)
+def test_every_console_task_trains(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surefoot.runner.curve", lambda *_: None)  # a picture takes as long as all the rest
+    quick = replace(cfg, games=2, horizon=(8,), minibatch=min(8, cfg.minibatch), total_iterations=2, eval_episodes=0)
+    assert surefoot.train(quick, run_dir=tmp_path / "a", ranks=1, quiet=True).steps == 2 * 2 * 8
 
 
 # The lesson's numbers

@@ -48,7 +48,7 @@ def test_a_rank_that_is_gone_or_late_is_not_waited_for() -> None:
         shared.meet()
 
 
-@pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "within", "control", "whole"])
+@pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "within", "images", "control", "whole"])
 def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None:
     """The same games, gradients within 1e-10, the same bits on all ranks."""
     runs = {n: [load_file(twins / f"{kind}-{n}-{rank}.safetensors") for rank in range(n)] for n in (1, 2, 4)}
@@ -102,6 +102,22 @@ def test_ranks_that_do_not_begin_alike_are_refused(small: Config, tmp_path: Path
 
     with pytest.raises(UserError, match="do not begin at the same point"):
         prepare(small, initial(small, Ranks()), tmp_path, Strangers())
+
+
+@pytest.mark.parametrize(("outer", "inner", "want"), [("max", "max", 8), ("400000", "max", 4), ("600000", "50000", 1)])
+def test_no_more_cores_than_the_cgroups_allow(
+    outer: str, inner: str, want: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert usable_cores(tmp_path) == 8
+    for name, text in (
+        ("proc/self/cgroup", "1:cpu:/old\n0::/user/job\n"),
+        ("sys/fs/cgroup/user/cpu.max", f"{outer} 100000\n"),
+        ("sys/fs/cgroup/user/job/cpu.max", f"{inner} 100000\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path) == want
 
 
 def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

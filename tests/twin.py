@@ -18,8 +18,9 @@ from surefoot.credit import GAE, FutureReturn, OverBatch, OverGames, OverMinibat
 from surefoot.envs.gym import Gymnasium
 from surefoot.launch import die_with_launcher, leave
 from surefoot.loop import train
-from surefoot.networks import MLP
+from surefoot.networks import MLP, SmallCNN
 from surefoot.objectives import ClippedSurrogate
+from surefoot.optimizers import Muon
 from surefoot.policy import flatten
 from surefoot.ranks import ROOM, join, memory
 from surefoot.state import initial
@@ -54,6 +55,8 @@ RUNNING = replace(
     CFG, network=MLP((16,), running=True), reward=ScaledReward(), normalize=OverBatch(memory=0.9), recompute=True
 )
 CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
+# As `pong` learns: convolutions over pictures, and Muon.
+IMAGES = replace(CFG, env=Gymnasium("makers:Image"), network=SmallCNN((4, 8), hidden=32), optimizer=Muon(units=16))
 EVERYTHING = ("running", "whole")  # every rank learns from all games; in the others each gives its share of a minibatch
 WHOLE = replace(CONTROL, normalize=OverMinibatch())
 KINDS = {
@@ -61,6 +64,7 @@ KINDS = {
     "lesson": LESSON,
     "running": RUNNING,
     "within": WHOLE,
+    "images": IMAGES,
     "control": CONTROL,
     "whole": WHOLE,
 }

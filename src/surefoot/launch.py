@@ -24,14 +24,17 @@ HANGING = 5.0  # the same where one has hung: the others save
 PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
 
 
-def usable_cores() -> int:
-    """Cores this process may use: affinity and cgroup limits respected, not the machine's count."""
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores this process may use: affinity and the limits of its cgroups respected, not the machine's count."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or no limit
-        return cores
+    group = root / "sys/fs/cgroup"
+    with suppress(OSError):
+        group /= (root / "proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    for folder in (group, *group.parents):
+        with suppress(OSError, ValueError):  # no cgroup v2, or no limit
+            quota, period = (folder / "cpu.max").read_text().split()
+            cores = max(1, min(cores, int(quota) // int(period)))
+    return cores
 
 
 def choose_ranks(asked: int, games: int) -> int:
