@@ -43,7 +43,7 @@ def test_it_agrees_frame_by_frame_with_gymnasiums_wrappers(
     out = np.zeros((4, 84, 84), np.uint8)
     assert wrapped.observation_space == mine.observation_space
     assert wrapped.action_space == mine.action_space
-    actions = np.random.default_rng(3).integers(mine.action_space.n, size=600).tolist()
+    actions = np.random.default_rng(3).integers(mine.action_space.n, size=2400 // spec.frame_skip[0]).tolist()
     seed, endings = 7, 0
     for action in [None, *actions]:
         if action is None:
