@@ -311,9 +311,10 @@ def test_several_seeds_are_trained_and_summed_up(
         surefoot.train_seeds(cfg, 2, source=tmp_path / "none", ranks=1)
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().err
-    monkeypatch.setattr(worlds.Faulty, "steps", 0)
+    monkeypatch.setattr(worlds.Faulty, "steps", -2000)  # it fails in the second seed
     with pytest.raises(Fault):
         surefoot.train_seeds(replace(cfg, env=Gymnasium("worlds:Faulty-raises-v0")), 2, run_dir=tmp_path / "b", ranks=1)
+    assert (tmp_path / "b/seed-4/evaluation.json").exists()
     assert f"all seeds go on with the same command and --run-dir {tmp_path / 'b'}\n" in capsys.readouterr().err
     runs = surefoot.train_seeds(cfg, 2, run_dir=tmp_path / "a", ranks=1)
     assert [run.config.seed for run in runs] == [4, 5]

@@ -216,7 +216,7 @@ def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: An
     """
     if isinstance(kwargs, Mapping):
         given, kwargs = dict(kwargs), [f"{name}={value!r}" for name, value in kwargs.items()]
-        if named(kwargs) != given:
+        if repr(named(kwargs)) != repr(given):
             raise UserError(f"kwargs hold more than numbers and words ({given}): give a function of no arguments")
     kwargs = tuple(kwargs)
     if isinstance(task, Config):

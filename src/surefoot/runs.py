@@ -179,6 +179,7 @@ def start_seeds(
     numbers, finished = range(cfg.seed, cfg.seed + seeds), False
     try:
         for seed in numbers:
+            finished = False
             where, finished = start(replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks)
             if not finished:
                 return run_dir, False
