@@ -1,6 +1,7 @@
 """The glossary and the code hold each other to account: docs/names.md has every public name, and nothing else."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ PAGE = ROOT / "docs" / "names.md"
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """The package's modules, read and not imported."""
     return {str(p.relative_to(SOURCE)): ast.parse(p.read_text()) for p in sorted(SOURCE.rglob("*.py"))}

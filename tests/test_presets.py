@@ -219,6 +219,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("std", {"network": MLP(std=0.0)}),
     ("stride", {"network": SmallCNN(stride=(4, 0))}),
     ("hidden", {"network": MLP(hidden=())}),
+    ("hidden", {"network": MLP(hidden=(64, 2**40))}),
 ]
 
 

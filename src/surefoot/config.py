@@ -18,6 +18,8 @@ from surefoot.networks import Network, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
 from surefoot.optimizers import Adam, Optimizer
 
+LARGEST = 16_384  # units, pixels, frames: what is larger is a slip of the pen, and takes all memory
+
 
 @dataclass(frozen=True)
 class FixedRate:
@@ -209,11 +211,11 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
     if full == "AdaptiveRate.end_factor":
         _check(value > 0, full, value, "above 0")
-    if name in ("momentum", "memory"):
-        _check(value < 1, full, value, "from 0 to below 1")
+    _check(name not in ("momentum", "memory") or value < 1, full, value, "from 0 to below 1")
     sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
     if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std", "until"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
+    _check(name not in sizes or max(numbers) <= LARGEST, full, value, f"at most {LARGEST:,}")
     if name == "frame_skip":
         _check(len(value) <= 2 and value[0] <= value[-1], full, value, "one number, or two, the smaller first")
 
