@@ -18,8 +18,6 @@ from surefoot.networks import Network, SmallCNN
 from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
 from surefoot.optimizers import Adam, Optimizer
 
-LARGEST = 16_384  # units, pixels, frames: what is larger is a slip of the pen, and takes all memory
-
 
 @dataclass(frozen=True)
 class FixedRate:
@@ -215,7 +213,8 @@ def _check_knob(full: str, name: str, value: Any) -> None:
     sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
     if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std", "until"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
-    _check(name not in sizes or max(numbers) <= LARGEST, full, value, f"at most {LARGEST:,}")
+    # units, pixels, frames: what is larger is a slip of the pen, and takes all memory
+    _check(name not in sizes or max(numbers) <= 16_384, full, value, "at most 16,384")
     if name == "frame_skip":
         _check(len(value) <= 2 and value[0] <= value[-1], full, value, "one number, or two, the smaller first")
 

@@ -400,10 +400,11 @@ class Policy(nn.Module):
             ends = self._heads(x)
 
         def back(slope: Tensor, value_slope: Tensor, add: bool) -> None:
-            for parameter in () if add else self.parameters():
-                _grad(parameter).zero_()
+            parameters = [p for p in self.parameters() if p is not self.log_std]
             count = sum(end.requires_grad for end in ends)  # without a critic, one
-            torch.autograd.backward(ends[:count], (slope, value_slope)[:count])
+            found = torch.autograd.grad(ends[:count], parameters, (slope, value_slope)[:count])
+            for parameter, new in zip(parameters, found, strict=True):  # less to write than if autograd added to zeros
+                _grad(parameter).add_(new) if add else _grad(parameter).copy_(new)
 
         return ends[0].detach(), ends[1].detach(), back
 
