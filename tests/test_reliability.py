@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import json
 import os
 import pickle
@@ -731,6 +732,23 @@ def test_a_hanging_environment_ends_the_run_with_its_name(
     with pytest.raises(Fault, match=r"environment 2 \(episode's seed \d+, decision \d+, .* has hung for 0.5 seconds"):
         go(cfg, tmp_path / "a")
     assert checkpoints(tmp_path / "a")[-1].name == f"{128:09d}"
+
+
+@pytest.mark.usefixtures("signals_interrupt")
+@pytest.mark.parametrize("change", [{}, {"eval_every": 256}], ids=["at the end", "while it trains"])
+def test_an_environment_that_hangs_in_an_evaluation_ends_the_run(
+    change: dict[str, Any], small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained is saved, and without its hanging the run goes on."""
+    step, steps = evaluation._Slot.step, itertools.count()
+    monkeypatch.setattr(
+        evaluation._Slot, "step", lambda *x: threading.Event().wait(600) if next(steps) == 10 else step(*x)
+    )
+    with pytest.raises(Fault, match=r"^rank 0 has given no sign of life for 0.5 seconds; .* resume "):
+        go(small, tmp_path / "a", timeout=0.5, eval_episodes=3, **change)
+    go(small, tmp_path / "a", timeout=9.0, eval_episodes=3, **change)
+    assert len(rows(tmp_path / "a")) == 6
+    assert (tmp_path / "a" / "evaluation.json").exists()
 
 
 @pytest.mark.usefixtures("signals_interrupt")

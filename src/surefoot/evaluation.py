@@ -27,6 +27,7 @@ from surefoot.launch import usable_cores
 from surefoot.networks import MLP
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
+from surefoot.pulse import Pulse
 from surefoot.ranks import Ranks
 from surefoot.shares import dealt
 
@@ -122,8 +123,9 @@ def evaluate(
     greedy: bool = False,
     parallel: int = 32,
     progress: Callable[[int], None] | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Play the full games with the numbers `episodes`, `parallel` at a time.
+    """Play the full games with the numbers `episodes`, `parallel` at a time; `alive` is called before each decision.
 
     Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
     the last bits of a network's output depend on the batch, and with them, rarely, an action).
@@ -138,6 +140,7 @@ def evaluate(
     results: dict[int, Episode] = {}
     device = next(policy.parameters()).device
     while playing:
+        alive()
         with torch.no_grad():
             dist = policy(torch.from_numpy(np.stack([slot.obs for slot in playing])).to(device))[0]
             draws = [slot.noise.random(policy.draws, np.float32) for slot in playing]
@@ -171,6 +174,7 @@ def evaluate_shared(
     episodes: range,
     seed: int,
     ranks: Ranks,
+    pulse: Pulse,
     show: Callable[[str], None],
     playing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
@@ -185,10 +189,11 @@ def evaluate_shared(
 
     try:
         with playing():
-            part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress)
+            part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress, alive=pulse.rest)
     except (Fault, Interrupted) as cause:  # what was trained is saved
         if isinstance(cause, Fault):
             note(f"{cause}; this evaluation is given up")
+    pulse.end()  # the others may take longer
     if ranks.agree(part is None) or part is None:
         return None
     parts = [json.loads(data) for data in ranks.share_bytes(json.dumps([part.scores, part.lengths]).encode())]

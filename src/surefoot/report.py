@@ -148,13 +148,12 @@ class Reporter:
 
     def evaluate(self, state: State, played: int) -> float:
         """Where it is time, after so many decisions: the kept policy's mean score, and the best one so far is kept."""
-        cfg, pulse = self.cfg, state.games.pulse
+        cfg, pulse, show = self.cfg, state.games.pulse, self.progress.show
         if not cfg.eval_every or state.steps // cfg.eval_every == (state.steps - played) // cfg.eval_every:
             return float("nan")
         policy, first = state.kept(), OTHERS + state.iteration * cfg.eval_games
         episodes = range(first, first + cfg.eval_games)
-        pulse.end()  # whole games may take longer than a sign of life
-        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, self.progress.show, self.playing)
+        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, pulse, show, self.playing)
         pulse.rest()
         if found is None:
             return float("nan")

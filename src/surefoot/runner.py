@@ -244,7 +244,8 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     if cfg.eval_episodes:
         policy = load_policy(run_dir, cfg.device)[0] if (run_dir / BEST).exists() else state.kept()
-        result = evaluate_shared(policy, cfg.env, range(cfg.eval_episodes), cfg.seed, ranks, progress.show)
+        episodes = range(cfg.eval_episodes)
+        result = evaluate_shared(policy, cfg.env, episodes, cfg.seed, ranks, state.games.pulse, progress.show)
     if ranks.rank:
         return
     curve(run_dir, run_dir / "curve.png")
