@@ -125,7 +125,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Play the full games with the numbers `episodes`, `parallel` at a time; `alive` is called before each decision.
+    """Play the full games with the numbers `episodes`, `parallel` at a time; `alive` is called before every decision.
 
     Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
     the last bits of a network's output depend on the batch, and with them, rarely, an action).
@@ -133,14 +133,11 @@ def evaluate(
     start = perf_counter()
     policy = policy.player()
     waiting = iter(episodes)
-    slots = [_Slot(make(env), seed) for _ in range(min(parallel, len(episodes)))]
+    slots = [_Slot(make(env), seed, next(waiting), alive) for _ in range(min(parallel, len(episodes)))]
     playing = list(slots)
-    for slot in playing:
-        slot.begin(next(waiting))
     results: dict[int, Episode] = {}
     device = next(policy.parameters()).device
     while playing:
-        alive()
         with torch.no_grad():
             dist = policy(torch.from_numpy(np.stack([slot.obs for slot in playing])).to(device))[0]
             draws = [slot.noise.random(policy.draws, np.float32) for slot in playing]
@@ -210,14 +207,16 @@ def _in_order(parts: list[list[list[Any]]]) -> Iterator[list[Any]]:
 class _Slot:
     """One game of the evaluation, and the episode it is playing."""
 
-    def __init__(self, game: Game, seed: int) -> None:
-        self.game, self.seed = game, seed
+    def __init__(self, game: Game, seed: int, episode: int, alive: Callable[[], None]) -> None:
+        self.game, self.seed, self.alive = game, seed, alive
         self.obs = blank(game.observation_space)
+        self.begin(episode)
 
     def begin(self, episode: int) -> None:
         self.episode, self.score, self.length = episode, 0.0, 0
         self.noise = stream(self.seed, Purpose.EVALUATION, 1, episode)
         self.begun = integer(self.seed, Purpose.EVALUATION, 0, episode)
+        self.alive()
         try:
             self.game.reset(self.begun, self.obs)
         except (Exception, SystemExit) as error:
@@ -228,6 +227,7 @@ class _Slot:
         return Fault(f"the environment failed in {where}: {type(error).__name__}: {error}")
 
     def step(self, action: Any) -> bool:
+        self.alive()
         try:
             reward, terminated, truncated = self.game.step(action, self.obs)
         except (Exception, SystemExit) as error:
