@@ -18,16 +18,13 @@ from surefoot.learn import NAMES, Batch, figures, minibatches, present, update
 from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce
 from surefoot.ranks import Ranks
 from surefoot.rollout import Rollout, collect
-from surefoot.state import State, initial
+from surefoot.state import State, initial, laid_out
 
 
 def prepared(cfg: Config) -> tuple[State, Rollout, Batch]:
     state = initial(cfg, Ranks())
     state.policy.double()
-    from surefoot.policy import flatten
-
-    state.flat = flatten(state.policy)
-    state.optimizer = cfg.optimizer.build(state.policy, state.flat)
+    state.flat, state.gradients, state.optimizer, state.mean = laid_out(state.policy, cfg, Ranks())
     noise = torch.rand(16, cfg.games, generator=torch.Generator().manual_seed(0))
     r = collect(state.policy, state.games, noise)
     weight = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -21,9 +21,8 @@ from surefoot.loop import train
 from surefoot.networks import MLP, SmallCNN
 from surefoot.objectives import ClippedSurrogate
 from surefoot.optimizers import Muon
-from surefoot.policy import flatten
 from surefoot.ranks import ROOM, join, memory
-from surefoot.state import initial
+from surefoot.state import initial, laid_out
 
 CFG = Config(
     env=Gymnasium("worlds:Catch-v0"),
@@ -82,7 +81,7 @@ class Notebook:
     def iteration(self, state, rollout, target, stats, learn_s) -> None:  # type: ignore[no-untyped-def]
         for name in ("obs", "action", "reward", "terminated"):
             self.notes[f"{state.iteration}/{name}"] = getattr(rollout, name).clone()
-        self.notes[f"{state.iteration}/gradient"] = state.gradient.clone()
+        self.notes[f"{state.iteration}/gradient"] = state.gradient[state.optimizer.part].clone()
         self.notes[f"{state.iteration}/parameters"] = state.flat.detach().clone()
         measured = [x.double().flatten() for x in state.policy.prepare.state_dict().values()]
         self.notes[f"{state.iteration}/moments"] = torch.cat(
@@ -108,14 +107,13 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     ranks = join()
     state = initial(cfg, ranks)
     state.policy.double()
-    state.flat = flatten(state.policy)
-    state.mean = state.flat.detach().clone()
-    state.optimizer = cfg.optimizer.build(state.policy, state.flat)
+    state.flat, state.gradients, state.optimizer, state.mean = laid_out(state.policy, cfg, ranks)
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
-    if ranks.count > 1 and sys.platform == "linux":  # both ways of exchanging are really taken
-        for size in (state.gradient.nbytes + 8, ROOM):
-            assert (memory(ranks, size) is not None) == ("LOCAL_WORLD_SIZE" in os.environ)
+    if ranks.count > 1 and sys.platform == "linux":  # all ways of exchanging are really taken
+        together = "LOCAL_WORLD_SIZE" in os.environ
+        assert (memory(ranks, ROOM) is not None) == together
+        assert (len(state.gradients) > 1) == (together and not state.policy.pairs)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")
 
 

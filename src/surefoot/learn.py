@@ -137,11 +137,12 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.mean))
     if policy.bound and isinstance(batch.obs, Tensor):
         batch = Batch(*(x.numpy() for x in vars(batch).values()))
-    kl, pieces = 0.0, list[tuple[Array, ...]]()
+    kl, pieces, own = 0.0, list[tuple[Array, ...]](), state.optimizer.part
     steered = isinstance(cfg.rate, AdaptiveRate) or cfg.max_kl < math.inf
     for piece, share in batch.pieces(policy.piece(batch.obs)):
         new, value, pull = policy.traced(piece.obs)
-        old, logp, each = policy.distribution(piece.params, known=True), new.log_prob(piece.action), share / len(value)
+        old, logp = policy.distribution(piece.params, known=True), new.log_prob(piece.action)
+        each = share / (len(value) * ranks.count)  # one decision's share of what all ranks learn from
         slope = objective.slope(logp, piece.logp, piece.weight)
         down = new.score(piece.action, slope * -each)  # the gradient of -mean(gain) by what the policy puts out
         if (more := bonus.slope(new, old)) is not None:
@@ -154,8 +155,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         pull(down, steep * (cfg.value_coef * each), add=bool(pieces))
         kl += each * float(new.kl(old).sum()) if steered else math.nan
         pieces.append((new.params, piece.params, logp, piece.logp, error))
-    kl = ranks.average(gradient, kl)
-    found = Update(kl, math.sqrt(gradient.dot(gradient)), pieces)
+    found = Update(*ranks.sum(gradient, kl, state.gradients, own), pieces)
     if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
@@ -163,9 +163,11 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
             raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
         return found
     if found.grad_norm > cfg.max_grad_norm:
-        gradient *= cfg.max_grad_norm / found.grad_norm
+        gradient[own] *= cfg.max_grad_norm / found.grad_norm
     state.rate = cfg.rate(state.rate, found.kl, state.progress(cfg))
     state.optimizer.step(state.rate)
+    if len(state.gradients) > 1:
+        ranks.least(0)  # all have stepped their parts
     return found
 
 

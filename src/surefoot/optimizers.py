@@ -1,6 +1,7 @@
 """How a gradient becomes a step: Adam, and Muon, which moves matrices along their orthogonalised momentum.
 
-A Config holds one of these frozen descriptions; `build` turns it into what takes the steps (`steps.py`).
+A Config holds one of these frozen descriptions; `build` turns it into what takes the steps (`steps.py`): those of a
+`rank` that steps its part of parameters which `count` ranks share, with the `moments` [2, P].
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from surefoot.policy import Policy
     from surefoot.steps import Steps
@@ -22,12 +23,14 @@ class Adam:
     eps: float = 1e-8
     """added to the root mean square"""
 
-    def build(self, policy: Policy, flat: nn.Parameter) -> Steps:
+    def build(
+        self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
+    ) -> Steps:
         """For a policy whose parameters are views of `flat`."""
-        from surefoot.steps import AdamSteps
+        from surefoot.steps import AdamSteps, parts
 
         assert flat.grad is not None
-        return AdamSteps(flat.data, flat.grad, self.eps)
+        return AdamSteps(flat.data, flat.grad, self.eps, moments, parts(len(flat), count), rank)
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class Muon:
     eps: float = 1e-8
     """Adam's, for heads and biases"""
 
-    def build(self, policy: Policy, flat: nn.Parameter) -> Steps:
+    def build(
+        self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
+    ) -> Steps:
         """For a policy whose parameters are views of `flat`."""
         from surefoot.steps import MuonSteps
 
-        return MuonSteps(policy, flat, self.momentum, self.eps, self.units)
+        return MuonSteps(policy, flat, self.momentum, self.eps, self.units, moments, rank, count)
 
 
 Optimizer = Adam | Muon

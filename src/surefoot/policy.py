@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -56,17 +57,37 @@ class Patches(nn.Module):
             obs = obs.permute(0, 3, 1, 2)
         n, channels, height, width = obs.shape
         k, rows, columns = self.size, height // self.size, width // self.size
-        whole = obs[:, :, : rows * k, : columns * k]
         if obs.dtype == torch.uint8 and obs.is_contiguous() and obs.is_cpu and k % 4 == width % 4 == 0:
-            # four pixels of a line stay together, moved as one word: NumPy takes half as long as PyTorch
-            words = whole.numpy().view(np.int32).reshape(n, channels, rows, k, columns, -1).transpose(0, 2, 4, 1, 3, 5)
-            return torch.from_numpy(np.ascontiguousarray(words).view(np.uint8).reshape(n, rows, columns, -1))
-        squares = whole.reshape(n, channels, rows, k, columns, k)
+            # four pixels of a line stay together, moved as one word: a third of the time
+            words = obs.numpy().reshape(n, -1).view(np.int32).take(_order(channels, height, width, k), 1)
+            return torch.from_numpy(words.view(np.uint8).reshape(n, rows, columns, -1))
+        squares = obs[:, :, : rows * k, : columns * k].reshape(n, channels, rows, k, columns, k)
         return squares.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, -1)
 
     def extra_repr(self) -> str:
         """Shown by `surefoot summary`."""
         return f"size={self.size}"
+
+
+@functools.cache
+def _order(channels: int, height: int, width: int, size: int) -> NDArray[np.intp]:
+    """Where an image's patches have their words of four pixels from."""
+    rows, columns = height // size, width // size
+    words = np.arange(channels * height * width // 4).reshape(channels, height, width // 4)
+    whole = words[:, : rows * size, : columns * size // 4].reshape(channels, rows, size, columns, size // 4)
+    return whole.transpose(1, 3, 0, 2, 4).ravel()
+
+
+class Turned(nn.Module):
+    """A fully connected layer as W x^T, for few rows: W is read as it lies, which is faster than x W^T."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] to [B, outputs]."""
+        return torch.addmm(self.bias[:, None], self.weight, x.T).T
 
 
 class PixelConv(nn.Conv2d):
@@ -295,18 +316,22 @@ class Policy(nn.Module):
     def player(self) -> Policy:
         """The same policy to play with: for images a copy with weights rounded, or laid out for few games, once.
 
-        NatureCNN's hidden layer: 0.26 ms instead of 0.46 for four games.
+        For four games NatureCNN's hidden layer takes 0.26 ms in bfloat16 instead of 0.37, its convolutions 0.46 instead
+        of 0.50 (in single precision 0.79 instead of 0.90).
         """
         if not isinstance(self.prepare, Patches):
             return self
         copied = copy.deepcopy(self).requires_grad_(False)
         copied.bf16, dtype = False, torch.bfloat16 if self.bf16 else self.actor.weight.dtype
-        for layer in copied.body:
+        for i, layer in enumerate(copied.body):
             if isinstance(layer, PixelConv):
-                layer.folded = layer.fold(dtype)
-            elif isinstance(layer, nn.Linear) and not self.bf16:
+                weight, bias = layer.fold(dtype)
+                layer.folded = weight.contiguous(memory_format=torch.channels_last), bias
+            elif isinstance(layer, nn.Linear) and self.bf16:
+                copied.body[i] = Turned(layer)
+            elif isinstance(layer, nn.Linear):
                 layer.weight.data = layer.weight.T.contiguous().T
-        copied.body.to(dtype)
+        copied.body.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return copied
 
     def forward(self, obs: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
@@ -500,16 +525,18 @@ def matrices(policy: nn.Module) -> list[nn.Parameter]:
     return [p for p in policy.parameters() if p.ndim > 1 and id(p) not in heads]
 
 
-def flatten(policy: Policy) -> nn.Parameter:
+def flatten(policy: Policy, numbers: Tensor | None = None, gradient: Tensor | None = None) -> nn.Parameter:
     """Make every parameter and gradient a view of one flat tensor: one optimizer step, one norm, one exchange.
 
     Returns it, the `matrices` first; its `.grad` is the flat gradient: zero it in place, never set it to None.
+    `numbers` and `gradient` [P] are where to; None: in memory of their own.
     """
     first = matrices(policy)
     ids = {id(p) for p in first}
     parameters = first + [p for p in policy.parameters() if id(p) not in ids]
-    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    flat.grad = torch.zeros_like(flat)
+    own = torch.cat([p.detach().flatten() for p in parameters])
+    flat = nn.Parameter(own if numbers is None else numbers.copy_(own))
+    flat.grad = torch.zeros_like(flat) if gradient is None else gradient
     start = 0
     for p in parameters:
         end = start + p.numel()

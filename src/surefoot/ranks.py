@@ -37,23 +37,48 @@ class Ranks:
         share = games // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def average(self, gradient: Array, number: float) -> float:
-        """Replace the gradient, in place, by its mean over the ranks; returns that of the number."""
+    def table(self, rows: int, row: Tensor) -> Tensor:
+        """Zeros for a policy's numbers [rows and one for each rank's gradient, P], the same memory for all ranks.
+
+        Where they have none in common there is one gradient: this rank's own.
+        """
+        size = (rows + self.count) * row.nbytes
+        shared = common(self, size) if self.count > 1 and row.is_cpu else None
+        if shared is None:
+            return row.new_zeros(rows + 1, len(row))
+        return shared.view(row.dtype).view(rows + self.count, -1)
+
+    def sum(
+        self, gradient: Array, number: float, everyones: Tensor | None = None, own: slice = slice(None)
+    ) -> tuple[float, float]:
+        """Replace the gradient, in place, by its sum over the ranks; returns the number's sum and the gradient's norm.
+
+        `everyones` [ranks, P]: where all ranks' gradients are seen each sums its `own` part alone, and then steps it.
+        Source: Rajbhandari et al. 2020.
+        """
         if self.count == 1:
-            return number
+            return number, math.sqrt(gradient.dot(gradient))
         tensor = torch.as_tensor(gradient)
+        if everyones is not None and len(everyones) > 1:
+            number = float(self.everyone(torch.tensor(number, dtype=torch.float64)).sum())  # all have written
+            part = tensor[own]
+            for rank, other in enumerate(everyones):
+                if rank != self.rank:
+                    part += other[own]
+            return number, math.sqrt(self.everyone(part.dot(part)).sum())  # all have read
         shared = memory(self, tensor.nbytes + 8) if tensor.is_cpu else None
         if shared is None:
-            dist.all_reduce(tensor.div_(self.count))
-            return float(self.mean(tensor.new_tensor([number])))
-        own, size = tensor.numpy(), tensor.nbytes
-        board = next(shared.boards)
-        parts, numbers = board[:, :size].view(own.dtype), board[:, -8:].view(np.float64)
-        np.divide(own, self.count, parts[self.rank])
-        numbers[self.rank] = number / self.count
-        shared.meet()  # all have written
-        parts.sum(0, out=own)
-        return float(numbers.sum())
+            dist.all_reduce(tensor)
+            number = float(self.everyone(torch.tensor(number, dtype=torch.float64)).sum())
+        else:
+            array, size = tensor.numpy(), tensor.nbytes
+            board = next(shared.boards)
+            parts, numbers = board[:, :size].view(array.dtype), board[:, -8:].view(np.float64)
+            parts[self.rank], numbers[self.rank] = array, number
+            shared.meet()  # all have written
+            parts.sum(0, out=array)
+            number = float(numbers.sum())
+        return number, math.sqrt(gradient.dot(gradient))
 
     def everyone(self, numbers: Array) -> Tensor:
         """Every rank's numbers, of the same shape on each: [ranks, ...]."""
@@ -147,15 +172,21 @@ class Shared:
 
 @functools.cache
 def memory(ranks: Ranks, size: int) -> Shared | None:
-    """What the ranks of one machine share; None where they are on several, or it cannot be had.
+    """What the ranks of one machine share for exchanges of so many bytes each; None where there is nothing `common`."""
+    size = 2 * ranks.count * (-size // 8 * -8) + ranks.count * Shared.LINE  # whole numbers of 8 bytes
+    seen = common(ranks, size)
+    return None if seen is None else Shared(ranks, seen)
 
-    It has no name: it goes with the processes, however they end.
+
+def common(ranks: Ranks, size: int) -> Tensor | None:
+    """So many bytes, zeros, that all ranks of one machine see; None where they are on several, or it cannot be had.
+
+    They have no name: they go with the processes, however these end.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") != str(ranks.count) or not hasattr(os, "memfd_create"):
         return None
     if platform.machine() != "x86_64":
         return None
-    size = 2 * ranks.count * (-size // 8 * -8) + ranks.count * Shared.LINE  # whole numbers of 8 bytes
     place, file, seen = torch.tensor([os.getpid(), -1]), -1, None
     if ranks.rank == 0:
         with suppress(OSError):
@@ -170,7 +201,7 @@ def memory(ranks: Ranks, size: int) -> Shared | None:
     dist.all_reduce(all_see, dist.ReduceOp.MIN)
     if file >= 0:
         os.close(file)  # the mapping stays
-    return Shared(ranks, seen) if seen is not None and all_see else None
+    return seen if all_see else None
 
 
 def join(timeout: float = 300.0) -> Ranks:

@@ -44,6 +44,8 @@ class State:
     policy: Policy
     flat: nn.Parameter
     """all of the policy's parameters in one row; they are views of it"""
+    gradients: torch.Tensor
+    """[ranks, P] where all ranks' are seen; otherwise [1, P], this rank's own"""
     optimizer: Steps
     mean: torch.Tensor
     """moving average of `flat` over the iterations: the policy that is kept"""
@@ -132,16 +134,28 @@ def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]
         raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
 
 
+def laid_out(policy: Policy, cfg: Config, ranks: Ranks) -> tuple[nn.Parameter, torch.Tensor, Steps, torch.Tensor]:
+    """The parameters in one row, all gradients seen here, what steps them, and their first mean.
+
+    Where ranks have memory in common a network's parameters and the optimizer's moments are there, once, and each rank
+    steps a part of them; an MLP is too small for it.
+    """
+    row = torch.cat([p.detach().flatten() for p in policy.parameters()])
+    table = (Ranks() if policy.pairs else ranks).table(3, row)
+    gradients = table[3:]
+    rank, count = (ranks.rank, ranks.count) if len(gradients) > 1 else (0, 1)
+    flat = flatten(policy, table[0], gradients[rank])
+    return flat, gradients, cfg.optimizer.build(policy, flat, table[1:3], rank, count), flat.detach().clone()
+
+
 def initial(cfg: Config, ranks: Ranks, pulse: Pulse | None = None) -> State:
     """A run before its first decision."""
     columns = ranks.columns(cfg.games)
     games = Games(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, pulse)
     policy = build(cfg, games.observation_space, games.action_space)
-    flat = flatten(policy)
     games.reset_all()
-    optimizer, mean = cfg.optimizer.build(policy, flat), flat.detach().clone()
     carry = torch.zeros(len(games), dtype=torch.float64)
-    state = State(policy, flat, optimizer, mean, games, cfg.rate.learning_rate, carry=carry)
+    state = State(policy, *laid_out(policy, cfg, ranks), games, cfg.rate.learning_rate, carry=carry)
     state.mark()
     return state
 
@@ -232,6 +246,7 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
         moments = load_tensors(files["optimizer.safetensors"])
         state.mean.copy_(state.flat.detach())
+        ranks.least(0)  # all have it, and what follows is written to where they have it from
         state.flat.data.copy_(moments.pop("flat"))
         for name, moment in moments.items():
             state.optimizer.moments[name].copy_(moment)

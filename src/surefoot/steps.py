@@ -5,6 +5,9 @@ They do without `torch.optim.Optimizer`, whose first use imports PyTorch's compi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -37,26 +40,46 @@ def blocks(matrix: Tensor, units: int) -> Tensor:
     return matrix.view(-1, outputs if not units or outputs % units else units, inputs)
 
 
-class AdamSteps:
-    """Adam's, down `gradient` [P] for `parameters` [P], both changed elsewhere in place."""
+def parts(size: int, count: int, ends: Sequence[int] = (0,)) -> list[slice]:
+    """What each of `count` ranks steps of [size]: equal shares, but up to the last of `ends` cut at one of them."""
+    cuts = (size * rank // count for rank in range(count + 1))
+    whole = [cut if cut >= ends[-1] else min((0, *ends), key=lambda end: abs(end - cut)) for cut in cuts]
+    return [slice(*pair) for pair in pairwise(whole)]
 
-    def __init__(self, parameters: Tensor, gradient: Tensor, eps: float) -> None:
-        self.parameters, self.gradient, self.eps = parameters, gradient, eps
-        zeros, count = torch.zeros_like, torch.zeros((), device=gradient.device)
-        self.moments = {"step": count, "exp_avg": zeros(gradient), "exp_avg_sq": zeros(gradient)}
+
+class AdamSteps:
+    """Adam's, down `gradient` [P] for `parameters` [P], both changed elsewhere in place.
+
+    `moments` [2, P]: where they are kept, zeros; `parts`: who steps what, and this is `rank`.
+    """
+
+    def __init__(
+        self,
+        parameters: Tensor,
+        gradient: Tensor,
+        eps: float,
+        moments: Tensor | None = None,
+        parts: Sequence[slice] = (slice(None),),
+        rank: int = 0,
+    ) -> None:
+        self.eps, count = eps, torch.zeros((), device=gradient.device)
+        mean, square = gradient.new_zeros(2, len(gradient)) if moments is None else moments
+        self.part = parts[rank]
+        self.own = [[x[self.part]] for x in (parameters, gradient, mean, square)]
+        self.moments = {"step": count, "exp_avg": mean, "exp_avg_sq": square}
         self.count = count.numpy() if count.is_cpu else count  # the same memory: PyTorch counts three times as slowly
 
     def step(self, rate: float) -> None:
         """One step of size `rate`."""
-        count, mean, square = self.moments.values()
+        parameters, gradient, mean, square = self.own
         self.count += 1
         torch._fused_adam_(  # what torch.optim's Adam comes to: its way there takes longer than an MLP's step
-            [self.parameters],
-            [self.gradient],
-            [mean],
-            [square],
+            parameters,
+            gradient,
+            mean,
+            square,
             [],
-            [count],
+            [self.moments["step"]],
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
@@ -70,25 +93,44 @@ class AdamSteps:
 class MuonSteps:
     """Moves the matrices of a policy's body by orthogonalised momentum (Nesterov's), all else by Adam's steps.
 
-    `flat` holds the policy's parameters, those of `matrices(policy)` first.
+    `flat` holds the policy's parameters, those of `matrices(policy)` first. A matrix is one rank's.
     """
 
-    def __init__(self, policy: Policy, flat: nn.Parameter, momentum: float, eps: float, units: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        flat: nn.Parameter,
+        momentum: float,
+        eps: float,
+        units: int,
+        moments: Tensor | None = None,
+        rank: int = 0,
+        count: int = 1,
+    ) -> None:
         assert flat.grad is not None
         self.momentum = momentum
         pairs = {id(pair.weight) for pair in policy.pairs}  # two matrices each
-        self.matrices = [blocks(p.data if id(p) in pairs else p.data.flatten(1), units) for p in matrices(policy)]
-        self.sizes = [p.numel() for p in self.matrices]
-        size = sum(self.sizes)
-        self.rest = AdamSteps(flat.data[size:], flat.grad[size:], eps)
-        self.gradient = flat.grad[:size]
-        self.moments = {"momentum": torch.zeros_like(self.gradient), **self.rest.moments}
+        whole = [blocks(p.data if id(p) in pairs else p.data.flatten(1), units) for p in matrices(policy)]
+        ends = [*accumulate(some[0].numel() for some in whole for _ in some)]
+        size, moments = ends[-1], flat.new_zeros(2, len(flat)).detach() if moments is None else moments
+        divided = parts(len(flat), count, ends)
+        self.part, before = divided[rank], 0
+        self.matrices: list[Tensor] = []
+        for some in whole:
+            first, last = (max(0, cut - before) // some[0].numel() for cut in (self.part.start, self.part.stop))
+            self.matrices += [some[first:last]] if first < min(last, len(some)) else []
+            before += some.numel()
+        self.sizes = [matrix.numel() for matrix in self.matrices]
+        rest = [slice(max(part.start, size) - size, max(part.stop, size) - size) for part in divided]
+        self.rest = AdamSteps(flat.data[size:], flat.grad[size:], eps, moments[:, size:], rest, rank)
+        inside = slice(min(self.part.start, size), min(self.part.stop, size))
+        self.gradient, self.mean = flat.grad[inside], moments[0, inside]
+        self.moments = {"momentum": moments[0, :size], **self.rest.moments}
 
     def step(self, rate: float) -> None:
         """One step of size `rate`."""
-        mean, new = self.moments["momentum"], 1 - self.momentum
-        mean.lerp_(self.gradient, new)
-        ahead = mean.lerp(self.gradient, new)
+        new = 1 - self.momentum
+        ahead = self.mean.lerp_(self.gradient, new).lerp(self.gradient, new)
         for matrix, part in zip(self.matrices, torch.split(ahead, self.sizes), strict=True):
             matrix.add_(orthogonalize(part.view_as(matrix)), alpha=-0.2 * max(matrix.shape[1:]) ** 0.5 * rate)
         self.rest.step(rate)
