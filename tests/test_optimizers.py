@@ -78,6 +78,28 @@ def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_m
         assert 0.97 < moved.norm() / their_move.norm() < 1.03
 
 
+@pytest.mark.parametrize("kind", [Adam(), Muon(units=4), Muon(units=0)], ids=str)
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_ranks_that_step_parts_step_the_whole(kind: Adam | Muon, count: int) -> None:
+    """Each steps what the others leave, also where some have nothing; moments are in one place."""
+    whole, shared = small_policy(), small_policy()
+    flat, numbers = flatten(whole), flatten(shared)
+    moments = torch.zeros(2, len(flat), dtype=torch.float64)
+    alone = kind.build(whole, flat)
+    parts = [kind.build(shared, numbers, moments, rank, count) for rank in range(count)]
+    assert [*range(len(flat))] == [i for each in parts for i in range(len(flat))[each.part]]
+    assert flat.grad is not None
+    assert numbers.grad is not None
+    for _ in range(3):
+        flat.grad.copy_(torch.randn_like(flat))
+        numbers.grad.copy_(flat.grad)
+        for each in (alone, *parts):
+            each.step(0.01)
+    torch.testing.assert_close(numbers, flat, rtol=0, atol=1e-13)
+    for name, moment in alone.moments.items():
+        torch.testing.assert_close(parts[0].moments[name], moment, rtol=0, atol=1e-13)
+
+
 def test_a_config_chooses_its_optimizer(small: Config) -> None:
     assert isinstance(initial(replace(small, optimizer=Adam(eps=1e-5)), Ranks()).optimizer, AdamSteps)
     state = initial(replace(small, optimizer=Muon()), Ranks())
