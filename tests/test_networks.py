@@ -17,6 +17,7 @@ from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
 from surefoot.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
+from surefoot.players import player
 from surefoot.policy import Palette, Patches, Policy, Residual, flatten
 from surefoot.state import build
 
@@ -105,18 +106,56 @@ def test_bfloat16_is_close_and_leaves_the_heads_exact(network: Network) -> None:
 
 
 @pytest.mark.parametrize("network", [SmallCNN(), ImpalaCNN()], ids=str)
-def test_whoever_plays_with_rounded_weights_plays_the_same_policy(network: Network) -> None:
+@pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16"])
+def test_whoever_plays_plays_the_same_policy(network: Network, kind: str) -> None:
+    """Laid out by oneDNN, or not where it cannot (float64); with heads of PyTorch and of NumPy."""
     policy = built(network, FRAMES, 3)
-    for part, same in zip(policy(images(4))[:2], policy.player()(images(4))[:2], strict=True):
-        torch.testing.assert_close(getattr(part, "params", part), getattr(same, "params", same))
-    policy.bf16 = True
-    player = policy.player()
+    if kind == "float64":
+        policy = policy.double()
+    policy.bf16 = kind == "bfloat16"
+    before = {name: p.clone() for name, p in policy.state_dict().items()}
     with torch.no_grad():
-        learned, played = policy(images(16)), player(images(16))
-    torch.testing.assert_close(learned[0].params, played[0].params, rtol=1e-5, atol=1e-6)  # only float sums' order
-    torch.testing.assert_close(learned[1], played[1], rtol=1e-5, atol=1e-6)
-    assert policy.body[0].weight.dtype == torch.float32
-    assert not any(p.requires_grad for p in player.parameters())
+        learned = policy(images(16))
+        for arrays in (False, True):
+            played = player(policy, arrays)
+            assert not any(p.requires_grad for p in played.parameters())
+            dist, value, _ = played(images(16))
+            assert isinstance(value, np.ndarray) == arrays
+            close = {"rtol": 1e-5, "atol": 1e-6} if kind != "float64" else {"rtol": 1e-12, "atol": 1e-12}
+            torch.testing.assert_close(learned[0].params, torch.as_tensor(dist.params), **close)  # only sums' order
+            torch.testing.assert_close(learned[1], torch.as_tensor(value), **close)
+    for name, p in policy.state_dict().items():
+        assert torch.equal(p, before[name])
+        assert p.dtype == before[name].dtype
+
+
+def test_whoever_plays_images_may_act_in_numbers() -> None:
+    """A Gaussian's deviations go with the heads of NumPy."""
+    policy = SmallCNN().build(FRAMES, spaces.Box(-1, 1, (2,), np.float32))
+    dist, value, _ = player(policy, arrays=True)(images(4))
+    with torch.no_grad():
+        learned = policy(images(4))
+    torch.testing.assert_close(learned[0].params, torch.as_tensor(dist.params))
+    torch.testing.assert_close(learned[1], torch.as_tensor(value))
+
+
+def test_gradients_in_bfloat16_are_autocasts() -> None:
+    """Bit for bit, though the large ones skip single precision on their way."""
+    policy = built(SmallCNN(), FRAMES, 3)
+    policy.bf16 = True
+    flatten(policy)
+    seen, generator = policy.prepare(images(16)), torch.Generator().manual_seed(1)
+    slope, value_slope = torch.randn(16, 3, generator=generator), torch.randn(16, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = policy.body(seen).float()
+    out, value = policy.actor(features), policy.critic(features)[:, 0]
+    expected = torch.autograd.grad((out, value), [*policy.parameters()], (slope, value_slope))
+    new, judged, pull = policy.traced(seen)
+    pull(slope, value_slope, add=False)
+    assert torch.equal(new.logits, out)
+    assert torch.equal(judged, value)
+    for p, gradient in zip(policy.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, gradient)
 
 
 def test_patches_are_the_same_moved_by_words_and_by_pixels() -> None:

@@ -26,6 +26,7 @@ from surefoot.errors import Fault, Interrupted, UserError, note
 from surefoot.launch import usable_cores
 from surefoot.networks import MLP
 from surefoot.noise import Purpose, integer, stream
+from surefoot.players import player
 from surefoot.policy import Policy
 from surefoot.pulse import Pulse
 from surefoot.ranks import Ranks
@@ -131,7 +132,7 @@ def evaluate(
     the last bits of a network's output depend on the batch, and with them, rarely, an action).
     """
     start = perf_counter()
-    policy = policy.player()
+    policy = player(policy)
     waiting = iter(episodes)
     slots = [_Slot(make(env), seed, next(waiting), alive) for _ in range(min(parallel, len(episodes)))]
     playing = list(slots)

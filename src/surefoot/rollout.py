@@ -13,6 +13,7 @@ from torch import Tensor
 
 from surefoot.actions import normal
 from surefoot.envs import Episode
+from surefoot.players import player
 from surefoot.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     """
     start = perf_counter()
     horizon, n = noise.shape[:2]
-    policy = policy.player()
+    policy = player(policy, arrays=True)
     device = next(policy.parameters()).device
     if episode is not None:
         games.reset_all(episode)
@@ -125,24 +126,26 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     obs[0] = games.obs
     reward = np.empty((horizon, n), np.float32)
     terminated, truncated = np.empty((horizon, n), np.bool_), np.empty((horizon, n), np.bool_)
-    prepared, actions, params, values = (list[Any]([None]) * horizon for _ in range(4))
+    actions, dists, values = (list[Any]([None]) * horizon for _ in range(3))
     finals: dict[tuple[int, int], np.ndarray] = {}
     act, continuous = policy.acting(), policy.log_std is not None
     draws: Any = normal(noise).to(policy.actor.weight.dtype) if continuous else noise
-    rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act else draws.unbind()
+    rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act or policy.heads else draws.unbind()
+    first = policy.prepare(rows[0].to(device))
+    prepared = first.new_empty(0 if act else horizon, *first.shape)
 
     def decide(t: int) -> Any:
         if act:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
             taken = actions[t] = act(obs[t], draws[t])
         else:
-            prepared[t] = policy.prepare(rows[t].to(device))
+            prepared[t] = x = policy.prepare(rows[t].to(device))
             dist: Any
-            dist, values[t], _ = policy.judge(prepared[t])
-            params[t] = dist.params
+            dist, values[t], _ = policy.judge(x)
+            dists[t] = dist
             taken = actions[t] = dist.at(draws[t]) if continuous else dist.sample(draws[t])
         if taken.ndim == 1:
             return taken.tolist()
-        return taken if act else taken.cpu().numpy()
+        return taken.cpu().numpy() if isinstance(taken, Tensor) else taken
 
     env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(horizon):
@@ -170,8 +173,10 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
         seen, old, value = (x[: length * n].unflatten(0, (length, n)) for x in (seen, given, judged))
         later = judged[length * n :]
     else:
-        seen, played, old, value = (torch.stack(x[:length]) for x in (prepared, actions, params, values))
-        later = policy.judge(after)[1]
+        found = actions[:length], [dist.params for dist in dists[:length]], values[:length]
+        played, old, value = (torch.stack([*map(torch.as_tensor, x)]) for x in found)
+        seen = prepared[:length]
+        later = torch.as_tensor(policy.judge(after)[1])
     at = torch.tensor(list(beyond), device=device).T
     ended = torch.from_numpy(terminated[:length]).to(device)
     rollout = Rollout(
