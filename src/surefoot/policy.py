@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -328,7 +329,7 @@ class Policy(nn.Module):
 
     def _heads(self, x: Tensor, rounded: dict[str, Tensor] | None = None) -> tuple[Array, Array]:
         """The actor's numbers [B, K] and the value [B]; `rounded` stand in for the body's parameters of these names."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext():
             features: Tensor = functional_call(self.body, rounded, x) if rounded else self.body(x)
         features = features.to(self.actor.weight.dtype)
         if self.heads is not None:
@@ -453,7 +454,8 @@ class Policy(nn.Module):
         if isinstance(prepared, np.ndarray):
             assert self.bound is not None
             return prepared.astype(self.bound.gradient.dtype, copy=False), allowed
-        return prepared if prepared.dtype == torch.uint8 else prepared.to(self.actor.weight.dtype), allowed
+        small = prepared.dtype in (torch.uint8, torch.bfloat16)
+        return prepared if small else prepared.to(self.actor.weight.dtype), allowed
 
     def _choose(self, out: Array, allowed: Array | None) -> Distribution:
         """The distribution that the actor's numbers stand for."""

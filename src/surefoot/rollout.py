@@ -14,6 +14,7 @@ from torch import Tensor
 from surefoot.actions import normal
 from surefoot.envs import Episode
 from surefoot.players import player
+from surefoot.policy import Patches
 from surefoot.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     """
     start = perf_counter()
     horizon, n = noise.shape[:2]
+    kept = torch.bfloat16 if policy.bf16 and isinstance(policy.prepare, Patches) else None  # not anew in every update
     policy = player(policy, arrays=True)
     device = next(policy.parameters()).device
     if episode is not None:
@@ -131,18 +133,16 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     act, continuous = policy.acting(), policy.log_std is not None
     draws: Any = normal(noise).to(policy.actor.weight.dtype) if continuous else noise
     rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act or policy.heads else draws.unbind()
-    first = policy.prepare(rows[0].to(device))
+    first = policy.prepare(rows[0].to(device)).to(dtype=kept)
     prepared = first.new_empty(0 if act else horizon, *first.shape)
 
     def decide(t: int) -> Any:
         if act:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
             taken = actions[t] = act(obs[t], draws[t])
         else:
-            prepared[t] = x = policy.prepare(rows[t].to(device))
-            dist: Any
-            dist, values[t], _ = policy.judge(x)
-            dists[t] = dist
-            taken = actions[t] = dist.at(draws[t]) if continuous else dist.sample(draws[t])
+            prepared[t] = x = policy.prepare(rows[t].to(device)).to(dtype=kept)
+            dists[t], values[t], _ = policy.judge(x)
+            taken = actions[t] = dists[t].at(draws[t]) if continuous else dists[t].sample(draws[t])
         if taken.ndim == 1:
             return taken.tolist()
         return taken.cpu().numpy() if isinstance(taken, Tensor) else taken
