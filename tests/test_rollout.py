@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from surefoot.envs import Games
+from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
+from surefoot.networks import NatureCNN
 from surefoot.noise import Purpose, integer, stream
 from surefoot.policy import Policy
 from surefoot.ranks import Ranks
@@ -166,6 +168,26 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
     batch = next(minibatches(r, r.reward, r.reward, small, 0, 0, slice(0, 8)))
     ratio = (state.policy.judge(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
     assert (ratio - 1).abs().max() < 1e-5
+
+
+def test_images_are_kept_as_the_network_sees_them_and_the_ratio_is_one() -> None:
+    """In bfloat16 where that is, exactly: 256 whole numbers have room in it. Else as bytes."""
+    for rounded in (False, True):
+        games = Games(Atari("breakout"), 1, range(2))
+        policy = NatureCNN().build(games.observation_space, games.action_space)
+        policy.bf16 = rounded
+        games.reset_all()
+        r = collect(policy, games, torch.rand(8, 2, generator=torch.Generator().manual_seed(1)))
+        seen = policy.prepare(r.obs.flatten(0, 1))
+        assert r.prepared.dtype == (torch.bfloat16 if rounded else torch.uint8)
+        assert torch.equal(r.prepared.flatten(0, 1).byte(), seen)
+        with torch.no_grad():
+            dist, value, _ = policy.judge(r.prepared.flatten(0, 1))
+            same, judged, _ = policy.judge(seen)
+        assert torch.equal(dist.params, same.params)
+        assert torch.equal(value, judged)
+        assert (dist.log_prob(r.action.flatten()).exp() / r.logp.flatten().exp() - 1).abs().max() < 1e-5
+        assert (value - r.value.flatten()).abs().max() < 1e-5
 
 
 def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:

@@ -406,10 +406,8 @@ class Policy(nn.Module):
             asked = [rounded.get(name.removeprefix("body."), p) for name, p in own.items()]
             count = sum(end.requires_grad for end in ends)  # without a critic, one
             found = torch.autograd.grad(ends[:count], asked, (slope, value_slope)[:count])
-            for parameter, new in zip(
-                own.values(), found, strict=True
-            ):  # less to write than if autograd added to zeros
-                _grad(parameter).add_(new) if add else _grad(parameter).copy_(new)
+            for p, new in zip(own.values(), found, strict=True):  # less to write than if autograd added to zeros
+                _grad(p).add_(new) if add else _grad(p).copy_(new)
 
         return ends[0].detach(), ends[1].detach(), back
 
@@ -463,13 +461,9 @@ class Policy(nn.Module):
         if allowed is not None:
             out = xp.where(allowed, out, FORBIDDEN)
         elif self.log_std is not None:
-            own = (
-                self.log_std
-                if isinstance(out, Tensor)
-                else self.bound.log_std[0]
-                if self.bound
-                else self.log_std.numpy()
-            )
+            own: Array = self.log_std
+            if isinstance(out, np.ndarray):
+                own = self.bound.log_std[0] if self.bound else own.numpy()
             out = DiagonalGaussian.joined(out, own)
         dist: Distribution = self.distribution(out[:, 0] if self.distribution is Bernoulli else out)
         return dist
