@@ -133,8 +133,9 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     act, continuous = policy.acting(), policy.log_std is not None
     draws: Any = normal(noise).to(policy.actor.weight.dtype) if continuous else noise
     rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act or policy.heads else draws.unbind()
-    first = policy.prepare(rows[0].to(device)).to(dtype=kept)
-    prepared = first.new_empty(0 if act else horizon, *first.shape)
+    if not act:
+        first = policy.prepare(rows[0].to(device)).to(dtype=kept)
+        prepared = first.new_empty(horizon, *first.shape)
 
     def decide(t: int) -> Any:
         if act:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
