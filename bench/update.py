@@ -31,6 +31,7 @@ def measure(task: str, seconds: float) -> list[float]:
     shape = cfg.horizon[0], cfg.games, *state.policy.draws
     noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
     rollout = collect(state.policy, state.games, noise)
+    rollout.windows = state.policy.windows(rollout.prepared, rollout.beyond)
     weight, target = cfg.credit(rollout)
     batches = list(
         minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.games), bool(state.policy.bound))

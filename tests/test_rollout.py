@@ -170,24 +170,25 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
     assert (ratio - 1).abs().max() < 1e-5
 
 
-def test_images_are_kept_as_the_network_sees_them_and_the_ratio_is_one() -> None:
-    """In bfloat16 where that is, exactly: 256 whole numbers have room in it. Else as bytes."""
-    for rounded in (False, True):
-        games = Games(Atari("breakout"), 1, range(2))
-        policy = NatureCNN().build(games.observation_space, games.action_space)
-        policy.bf16 = rounded
-        games.reset_all()
-        r = collect(policy, games, torch.rand(8, 2, generator=torch.Generator().manual_seed(1)))
-        seen = policy.prepare(r.obs.flatten(0, 1))
-        assert r.prepared.dtype == (torch.bfloat16 if rounded else torch.uint8)
-        assert torch.equal(r.prepared.flatten(0, 1).byte(), seen)
-        with torch.no_grad():
-            dist, value, _ = policy.judge(r.prepared.flatten(0, 1))
-            same, judged, _ = policy.judge(seen)
-        assert torch.equal(dist.params, same.params)
-        assert torch.equal(value, judged)
-        assert (dist.log_prob(r.action.flatten()).exp() / r.logp.flatten().exp() - 1).abs().max() < 1e-5
-        assert (value - r.value.flatten()).abs().max() < 1e-5
+@pytest.mark.parametrize("rounded", [False, True])
+def test_images_stay_bytes_and_the_ratio_is_one(rounded: bool) -> None:
+    """As whoever plays has seen them, and as learning sees them: their windows, each once."""
+    games = Games(Atari("breakout"), 1, range(2))
+    policy = NatureCNN().build(games.observation_space, games.action_space)
+    policy.bf16 = rounded
+    games.reset_all()
+    r = collect(policy, games, torch.rand(8, 2, generator=torch.Generator().manual_seed(1)))
+    assert r.prepared.dtype == torch.uint8
+    assert torch.equal(r.prepared.flatten(0, 1), policy.prepare(r.obs.flatten(0, 1)))
+    r.windows = policy.windows(r.prepared, r.beyond)
+    assert r.windows is not None
+    with torch.no_grad():
+        for seen in (r.prepared.flatten(0, 1), r.windows[:16]):
+            dist, value, _ = policy.judge(seen)
+            assert (dist.log_prob(r.action.flatten()).exp() / r.logp.flatten().exp() - 1).abs().max() < 1e-5
+            assert (value - r.value.flatten()).abs().max() < 1e-5
+    again = r.judged(policy)
+    assert (again.next_value - r.next_value).abs().max() < 1e-5
 
 
 def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from surefoot.ranks import Ranks
     from surefoot.rollout import Rollout
     from surefoot.state import State
+    from surefoot.windows import Windows
 
 
 @dataclass
 class Batch:
     """Transitions without their order: one row each, [B, ...]; observations prepared by the policy."""
 
-    obs: Array
+    obs: Array | Windows
     action: Array
     logp: Array
     params: Array
@@ -73,9 +74,9 @@ def minibatches(
     horizon, n = rollout.action.shape[:2]
     rows = (rollout.prepared, rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
     flat: list[Any] = [x.numpy().reshape(horizon * n, *x.shape[2:]) if arrays else x.flatten(0, 1) for x in rows]
-    parts = cfg.minibatches(horizon)
+    parts, seen = cfg.minibatches(horizon), rollout.windows
     if parts == 1:
-        yield Batch(*flat)
+        yield Batch(seen[: horizon * n] if seen else flat[0], *flat[1:])
         return  # the lesson's way: everything at once, nothing copied
     draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
     order: Array = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
@@ -88,7 +89,8 @@ def minibatches(
     order = torch.from_numpy(order).to(weight.device)
     shuffled = [x.index_select(0, order) for x in flat[1:]]
     for i in starts:
-        yield Batch(flat[0].index_select(0, order[i : i + size]), *(x[i : i + size] for x in shuffled))
+        some = order[i : i + size]
+        yield Batch(seen[some.numpy()] if seen else flat[0].index_select(0, some), *(x[i : i + size] for x in shuffled))
 
 
 NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")

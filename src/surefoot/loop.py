@@ -78,6 +78,7 @@ def train(cfg: Config, state: State, ranks: Ranks, watcher: Watcher) -> State:
         began, own = perf_counter(), rollout
         rollout, learners = with_whom(own, state.policy, cfg.minibatch or cfg.games * length, ranks)
         mine = learners.columns(cfg.games)
+        rollout.windows = state.policy.windows(rollout.prepared, rollout.beyond)
         weight, target, spread = weigh(rollout, cfg, state, learners)
         updates, now, asked = list[Update](), present(cfg, state), target
         with flushed():

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from surefoot.actions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
 from surefoot.arrays import Array, namespace
 from surefoot.envs.spaces import MASK, Part
+from surefoot.windows import Windows, windows
 
 PIECE = 512  # rows; what fits the cache is judged and learned from twice as fast
 KEPT = 1 << 25  # bytes; what is larger the C library takes from the system, and gives back, every time
@@ -314,29 +314,58 @@ class Policy(nn.Module):
         out, value = self._heads(x)
         return self._choose(out, allowed), value, memory
 
+    def windows(self, *parts: Tensor) -> Windows | None:
+        """Prepared images [..., rows, columns, C] as convolutions see them; None where that is of no use."""
+        if not isinstance(self.prepare, Patches) or not parts[0].is_cpu:
+            return None
+        convolutions = list[tuple[int, int]]()
+        for layer in self.body:
+            if isinstance(layer, nn.Conv2d) and layer.padding == (0, 0):
+                convolutions.append((layer.kernel_size[0], layer.stride[0]))
+            elif not isinstance(layer, nn.ReLU):
+                break
+        return windows([x.flatten(0, -4) for x in parts], convolutions)
+
     @torch.no_grad()
-    def judged(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
+    def judged(self, prepared: Tensor | Windows) -> tuple[Tensor, Tensor]:
         """The distributions' numbers and the values for many prepared observations, as an update will find them."""
-        rows = torch.split(prepared, self.piece(prepared))
+        size = self.piece(prepared)
+        rows: Any = (prepared[i : i + size] for i in range(0, len(prepared), size))
         pieces = (self.traced(x.numpy()) if self.bound else self.judge(x) for x in rows)
         params, values = zip(*((dist.params, value) for dist, value, _ in pieces), strict=True)
         return torch.cat([*map(torch.as_tensor, params)]), torch.cat([*map(torch.as_tensor, values)])
 
-    def piece(self, prepared: Array) -> int:
+    def piece(self, prepared: Array | Windows) -> int:
         """How many rows of prepared observations are judged or learned from at once."""
+        if isinstance(prepared, Windows):
+            return PIECE
         row: int = math.prod(prepared.shape[1:]) * (2 if self.bf16 else 4)
         return max(1, min(PIECE, KEPT // row))
 
     def _heads(self, x: Tensor, rounded: dict[str, Tensor] | None = None) -> tuple[Array, Array]:
         """The actor's numbers [B, K] and the value [B]; `rounded` stand in for the body's parameters of these names."""
         with torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext():
-            features: Tensor = functional_call(self.body, rounded, x) if rounded else self.body(x)
-        features = features.to(self.actor.weight.dtype)
+            features = self._features(x, rounded or {}).to(self.actor.weight.dtype)
         if self.heads is not None:
             both = features.numpy() @ self.heads[0].T + self.heads[1]
             return both[:, :-1], both[:, -1]
         features, own = features if self.pairs else (features, features)
         return self.actor(features), features.new_zeros(len(x)) if self.critic is None else self.critic(own)[:, 0]
+
+    def _features(self, x: Any, rounded: dict[str, Tensor]) -> Tensor:
+        """What the body makes of prepared observations, or of their windows."""
+        dtype = torch.bfloat16 if self.bf16 else self.actor.weight.dtype
+        for name, layer in self.body.named_children():
+            if isinstance(x, Windows) and isinstance(layer, nn.ReLU):
+                x = x.each(layer)
+            elif isinstance(x, Windows) and isinstance(layer, nn.Conv2d) and len(x.tables) > 1:
+                own = layer.fold(dtype) if isinstance(layer, PixelConv) else (layer.weight.to(dtype), layer.bias)
+                x = x.convolved(*own)
+            else:
+                x, weight = x.images() if isinstance(x, Windows) else x, rounded.get(f"{name}.weight")
+                x = layer(x) if weight is None else F.linear(x, weight, layer.get_parameter("bias"))
+        features: Tensor = x
+        return features
 
     def acting(self) -> Callable[[Array, Array], Array] | None:
         """For an MLP on the processor: observations and noise to actions, by the actor's layers alone.
@@ -452,8 +481,8 @@ class Policy(nn.Module):
         if isinstance(prepared, np.ndarray):
             assert self.bound is not None
             return prepared.astype(self.bound.gradient.dtype, copy=False), allowed
-        small = prepared.dtype in (torch.uint8, torch.bfloat16)
-        return prepared if small else prepared.to(self.actor.weight.dtype), allowed
+        asis = isinstance(prepared, Windows) or prepared.dtype == torch.uint8
+        return prepared if asis else prepared.to(self.actor.weight.dtype), allowed
 
     def _choose(self, out: Array, allowed: Array | None) -> Distribution:
         """The distribution that the actor's numbers stand for."""

@@ -14,12 +14,12 @@ from torch import Tensor
 from surefoot.actions import normal
 from surefoot.envs import Episode
 from surefoot.players import player
-from surefoot.policy import Patches
 from surefoot.ranks import Ranks
 
 if TYPE_CHECKING:
     from surefoot.envs import Games
     from surefoot.policy import Policy
+    from surefoot.windows import Windows
 
 SHARE = 128  # rows of a minibatch: what is shorter takes an MLP nearly as long
 
@@ -58,6 +58,8 @@ class Rollout:
     """seconds in the environments"""
     act_s: float
     """seconds in the policy"""
+    windows: Windows | None = None
+    """the same as `prepared`, and after it `beyond`, as convolutions see it: where learning is faster so"""
 
     @property
     def ended(self) -> Tensor:
@@ -67,7 +69,7 @@ class Rollout:
     @torch.no_grad()
     def judged(self, policy: Policy) -> Rollout:
         """The same with the values that `policy` gives it."""
-        seen = torch.cat((self.prepared.flatten(0, 1), self.beyond))
+        seen = self.windows or torch.cat((self.prepared.flatten(0, 1), self.beyond))
         judged, count = policy.judged(seen)[1], self.value.numel()
         value, later = judged[:count].view_as(self.value), judged[count:]
         return replace(self, value=value, next_value=successors(value, later, self.beyond_at, self.terminated))
@@ -119,7 +121,6 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     """
     start = perf_counter()
     horizon, n = noise.shape[:2]
-    kept = torch.bfloat16 if policy.bf16 and isinstance(policy.prepare, Patches) else None  # not anew in every update
     policy = player(policy, arrays=True)
     device = next(policy.parameters()).device
     if episode is not None:
@@ -134,14 +135,14 @@ def collect(policy: Policy, games: Games, noise: Tensor, episode: int | None = N
     draws: Any = normal(noise).to(policy.actor.weight.dtype) if continuous else noise
     rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act or policy.heads else draws.unbind()
     if not act:
-        first = policy.prepare(rows[0].to(device)).to(dtype=kept)
+        first = policy.prepare(rows[0].to(device))
         prepared = first.new_empty(horizon, *first.shape)
 
     def decide(t: int) -> Any:
         if act:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
             taken = actions[t] = act(obs[t], draws[t])
         else:
-            prepared[t] = x = policy.prepare(rows[t].to(device)).to(dtype=kept)
+            prepared[t] = x = policy.prepare(rows[t].to(device))
             dists[t], values[t], _ = policy.judge(x)
             taken = actions[t] = dists[t].at(draws[t]) if continuous else dists[t].sample(draws[t])
         if taken.ndim == 1:

@@ -1,0 +1,142 @@
+"""Images as the windows that convolutions see, each of them once: in games nearly all are alike.
+
+What a convolution makes of a window is a function of it. So patches are numbered, alike ones alike; then the first
+convolution's windows, each a row of patches' numbers; then the second's, each a row of the first's; and so on. A
+convolution is then a product over the windows that differ, and its gradient a sum over all that are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Numbers = NDArray[np.intp]
+WORTH = 0.4  # of all windows: where more than so many differ, convolving images is faster
+SAMPLES = 9  # images that tell what is usually where
+MIX = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)  # MurmurHash3's, for the last step of 64 bits
+ROUND = 128  # windows come in multiples of it, the last ones for nothing: oneDNN writes code anew for every number
+CHUNK = 1 << 17  # numbers that fit a cache
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a network's next layer sees in B images."""
+
+    rows: Tensor
+    """[U, C] patches that differ; or what the layers so far have made of windows that differ"""
+    tables: tuple[Numbers, ...]
+    """[U', K] for each convolution to come: which rows its windows are made of; last [B, height, width]: the images"""
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.tables[-1])
+
+    def __getitem__(self, which: slice | Numbers) -> Windows:
+        """Some of the images, with the windows that are in them."""
+        some, tables = self.tables[-1][which], list[Numbers]()
+        for below in (*self.tables[-2::-1], self.rows.numpy()):
+            there = np.zeros(len(below), np.bool_)
+            there[some] = True
+            tables.append((there.cumsum() - 1)[some])
+            found = np.flatnonzero(there)
+            some = below[np.resize(found, -(-len(found) // ROUND) * ROUND)]
+        return Windows(torch.from_numpy(some), (*reversed(tables),))
+
+    def each(self, layer: nn.Module) -> Windows:
+        """What a layer makes of them that changes numbers one by one."""
+        return Windows(layer(self.rows), self.tables)
+
+    def convolved(self, weight: Tensor, bias: Tensor | None) -> Windows:
+        """What a convolution makes of them, with `weight` [C', C, kernel, kernel]."""
+        seen = spread(self.rows.to(weight.dtype), self.tables[0]).flatten(1)
+        return Windows(F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias), self.tables[1:])
+
+    def images(self) -> Tensor:
+        """[B, C, height, width], channels-last: what they have come to when only the images are left."""
+        return spread(self.rows, self.tables[0]).permute(0, 3, 1, 2)
+
+
+class _Spread(torch.autograd.Function):
+    """rows[table]; what comes back is summed in single precision at least, as some rows are in thousands of places."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, table: Numbers) -> Tensor:
+        ctx.count, ctx.at = len(rows), torch.from_numpy(table).flatten()
+        return rows.index_select(0, ctx.at).view(*table.shape, -1)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        parts, exact = slope.reshape(len(ctx.at), -1), torch.promote_types(slope.dtype, torch.float32)
+        total = slope.new_zeros(ctx.count, parts.shape[1], dtype=exact)
+        size = max(1, CHUNK // parts.shape[1])
+        for at, part in zip(torch.split(ctx.at, size), torch.split(parts, size), strict=True):
+            total.index_add_(0, at, part.to(exact))
+        return total.to(slope.dtype), None
+
+
+spread: Callable[[Tensor, Numbers], Tensor] = _Spread.apply
+
+
+def windows(parts: Sequence[Tensor], convolutions: Sequence[tuple[int, int]]) -> Windows | None:
+    """Those of images [B, height, width, C], cut into patches, for convolutions of so much (kernel, stride).
+
+    For as many of these as it is worth it; None: for none.
+    """
+    height, width, channels = parts[0].shape[1:]
+    word = np.dtype(f"u{np.gcd(channels * parts[0].element_size(), 8)}")
+    words = [part.contiguous().numpy().view(word) for part in parts]
+    usual = np.sort(words[0][:: max(1, len(words[0]) // SAMPLES)][:SAMPLES], 0)
+    usual = usual[len(usual) // 2, None]  # what is there in most images, if it is in most; it goes first, as image 0
+    differ = [reduce(np.logical_or, (x[..., k] != usual[..., k] for k in range(x.shape[-1]))) for x in words]
+    rare = np.concatenate((np.ones((1, height, width), np.bool_), *differ))
+    rows = [usual.reshape(height * width, -1), *(x[where] for x, where in zip(words, differ, strict=True))]
+    table, number = _numbered(np.concatenate(rows), rare)
+    patches, tables = torch.from_numpy(table.view(parts[0].numpy().dtype)), list[Numbers]()
+    for kernel, stride in convolutions:
+        square, edges = (kernel, kernel), (1, 2)
+        seen, near = (sliding_window_view(x, square, edges)[:, ::stride, ::stride] for x in (number, rare))
+        rare = reduce(np.logical_or, (near[..., i, j] for i, j in np.ndindex(square)))
+        table, found = _numbered(seen[rare].reshape(-1, kernel * kernel), rare)
+        if len(table) > WORTH * found.size:
+            break
+        tables.append(table)
+        number = found
+    return Windows(patches, (*tables, number[1:])) if tables else None
+
+
+def _numbered(rows: NDArray[Any], rare: NDArray[np.bool_]) -> tuple[NDArray[Any], Numbers]:
+    """The rows that differ, and which is at each place: `rows` are those at `rare` places; at others it is image 0's.
+
+    Rows are alike if 64 bits mixed from them are. Those that are alike meet in a slot, and the last one there is for
+    all of them; only those that meet others are sorted, which takes several times as long.
+    """
+    count = len(rows)
+    key, every = np.zeros(count, np.uint64), np.arange(count)
+    for column in rows.T:
+        key ^= column.astype(np.uint64)
+        for factor in MIX:  # where a word differs, about every second bit does afterwards
+            key ^= key >> np.uint64(33)
+            key *= factor
+    bits = count.bit_length() + 1
+    slot, last = (key >> np.uint64(64 - bits)).view(np.intp), np.empty(1 << bits, np.intp)
+    last[slot] = every
+    one = last[slot]
+    others = np.flatnonzero(key[one] != key)
+    _, group = np.unique(key[others], return_inverse=True)
+    last[group] = others
+    one[others] = last[group]
+    first = np.flatnonzero(one == every)
+    last[first] = np.arange(len(first))
+    own = last[one]
+    number = np.repeat(own[None, : rare[0].size], len(rare), 0).reshape(rare.shape)
+    number[rare] = own
+    return rows[first], number

@@ -1,0 +1,189 @@
+"""Windows: images come back from them exactly, nothing is in them twice, and a network learns the same from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+import surefoot
+import surefoot.windows as module
+from surefoot.config import FixedRate
+from surefoot.networks import ImpalaCNN, NatureCNN, SmallCNN
+from surefoot.optimizers import Adam
+from surefoot.policy import Policy, flatten
+from surefoot.presets import PONG
+from surefoot.windows import Windows, windows
+
+FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+
+def scenes(count: int = 40, channels: int = 4, size: int = 84, dtype: Any = np.uint8) -> Tensor:
+    """Images of a still background before which something moves."""
+    generator = np.random.default_rng(5)
+    images = np.repeat(generator.integers(0, 3, (1, channels, size, size)), count, 0)
+    for image in images:
+        y, x = generator.integers(0, size - 5, 2)
+        image[:, y : y + 4, x : x + 4] = 200
+    return torch.from_numpy(images.astype(dtype))
+
+
+def whole(seen: Windows) -> Tensor:
+    """The patches of every place, windows of windows written out: [B, height, width, K..., C]."""
+    rows = seen.rows
+    for table in seen.tables:
+        rows = rows[torch.from_numpy(table)]
+    return rows
+
+
+def cut(patches: Tensor, *shape: tuple[int, int]) -> Tensor:
+    """The same by PyTorch's unfold."""
+    x = patches  # [B, height, width, (K, ...) C]
+    for kernel, stride in shape:
+        x = x.unfold(1, kernel, stride).unfold(2, kernel, stride)  # [B, h, w, ..., kernel, kernel]
+        x = x.flatten(-2).movedim(-1, 3)
+    return x
+
+
+def policy_of(network: Any, actions: int = 4) -> Policy:
+    torch.manual_seed(3)
+    return network.build(FRAMES, spaces.Discrete(actions))
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(64, np.uint8), (48, np.uint8), (9, np.uint8), (6, np.uint8), (4, np.float32)]
+)
+def test_images_come_back_exactly_and_nothing_is_there_twice(channels: int, dtype: Any) -> None:
+    patches = scenes(30, channels, 20, dtype).permute(0, 2, 3, 1)
+    shape = (2, 1), (4, 2), (3, 1)
+    for depth in (1, 2, 3):
+        found = windows([patches[:25], patches[25:]], shape[:depth])
+        assert found is not None
+        for which in (slice(None), slice(3, 9), np.array([29, 4, 4, 0])):
+            some = found[which]
+            assert torch.equal(whole(some), cut(patches[which], *shape[: len(found.tables) - 1]))
+            assert len(some) == len(patches[which])
+        for rows in (found.rows.numpy(), *found.tables[:-1]):
+            assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (1, 2), (0, 128)], ids=str)
+def test_patches_that_are_nearly_alike_are_told_apart(values: tuple[int, int], dtype: Any) -> None:
+    """All that have two values in 16 places, in words whose other bits are 0."""
+    every = np.array(values)[np.arange(2**16)[:, None] >> np.arange(16) & 1].astype(dtype)
+    patches = torch.from_numpy(np.concatenate((every, every)).reshape(-1, 2, 2, 16))
+    table, number = module._numbered(patches.numpy().reshape(-1, 16).view(np.uint64), np.ones((1, 2**17), np.bool_))
+    assert len(table) == 2**16
+    assert np.array_equal(table[number[0]], patches.numpy().reshape(-1, 16).view(np.uint64))
+
+
+def test_a_selection_holds_only_what_it_shows_in_round_numbers() -> None:
+    found = windows([scenes(30, 8, 20).permute(0, 2, 3, 1)], [(2, 1), (4, 2)])
+    assert found is not None
+    some = found[:2]
+    for rows, above in zip((some.rows, *some.tables[:-1]), some.tables, strict=True):
+        assert len(rows) % module.ROUND == 0
+        assert above.max() < len(rows) < above.max() + 1 + module.ROUND
+        assert len(np.unique(above)) == above.max() + 1
+
+
+def test_rows_that_meet_in_one_slot_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of slots is that of rows, twice; here all that differ meet in a few."""
+    patches = scenes(30, 8, 20).permute(0, 2, 3, 1)
+    usual = windows([patches], [(2, 1)])
+    monkeypatch.setattr(module, "MIX", (np.uint64(0x10001),))
+    crowded = windows([patches], [(2, 1)])
+    assert usual is not None
+    assert crowded is not None
+    assert torch.equal(whole(crowded), whole(usual))
+    assert [*map(len, crowded.tables)] == [*map(len, usual.tables)]
+
+
+def test_what_differs_everywhere_is_convolved_as_images() -> None:
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randint(0, 256, (20, 4, 84, 84), generator=generator, dtype=torch.uint8)
+    policy = policy_of(NatureCNN())
+    assert policy.windows(policy.prepare(noise)) is None
+    assert policy_of(ImpalaCNN()).windows(policy_of(ImpalaCNN()).prepare(scenes())) is None  # it pads
+
+
+def test_a_layer_deeper_down_may_see_too_much_that_differs() -> None:
+    """Then it and the rest get images of what the first has made."""
+    policy = policy_of(NatureCNN()).double()
+    busy, generator = scenes(), np.random.default_rng(1)
+    for image in busy.numpy():
+        image[:, ::14, ::14] = generator.integers(0, 2, (4, 6, 6))
+    found = policy.windows(policy.prepare(busy))
+    assert found is not None
+    assert len(found.tables) == 2
+    same(policy, busy, found, 1e-10)
+
+
+def same(policy: Policy, images: Tensor, found: Windows, tolerance: float) -> None:
+    """Numbers, values and gradients of images and of their windows."""
+    flatten(policy)
+    generator, kind = torch.Generator().manual_seed(4), policy.actor.weight.dtype
+    slope, steep = (torch.randn(len(images), *n, generator=generator, dtype=kind) for n in ((4,), ()))
+    results = list[list[Tensor]]()
+    for seen in (policy.prepare(images), found):
+        new, value, pull = policy.traced(seen)
+        pull(slope, steep, add=False)
+        results.append([new.params, value, *(p.grad.clone() for p in policy.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() <= tolerance * a.norm()
+
+
+@pytest.mark.parametrize("network", [SmallCNN(), NatureCNN()], ids=str)
+@pytest.mark.parametrize(("kind", "tolerance"), [("float64", 1e-10), ("float32", 1e-3), ("bfloat16", 0.05)])
+def test_a_network_finds_and_learns_the_same(network: Any, kind: str, tolerance: float) -> None:
+    policy = policy_of(network)
+    policy = policy.double() if kind == "float64" else policy
+    policy.bf16 = kind == "bfloat16"
+    found = policy.windows(policy.prepare(scenes()))
+    assert found is not None
+    assert len(found.tables) == 1 + sum(isinstance(layer, nn.Conv2d) for layer in policy.body)
+    same(policy, scenes(), found, tolerance)
+
+
+def test_gradients_of_what_is_everywhere_are_summed_in_single_precision() -> None:
+    """In bfloat16 1 + 1 + ... stops at 256."""
+    rows = torch.ones(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    table = np.zeros((300, 70), np.intp)
+    table[0, 0] = 1
+    module.spread(rows, table).sum().backward()
+    assert rows.grad.tolist() == [[float(torch.tensor(300 * 70 - 1.0).bfloat16())], [1.0]]
+
+
+def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real Pong, judged anew in the second epoch.
+
+    Its background is not taken off: what sees 0 everywhere is on or off as sums are rounded, until biases are learned.
+    """
+    cfg = replace(
+        PONG,
+        network=SmallCNN(filters=(4, 4), hidden=8, background=0.0, scale=255.0),
+        games=2,
+        horizon=(32,),
+        minibatch=32,
+        epochs=2,
+        rate=FixedRate(1e-3),
+        optimizer=Adam(eps=1e-3),
+        bf16=False,
+        total_steps=64,
+        eval_episodes=0,
+    )
+    surefoot.train(cfg, run_dir=tmp_path / "windows", ranks=1, quiet=True)
+    used, real = list[bool](), Policy.windows
+    monkeypatch.setattr(Policy, "windows", lambda self, *parts: used.append(real(self, *parts) is not None))
+    surefoot.train(cfg, run_dir=tmp_path / "images", ranks=1, quiet=True)
+    assert used == [True]
+    a, b = (surefoot.load_policy(tmp_path / name)[0].state_dict() for name in ("windows", "images"))
+    for name, x in a.items():
+        torch.testing.assert_close(x, b[name], rtol=1e-4, atol=1e-6)
