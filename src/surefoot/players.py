@@ -46,19 +46,16 @@ def player(policy: Policy, arrays: bool = False) -> Policy:
         return policy
     copied = copy.deepcopy(policy, {id(p): p.detach() for p in policy.parameters()})  # no weights are copied here
     copied.bf16, dtype = False, torch.bfloat16 if policy.bf16 else policy.actor.weight.dtype
-    here, packs = policy.actor.weight.is_cpu, tuple[type[nn.Module], ...]()
-    if here and torch.backends.mkldnn.is_available() and (not policy.bf16 or bf16_units()):  # type: ignore[no-untyped-call]
-        packs = {torch.float32: (nn.Conv2d,), torch.bfloat16: (nn.Conv2d, nn.Linear)}.get(dtype, ())
+    here, known = policy.actor.weight.is_cpu, torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    packs = here and known and (dtype == torch.float32 or (policy.bf16 and bf16_units() != ""))
     for i, (layer, after) in enumerate(pairwise([*copied.body, None])):
-        if isinstance(layer, packs):
+        if packs and isinstance(layer, nn.Conv2d | nn.Linear):
             relu = isinstance(after, nn.ReLU)
             copied.body[i] = Packed(layer, dtype, relu)
             if relu:
                 copied.body[i + 1] = nn.Identity()
         elif isinstance(layer, PixelConv):
             layer.folded = layer.fold(dtype)
-        elif isinstance(layer, nn.Linear):  # as few rows are fastest multiplied with it
-            layer.weight.data = layer.weight.T.contiguous().T
     copied.body.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if arrays and here and copied.critic is not None:
         tops = zip(copied.actor.parameters(), copied.critic.parameters(), strict=True)

@@ -59,7 +59,7 @@ class Rollout:
     act_s: float
     """seconds in the policy"""
     windows: Windows | None = None
-    """the same as `prepared`, and after it `beyond`, as convolutions see it: where learning is faster so"""
+    """`prepared`, and after it `beyond`, as convolutions see them: where learning is faster so"""
 
     @property
     def ended(self) -> Tensor:
