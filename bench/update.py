@@ -2,7 +2,8 @@
 
     PYTHONPATH=src python bench/update.py CartPole-v1 HalfCheetah-v5 --seconds 4
 
-A line of JSON a task. To compare two versions of surefoot, name each one's `src` in PYTHONPATH and take turns.
+A line of JSON a task; minibatches are made, and windows numbered, beforehand. To compare two versions of surefoot, name
+each one's `src` in PYTHONPATH and take turns.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def measure(task: str, seconds: float) -> list[float]:
     shape = cfg.horizon[0], cfg.games, *state.policy.draws
     noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
     rollout = collect(state.policy, state.games, noise)
-    rollout.windows = state.policy.windows(rollout.prepared, rollout.beyond)
+    if hasattr(state.policy, "windows"):  # the versions since
+        rollout.windows = state.policy.windows(rollout.prepared, rollout.beyond)
     weight, target = cfg.credit(rollout)
     batches = list(
         minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.games), bool(state.policy.bound))

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-CORE, ALL = 7200, 7745  # what trains; with what stands around it
+CORE, ALL = 7205, 7750  # what trains; with what stands around it
 CORE_BUDGETS = {
     "__init__.py": 155, "__main__.py": 10, "errors.py": 30, "cli.py": 330, "config.py": 270, "presets.py": 250,
-    "credit.py": 260, "objectives.py": 200, "networks.py": 225, "policy.py": 560, "players.py": 70, "windows.py": 145,
+    "credit.py": 260, "objectives.py": 200, "networks.py": 225, "policy.py": 560, "players.py": 70, "windows.py": 150,
     "actions.py": 315, "arrays.py": 20, "envs/__init__.py": 290, "envs/atari.py": 250, "envs/console.py": 160,
     "envs/gym.py": 345, "envs/spaces.py": 180, "envs/vector.py": 110, "noise.py": 70, "rollout.py": 205,
     "optimizers.py": 65, "steps.py": 140, "running.py": 90, "learn.py": 190, "loop.py": 125, "state.py": 300,

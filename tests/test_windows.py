@@ -42,11 +42,11 @@ def whole(seen: Windows) -> Tensor:
     return rows
 
 
-def cut(patches: Tensor, *shape: tuple[int, int]) -> Tensor:
+def cut(patches: Tensor, *shape: module.Shape) -> Tensor:
     """The same by PyTorch's unfold."""
     x = patches  # [B, height, width, (K, ...) C]
     for kernel, stride in shape:
-        x = x.unfold(1, kernel, stride).unfold(2, kernel, stride)  # [B, h, w, ..., kernel, kernel]
+        x = x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])  # [B, h, w, ..., kernel]
         x = x.flatten(-2).movedim(-1, 3)
     return x
 
@@ -61,7 +61,7 @@ def policy_of(network: Any, actions: int = 4) -> Policy:
 )
 def test_images_come_back_exactly_and_nothing_is_there_twice(channels: int, dtype: Any) -> None:
     patches = scenes(30, channels, 20, dtype).permute(0, 2, 3, 1)
-    shape = (2, 1), (4, 2), (3, 1)
+    shape = ((2, 2), (1, 1)), ((4, 3), (2, 1)), ((3, 3), (1, 1))
     for depth in (1, 2, 3):
         found = windows([patches[:25], patches[25:]], shape[:depth])
         assert found is not None
@@ -85,7 +85,7 @@ def test_patches_that_are_nearly_alike_are_told_apart(values: tuple[int, int], d
 
 
 def test_a_selection_holds_only_what_it_shows_in_round_numbers() -> None:
-    found = windows([scenes(30, 8, 20).permute(0, 2, 3, 1)], [(2, 1), (4, 2)])
+    found = windows([scenes(30, 8, 20).permute(0, 2, 3, 1)], [((2, 2), (1, 1)), ((4, 4), (2, 2))])
     assert found is not None
     some = found[:2]
     for rows, above in zip((some.rows, *some.tables[:-1]), some.tables, strict=True):
@@ -97,9 +97,9 @@ def test_a_selection_holds_only_what_it_shows_in_round_numbers() -> None:
 def test_rows_that_meet_in_one_slot_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of slots is that of rows, twice; here all that differ meet in a few."""
     patches = scenes(30, 8, 20).permute(0, 2, 3, 1)
-    usual = windows([patches], [(2, 1)])
+    usual = windows([patches], [((2, 2), (1, 1))])
     monkeypatch.setattr(module, "MIX", (np.uint64(0x10001),))
-    crowded = windows([patches], [(2, 1)])
+    crowded = windows([patches], [((2, 2), (1, 1))])
     assert usual is not None
     assert crowded is not None
     assert torch.equal(whole(crowded), whole(usual))
@@ -111,7 +111,18 @@ def test_what_differs_everywhere_is_convolved_as_images() -> None:
     noise = torch.randint(0, 256, (20, 4, 84, 84), generator=generator, dtype=torch.uint8)
     policy = policy_of(NatureCNN())
     assert policy.windows(policy.prepare(noise)) is None
-    assert policy_of(ImpalaCNN()).windows(policy_of(ImpalaCNN()).prepare(scenes())) is None  # it pads
+
+
+@pytest.mark.parametrize(
+    ("network", "size"), [(ImpalaCNN(), 84), (NatureCNN(), 600), (SmallCNN(kernel=(8, 4), stride=(1, 2)), 84)], ids=str
+)
+def test_windows_that_would_take_more_than_images_are_not_made(
+    network: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pads; each of them is large; there are many, and each has many patches."""
+    monkeypatch.setattr(module, "MOST", 1 << 18)
+    policy = network.build(spaces.Box(0, 255, (4, size, size), np.uint8), spaces.Discrete(3))
+    assert policy.windows(policy.prepare(scenes(8, 4, size))) is None
 
 
 def test_a_layer_deeper_down_may_see_too_much_that_differs() -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """Transitions without their order: one row each, [B, ...]; observations prepared by the policy."""
+    """Transitions without their order: one row each, [B, ...]; observations prepared by the policy, or windows."""
 
     obs: Array | Windows
     action: Array
@@ -77,7 +77,7 @@ def minibatches(
     parts, seen = cfg.minibatches(horizon), rollout.windows
     if parts == 1:
         yield Batch(seen[: horizon * n] if seen else flat[0], *flat[1:])
-        return  # the lesson's way: everything at once, nothing copied
+        return  # the lesson's way: everything at once
     draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
     order: Array = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
     size = horizon // parts * n

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from surefoot.actions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
 from surefoot.arrays import Array, namespace
 from surefoot.envs.spaces import MASK, Part
-from surefoot.windows import Windows, windows
+from surefoot.windows import Shape, Windows, windows
 
 PIECE = 512  # rows; what fits the cache is judged and learned from twice as fast
 KEPT = 1 << 25  # bytes; what is larger the C library takes from the system, and gives back, every time
@@ -308,7 +308,7 @@ class Policy(nn.Module):
         """`obs` [B, ...] to (distribution over B actions, value [B], memory); a policy without a critic has V = 0."""
         return self.judge(self.prepare(obs), memory)
 
-    def judge(self, prepared: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
+    def judge(self, prepared: Tensor | Windows, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`forward` for observations that went through `prepare`."""
         x, allowed = self._see(prepared)
         out, value = self._heads(x)
@@ -316,15 +316,15 @@ class Policy(nn.Module):
 
     def windows(self, *parts: Tensor) -> Windows | None:
         """Prepared images [..., rows, columns, C] as convolutions see them; None where that is of no use."""
-        if not isinstance(self.prepare, Patches) or not parts[0].is_cpu:
-            return None
-        convolutions = list[tuple[int, int]]()
+        images, convolutions = [x.flatten(0, -4) for x in parts], list[Shape]()
+        if not isinstance(self.prepare, Patches) or not images[0].is_cpu or self.piece(images[0]) < PIECE // 4:
+            return None  # windows of large images are many times their size
         for layer in self.body:
-            if isinstance(layer, nn.Conv2d) and layer.padding == (0, 0):
-                convolutions.append((layer.kernel_size[0], layer.stride[0]))
+            if isinstance(layer, nn.Conv2d) and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1):
+                convolutions.append((layer.kernel_size, layer.stride))
             elif not isinstance(layer, nn.ReLU):
                 break
-        return windows([x.flatten(0, -4) for x in parts], convolutions)
+        return windows(images, convolutions) if convolutions else None
 
     @torch.no_grad()
     def judged(self, prepared: Tensor | Windows) -> tuple[Tensor, Tensor]:
@@ -355,15 +355,16 @@ class Policy(nn.Module):
     def _features(self, x: Any, rounded: dict[str, Tensor]) -> Tensor:
         """What the body makes of prepared observations, or of their windows."""
         dtype = torch.bfloat16 if self.bf16 else self.actor.weight.dtype
-        for name, layer in self.body.named_children():
+        for i, layer in enumerate(self.body):
             if isinstance(x, Windows) and isinstance(layer, nn.ReLU):
                 x = x.each(layer)
             elif isinstance(x, Windows) and isinstance(layer, nn.Conv2d) and len(x.tables) > 1:
                 own = layer.fold(dtype) if isinstance(layer, PixelConv) else (layer.weight.to(dtype), layer.bias)
                 x = x.convolved(*own)
             else:
-                x, weight = x.images() if isinstance(x, Windows) else x, rounded.get(f"{name}.weight")
-                x = layer(x) if weight is None else F.linear(x, weight, layer.get_parameter("bias"))
+                x = x.images() if isinstance(x, Windows) else x
+                wide = isinstance(layer, nn.Linear) and f"{i}.weight" in rounded
+                x = F.linear(x, rounded[f"{i}.weight"], layer.bias) if wide else layer(x)
         features: Tensor = x
         return features
 
@@ -424,9 +425,9 @@ class Policy(nn.Module):
 
     def _layers(self, x: Tensor) -> tuple[Array, Array, Callable[..., None]]:
         """`_heads`, and the way back, by autograd."""
-        wide = ((name, p) for name, p in self.body.named_parameters() if self.bf16 and p.ndim == 2)
+        wide = ((i, p.weight) for i, p in enumerate(self.body) if self.bf16 and isinstance(p, nn.Linear))
         # as autocast would round them, but their gradients go straight to where they belong
-        rounded = {name: p.detach().bfloat16().requires_grad_() for name, p in wide}
+        rounded = {f"{i}.weight": p.detach().bfloat16().requires_grad_() for i, p in wide}
         with torch.enable_grad():
             ends = self._heads(x, rounded)
 

@@ -7,6 +7,7 @@ convolution is then a product over the windows that differ, and its gradient a s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -20,11 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Numbers = NDArray[np.intp]
+Shape = tuple[tuple[int, ...], tuple[int, ...]]  # of a convolution's kernel, and its steps
 WORTH = 0.4  # of all windows: where more than so many differ, convolving images is faster
 SAMPLES = 9  # images that tell what is usually where
 MIX = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)  # MurmurHash3's, for the last step of 64 bits
 ROUND = 128  # windows come in multiples of it, the last ones for nothing: oneDNN writes code anew for every number
 CHUNK = 1 << 17  # numbers that fit a cache
+MOST = 1 << 25  # numbers of a table before it is known what differs
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class _Spread(torch.autograd.Function):
 spread: Callable[[Tensor, Numbers], Tensor] = _Spread.apply
 
 
-def windows(parts: Sequence[Tensor], convolutions: Sequence[tuple[int, int]]) -> Windows | None:
-    """Those of images [B, height, width, C], cut into patches, for convolutions of so much (kernel, stride).
+def windows(parts: Sequence[Tensor], convolutions: Sequence[Shape]) -> Windows | None:
+    """Those of images [B, height, width, C], cut into patches, for convolutions of such shapes.
 
     For as many of these as it is worth it; None: for none.
     """
@@ -101,11 +104,12 @@ def windows(parts: Sequence[Tensor], convolutions: Sequence[tuple[int, int]]) ->
     rows = [usual.reshape(height * width, -1), *(x[where] for x, where in zip(words, differ, strict=True))]
     table, number = _numbered(np.concatenate(rows), rare)
     patches, tables = torch.from_numpy(table.view(parts[0].numpy().dtype)), list[Numbers]()
-    for kernel, stride in convolutions:
-        square, edges = (kernel, kernel), (1, 2)
-        seen, near = (sliding_window_view(x, square, edges)[:, ::stride, ::stride] for x in (number, rare))
-        rare = reduce(np.logical_or, (near[..., i, j] for i, j in np.ndindex(square)))
-        table, found = _numbered(seen[rare].reshape(-1, kernel * kernel), rare)
+    for kernel, (down, right) in convolutions:
+        seen, near = (sliding_window_view(x, kernel, (1, 2))[:, ::down, ::right] for x in (number, rare))
+        rare = reduce(np.logical_or, (near[..., i, j] for i, j in np.ndindex(kernel)))
+        if np.count_nonzero(rare) * math.prod(kernel) > MOST:
+            break
+        table, found = _numbered(seen[rare].reshape(-1, math.prod(kernel)), rare)
         if len(table) > WORTH * found.size:
             break
         tables.append(table)
