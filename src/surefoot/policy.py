@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from surefoot.actions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
 from surefoot.arrays import Array, namespace
@@ -316,15 +317,16 @@ class Policy(nn.Module):
 
     def windows(self, *parts: Tensor) -> Windows | None:
         """Prepared images [..., rows, columns, C] as convolutions see them; None where that is of no use."""
+        if not isinstance(self.prepare, Patches) or not parts[0].is_cpu:
+            return None
         images, convolutions = [x.flatten(0, -4) for x in parts], list[Shape]()
-        if not isinstance(self.prepare, Patches) or not images[0].is_cpu or self.piece(images[0]) < PIECE // 4:
-            return None  # windows of large images are many times their size
         for layer in self.body:
             if isinstance(layer, nn.Conv2d) and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1):
                 convolutions.append((layer.kernel_size, layer.stride))
             elif not isinstance(layer, nn.ReLU):
                 break
-        return windows(images, convolutions) if convolutions else None
+        small = self.piece(images[0]) >= PIECE // 4  # windows of large images are many times their size
+        return windows(images, convolutions) if convolutions and small else None
 
     @torch.no_grad()
     def judged(self, prepared: Tensor | Windows) -> tuple[Tensor, Tensor]:
@@ -362,9 +364,8 @@ class Policy(nn.Module):
                 own = layer.fold(dtype) if isinstance(layer, PixelConv) else (layer.weight.to(dtype), layer.bias)
                 x = x.convolved(*own)
             else:
-                x = x.images() if isinstance(x, Windows) else x
-                wide = isinstance(layer, nn.Linear) and f"{i}.weight" in rounded
-                x = F.linear(x, rounded[f"{i}.weight"], layer.bias) if wide else layer(x)
+                x, weight = x.images() if isinstance(x, Windows) else x, rounded.get(f"{i}.weight")
+                x = layer(x) if weight is None else functional_call(layer, {"weight": weight}, x)
         features: Tensor = x
         return features
 
