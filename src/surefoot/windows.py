@@ -99,7 +99,8 @@ def windows(parts: Sequence[Tensor], convolutions: Sequence[Shape]) -> Windows |
     words = [part.contiguous().numpy().view(word) for part in parts]
     usual = np.sort(words[0][:: max(1, len(words[0]) // SAMPLES)][:SAMPLES], 0)
     usual = usual[len(usual) // 2, None]  # what is there in most images, if it is in most; it goes first, as image 0
-    differ = [reduce(np.logical_or, (x[..., k] != usual[..., k] for k in range(x.shape[-1]))) for x in words]
+    several = np.dtype(f"u{np.gcd(words[0].shape[-1], 8)}")  # of comparisons, looked at as one number
+    differ = [((x != usual).view(several) != 0).any(-1) for x in words]
     rare = np.concatenate((np.ones((1, height, width), np.bool_), *differ))
     rows = [usual.reshape(height * width, -1), *(x[where] for x, where in zip(words, differ, strict=True))]
     table, number = _numbered(np.concatenate(rows), rare)
