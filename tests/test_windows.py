@@ -152,7 +152,7 @@ def same(policy: Policy, images: Tensor, found: Windows, tolerance: float) -> No
 
 
 @pytest.mark.parametrize("network", [SmallCNN(), NatureCNN()], ids=str)
-@pytest.mark.parametrize(("kind", "tolerance"), [("float64", 1e-10), ("float32", 1e-3), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("float64", 1e-10), ("float32", 1e-2), ("bfloat16", 0.25)])
 def test_a_network_finds_and_learns_the_same(network: Any, kind: str, tolerance: float) -> None:
     policy = policy_of(network)
     policy = policy.double() if kind == "float64" else policy
@@ -197,4 +197,4 @@ def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert used == [True]
     a, b = (surefoot.load_policy(tmp_path / name)[0].state_dict() for name in ("windows", "images"))
     for name, x in a.items():
-        torch.testing.assert_close(x, b[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(x, b[name], rtol=1e-3, atol=1e-5)
