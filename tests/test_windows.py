@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,33 +135,37 @@ def test_a_layer_deeper_down_may_see_too_much_that_differs() -> None:
     found = policy.windows(policy.prepare(busy))
     assert found is not None
     assert len(found.tables) == 2
-    same(policy, busy, found, 1e-10)
+    assert max(off(traced(policy, found), traced(policy, policy.prepare(busy)))) < 1e-10
 
 
-def same(policy: Policy, images: Tensor, found: Windows, tolerance: float) -> None:
-    """Numbers, values and gradients of images and of their windows."""
+def traced(policy: Policy, seen: Tensor | Windows) -> list[Tensor]:
+    """Numbers, values and gradients of what is seen, for slopes that are the same for all."""
+    policy = copy.deepcopy(policy)
     flatten(policy)
-    generator, kind = torch.Generator().manual_seed(4), policy.actor.weight.dtype
-    slope, steep = (torch.randn(len(images), *n, generator=generator, dtype=kind) for n in ((4,), ()))
-    results = list[list[Tensor]]()
-    for seen in (policy.prepare(images), found):
-        new, value, pull = policy.traced(seen)
-        pull(slope, steep, add=False)
-        results.append([new.params, value, *(p.grad.clone() for p in policy.parameters())])
-    for a, b in zip(*results, strict=True):
-        assert (a - b).norm() <= tolerance * a.norm()
+    generator = torch.Generator().manual_seed(4)
+    slopes = (torch.randn(len(seen), *n, generator=generator, dtype=torch.float64) for n in ((4,), ()))
+    new, value, pull = policy.traced(seen)
+    pull(*(slope.to(value.dtype) for slope in slopes), add=False)
+    return [new.params, value, *(p.grad for p in policy.parameters())]
+
+
+def off(found: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """How far each is from what it should be, relative."""
+    return [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
 
 
 @pytest.mark.parametrize("network", [SmallCNN(), NatureCNN()], ids=str)
-@pytest.mark.parametrize(("kind", "tolerance"), [("float64", 1e-10), ("float32", 1e-2), ("bfloat16", 0.25)])
-def test_a_network_finds_and_learns_the_same(network: Any, kind: str, tolerance: float) -> None:
-    policy = policy_of(network)
-    policy = policy.double() if kind == "float64" else policy
-    policy.bf16 = kind == "bfloat16"
-    found = policy.windows(policy.prepare(scenes()))
+def test_a_network_finds_and_learns_the_same(network: Any) -> None:
+    """In double precision; in others it is not further from that by windows than by images."""
+    policy, images = policy_of(network), scenes()
+    found, patches = policy.windows(policy.prepare(images)), policy.prepare(images)
     assert found is not None
     assert len(found.tables) == 1 + sum(isinstance(layer, nn.Conv2d) for layer in policy.body)
-    same(policy, scenes(), found, tolerance)
+    exact = traced(copy.deepcopy(policy).double(), patches)
+    assert max(off(traced(copy.deepcopy(policy).double(), found), exact)) < 1e-10
+    for policy.bf16 in (False, True):
+        by_windows, by_images = (off(traced(policy, seen), exact) for seen in (found, patches))
+        assert all(a < max(1.5 * b, 1e-5) for a, b in zip(by_windows, by_images, strict=True))
 
 
 def test_gradients_of_what_is_everywhere_are_summed_in_single_precision() -> None:
@@ -197,4 +202,4 @@ def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert used == [True]
     a, b = (surefoot.load_policy(tmp_path / name)[0].state_dict() for name in ("windows", "images"))
     for name, x in a.items():
-        torch.testing.assert_close(x, b[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(x, b[name], rtol=1e-4, atol=1e-6)
