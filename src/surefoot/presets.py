@@ -73,7 +73,7 @@ LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
 PONG = Config(
     task="pong",
     env=Pong(),
-    network=SmallCNN(),
+    network=SmallCNN(hidden=512),
     games=32,
     horizon=(128,),
     credit=GAE(gamma=0.99, lam=0.95),
