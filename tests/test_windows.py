@@ -115,7 +115,9 @@ def test_what_differs_everywhere_is_convolved_as_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "size"), [(ImpalaCNN(), 84), (NatureCNN(), 600), (SmallCNN(kernel=(8, 4), stride=(1, 2)), 84)], ids=str
+    ("network", "size"),
+    [(ImpalaCNN(), 84), (SmallCNN((4, 4), hidden=8), 600), (SmallCNN(kernel=(8, 4), stride=(1, 2)), 84)],
+    ids=str,
 )
 def test_windows_that_would_take_more_than_images_are_not_made(
     network: Any, size: int, monkeypatch: pytest.MonkeyPatch
