@@ -73,7 +73,7 @@ def plan(passed: Mapping[int, bool], count: int) -> list[int]:
 def bare_rates(seconds: float) -> list[float]:
     """Steps per second of ALE Pong, 4 frames a step, on every usable core at once."""
     code = (
-        "import os, sys, time; from surefoot.benching import bare; from surefoot.envs.atari import Pong; "
+        "import os, sys, time; from surefoot.commands.benchmark import bare; from surefoot.envs.atari import Pong; "
         "os.sched_setaffinity(0, {int(sys.argv[1])}); time.sleep(max(0, float(sys.argv[2]) - time.time())); "
         "print(bare(Pong(), float(sys.argv[3])))"
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from surefoot.envs.atari import Atari, Pong
 from surefoot.presets import LESSON_GAME
-from surefoot.runner import machine
+from surefoot.runs.worker import machine
 
 
 def bare(steps: int) -> None:

@@ -265,7 +265,7 @@ def judge() -> None:
     """Answer orders on standard input: [policy file, seed, rule] gets the scores of its games."""
     import torch
 
-    from surefoot.evaluation import evaluate, load_policy
+    from surefoot.runs.evaluation import evaluate, load_policy
 
     torch.set_num_threads(1)
 
@@ -332,7 +332,7 @@ def main() -> None:
 
 def write(runs: list[Row], args: argparse.Namespace) -> None:
     """The record and the picture, of the runs so far."""
-    from surefoot.runner import machine
+    from surefoot.runs.worker import machine
 
     args.out.mkdir(parents=True, exist_ok=True)
     facts: Row = {"task": args.task, "more": args.more, "rule": asdict(args.rule), "machine": machine()}

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from common import Row, read_rows
 from surefoot.presets import find
-from surefoot.runner import machine
+from surefoot.runs.worker import machine
 
 KEEP = (
     "step",

@@ -14,8 +14,8 @@ import statistics
 from pathlib import Path
 
 import surefoot
-from surefoot.metrics import Row, read
-from surefoot.report import STAGES
+from surefoot.runs.metrics import Row, read
+from surefoot.runs.reporter import STAGES
 
 KEEP = (
     "step",

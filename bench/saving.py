@@ -15,8 +15,8 @@ from time import perf_counter
 from typing import Any
 
 import surefoot
-from surefoot import runner
-from surefoot.report import Reporter
+from surefoot.runs import worker as runner
+from surefoot.runs.reporter import Reporter
 
 
 class Timed(Reporter):

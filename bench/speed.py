@@ -227,7 +227,7 @@ def main() -> None:
 
 def write(rounds: list[dict[str, Row]], args: argparse.Namespace) -> None:
     """The record and the picture, of the rounds so far."""
-    from surefoot.runner import machine
+    from surefoot.runs.worker import machine
 
     args.out.mkdir(parents=True, exist_ok=True)
     facts: Row = {"seconds": args.seconds, "warm": args.warm, "machine": machine()}

@@ -16,13 +16,13 @@ from time import perf_counter
 import torch
 from threadpoolctl import threadpool_limits
 
-from surefoot.learn import minibatches, update
-from surefoot.noise import Purpose, stream
+from surefoot.algorithm.rollout import collect
+from surefoot.algorithm.state import initial
+from surefoot.algorithm.update import minibatches, update
+from surefoot.parallel.ranks import Ranks
 from surefoot.presets import find
-from surefoot.ranks import Ranks
-from surefoot.rollout import collect
-from surefoot.runner import revision
-from surefoot.state import initial
+from surefoot.rng import Purpose, stream
+from surefoot.runs.worker import revision
 
 
 def measure(task: str, seconds: float) -> list[float]:

@@ -17,7 +17,7 @@ import torch
 import worlds  # noqa: F401 (registers the environments)
 from surefoot.config import Config, FixedRate
 from surefoot.envs.gym import Gymnasium
-from surefoot.networks import MLP
+from surefoot.models.networks import MLP
 from surefoot.presets import CARTPOLE
 
 torch.set_num_threads(1)

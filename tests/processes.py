@@ -12,7 +12,7 @@ from pathlib import Path
 
 RANK = """
 import ctypes, os, signal, sys
-from surefoot.launch import VARIABLE, die_with_launcher, last_word, leave
+from surefoot.parallel.launch import VARIABLE, die_with_launcher, last_word, leave
 die_with_launcher()
 me, fifo = int(os.environ["RANK"]), os.open(sys.argv[1], os.O_WRONLY)
 def tell(word): os.write(fifo, f"{me} {os.getpid()} {word}\\n".encode())
@@ -20,7 +20,7 @@ def last(word): last_word(os.environ[VARIABLE]).write_text(word)
 """
 LAUNCHER = """
 import sys
-from surefoot.launch import launch
+from surefoot.parallel.launch import launch
 launch([sys.executable, "-c", *sys.argv[1:]], 2, 1, 300.0)
 """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surefoot.actions import Bernoulli, Categorical, DiagonalGaussian, Independent
+from surefoot.models.distributions import Bernoulli, Categorical, DiagonalGaussian, Independent
 
 LOGITS = [-30.0, -3.0, -0.5, 0.0, 0.2, 1.7, 30.0]
 LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from surefoot.envs.atari import BACKGROUND, CROP, Atari, Pong, PongGame, lesson_table, palette
-from surefoot.noise import Purpose, stream
 from surefoot.presets import LESSON_GAME
+from surefoot.rng import Purpose, stream
 
 
 @functools.cache

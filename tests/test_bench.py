@@ -16,8 +16,8 @@ import race
 import speed
 import surefoot
 from common import Rule, plan, reached
-from surefoot.benching import bare, measure
-from surefoot.cli import Train, main, parse
+from surefoot.commands.benchmark import bare, measure
+from surefoot.commands.cli import Train, main, parse
 from surefoot.config import Config
 from surefoot.envs.atari import Pong
 from surefoot.envs.gym import Gymnasium

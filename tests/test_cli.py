@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from processes import gone_within
-from surefoot import cli
-from surefoot.cli import main, parse
+from surefoot.algorithm.objectives import ClippedSurrogate, Surrogate
+from surefoot.commands import cli
+from surefoot.commands.cli import main, parse
 from surefoot.errors import UserError
-from surefoot.objectives import ClippedSurrogate, Surrogate
 
 FAST = [
     "--network.hidden",
@@ -142,7 +142,7 @@ def test_options_reach_the_config_in_any_order() -> None:
 
 
 def test_help_imports_neither_torch_nor_numpy() -> None:
-    code = "import sys; from surefoot.cli import main; main(['--help']); print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys; from surefoot.commands.cli import main; main(['--help']); print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
     for name in cli.COMMANDS:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surefoot.credit import (
+from surefoot.algorithm.advantages import (
     GAE,
     EpisodeReturn,
     FutureReturn,
@@ -24,7 +24,7 @@ from surefoot.credit import (
     normalize_over_games,
     td_error,
 )
-from surefoot.rollout import Rollout
+from surefoot.algorithm.rollout import Rollout
 
 SHAPES = [(1, 1), (1, 4), (2, 1), (7, 3), (23, 5)]
 GAMMAS = [0.0, 0.5, 0.99, 1.0]

@@ -18,17 +18,17 @@ import torch
 import makers
 import surefoot
 from processes import Ear, gone_within
-from surefoot import evaluation
-from surefoot.cli import main
+from surefoot.commands.cli import main
 from surefoot.config import Config
 from surefoot.envs import Env
 from surefoot.envs.atari import Pong, PongGame
 from surefoot.envs.gym import Gymnasium, describe
 from surefoot.errors import Fault, UserError
-from surefoot.evaluation import Evaluation, evaluate, evaluate_run, policy_bytes
-from surefoot.networks import MLP, NatureCNN, Network, SmallCNN
-from surefoot.policy import Policy
-from surefoot.runner import read_run
+from surefoot.models.networks import MLP, NatureCNN, Network, SmallCNN
+from surefoot.models.policy import Policy
+from surefoot.runs import evaluation
+from surefoot.runs.evaluation import Evaluation, evaluate, evaluate_run, policy_bytes
+from surefoot.runs.worker import read_run
 
 SMALL = MLP((8,))
 
@@ -76,7 +76,7 @@ def test_the_number_of_parallel_games_changes_nothing() -> None:
 
 
 def test_the_seeds_are_not_those_of_training() -> None:
-    from surefoot.noise import Purpose, integer
+    from surefoot.rng import Purpose, integer
 
     trained = {integer(1, Purpose.RESETS, n, k) for n in range(32) for k in range(100)}
     assert not trained & {integer(1, Purpose.EVALUATION, 0, e) for e in range(100)}

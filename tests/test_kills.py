@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import surefoot
-from surefoot.files import checkpoints
-from surefoot.metrics import read
-from surefoot.networks import MLP
-from surefoot.state import look
+from surefoot.algorithm.state import look
+from surefoot.models.networks import MLP
+from surefoot.runs.files import checkpoints
+from surefoot.runs.metrics import read
 
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
 CARTPOLE = ["cartpole", "--network.hidden", "16", "--total-steps", "30720", "--eval-episodes", "0"]

@@ -12,8 +12,8 @@ import pytest
 
 from processes import RANK, Ear, gone_within, launcher
 from surefoot.errors import Fault, UserError
-from surefoot.launch import Heard, last_word, launch, watch
-from surefoot.pulse import Watchdog
+from surefoot.parallel.heartbeat import Watchdog
+from surefoot.parallel.launch import Heard, last_word, launch, watch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")

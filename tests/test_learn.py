@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import surefoot
-from surefoot import policy
+from surefoot.algorithm.advantages import FutureReturn, OverGames
+from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Reinforce
+from surefoot.algorithm.rollout import Rollout, collect
+from surefoot.algorithm.state import State, initial, laid_out
+from surefoot.algorithm.update import NAMES, Batch, figures, minibatches, present, update
 from surefoot.config import AdaptiveRate, Config, LinearRate
-from surefoot.credit import FutureReturn, OverGames
 from surefoot.envs.gym import Gymnasium, GymnasiumGame
 from surefoot.errors import Fault, UserError
-from surefoot.learn import NAMES, Batch, figures, minibatches, present, update
-from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce
-from surefoot.ranks import Ranks
-from surefoot.rollout import Rollout, collect
-from surefoot.state import State, initial, laid_out
+from surefoot.models import policy
+from surefoot.parallel.ranks import Ranks
 
 
 def prepared(cfg: Config) -> tuple[State, Rollout, Batch]:

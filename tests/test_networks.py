@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from gymnasium import spaces
 
 import surefoot
-from surefoot.actions import normal
+from surefoot.algorithm.state import build
 from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
-from surefoot.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
-from surefoot.players import player
-from surefoot.policy import Palette, Patches, Policy, Residual, flatten
-from surefoot.state import build
+from surefoot.fast.packed import player
+from surefoot.models.distributions import normal
+from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
+from surefoot.models.policy import Palette, Patches, Policy, Residual, flatten
 
 FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -231,7 +231,7 @@ def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces
 
 
 def test_an_mlp_stays_in_single_precision(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surefoot.state.bf16_units", lambda: "amx_bf16")
+    monkeypatch.setattr("surefoot.algorithm.state.bf16_units", lambda: "amx_bf16")
     for network, space in ((MLP(), VECTOR), (SmallCNN(), FRAMES)):
         policy = build(replace(small, network=network, bf16=True), space, spaces.Discrete(2))
         assert policy.bf16 == (space is FRAMES)

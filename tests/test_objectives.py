@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surefoot.actions import Bernoulli, Categorical
-from surefoot.objectives import (
+from surefoot.algorithm.objectives import (
     ClippedSurrogate,
     Entropy,
     OldPolicyCrossEntropy,
@@ -23,6 +22,7 @@ from surefoot.objectives import (
     value_loss,
     value_slope,
 )
+from surefoot.models.distributions import Bernoulli, Categorical
 
 # Off the kinks at 0.8 and 1.2, and w = 0 left out: there every gradient is 0
 RATIOS = [0.01, 0.3, 0.5, 0.79, 0.81, 0.9, 1.0, 1.1, 1.19, 1.21, 1.5, 3.0, 20.0]

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from surefoot.actions import Categorical, Head
+from surefoot.algorithm.state import initial
 from surefoot.config import Config
-from surefoot.optimizers import Adam, Muon
-from surefoot.policy import Policy, flatten, matrices
+from surefoot.models.distributions import Categorical, Head
+from surefoot.models.optimizer_steps import AdamSteps, orthogonalize
+from surefoot.models.optimizers import Adam, Muon
+from surefoot.models.policy import Policy, flatten, matrices
+from surefoot.parallel.ranks import Ranks
 from surefoot.presets import PONG
-from surefoot.ranks import Ranks
-from surefoot.state import initial
-from surefoot.steps import AdamSteps, orthogonalize
 
 
 def small_policy() -> Policy:

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from surefoot.algorithm.objectives import ClippedSurrogate, Surrogate
+from surefoot.commands.pictures import EPSILON, PICTURES, START, ascend, average_reward, games, model, picture
 from surefoot.errors import UserError
-from surefoot.objectives import ClippedSurrogate, Surrogate
-from surefoot.pictures import EPSILON, PICTURES, START, ascend, average_reward, games, model, picture
 
 OBJECTIVES = [Surrogate(), ClippedSurrogate(EPSILON)]
 

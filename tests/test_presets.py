@@ -14,14 +14,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import surefoot
-from surefoot.cli import Train, parse
+from surefoot.algorithm.advantages import (
+    GAE,
+    EpisodeReturn,
+    FutureReturn,
+    OverBatch,
+    OverGames,
+    ScaledReward,
+    Unnormalized,
+)
+from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.commands.cli import Train, parse
 from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
-from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, ScaledReward, Unnormalized
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
-from surefoot.networks import MLP, LessonCNN, SmallCNN
-from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
-from surefoot.optimizers import Adam, Muon
+from surefoot.models.networks import MLP, LessonCNN, SmallCNN
+from surefoot.models.optimizers import Adam, Muon
 from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED, find
 
 
@@ -91,7 +99,7 @@ def test_the_command_line_has_every_preset(cfg: Config) -> None:
     "cfg", [*LADDER, LESSON, LESSON_REINFORCE, find("BeamRiderNoFrameskip-v4")], ids=lambda cfg: cfg.task
 )
 def test_every_console_task_trains(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surefoot.runner.curve", lambda *_: None)  # a picture takes as long as all the rest
+    monkeypatch.setattr("surefoot.runs.worker.curve", lambda *_: None)  # a picture takes as long as all the rest
     quick = replace(cfg, games=2, horizon=(8,), minibatch=min(8, cfg.minibatch), total_iterations=2, eval_episodes=0)
     assert surefoot.train(quick, run_dir=tmp_path / "a", ranks=1, quiet=True).steps == 2 * 2 * 8
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from surefoot.credit import episode_return, future_return
-from surefoot.objectives import Reinforce, effective_sample_size, trajectory_ratio
+from surefoot.algorithm.advantages import episode_return, future_return
+from surefoot.algorithm.objectives import Reinforce, effective_sample_size, trajectory_ratio
 
 
 def log_probabilities(theta: Tensor, actions: tuple[int, ...]) -> Tensor:

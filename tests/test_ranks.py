@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 import surefoot
+from surefoot.algorithm.state import initial, look
 from surefoot.config import Config
 from surefoot.errors import UserError
-from surefoot.files import checkpoints
-from surefoot.launch import choose_ranks, launch, usable_cores
-from surefoot.metrics import read
-from surefoot.ranks import Ranks, Shared
-from surefoot.state import initial, look
+from surefoot.parallel.launch import choose_ranks, launch, usable_cores
+from surefoot.parallel.ranks import Ranks, Shared
+from surefoot.runs.files import checkpoints
+from surefoot.runs.metrics import read
 from twin import EVERYTHING
 
 
@@ -97,7 +97,7 @@ def test_a_run_of_two_ranks_goes_on_with_one(small: Config, tmp_path: Path) -> N
 
 
 def test_ranks_that_do_not_begin_alike_are_refused(small: Config, tmp_path: Path) -> None:
-    from surefoot.runner import prepare
+    from surefoot.runs.worker import prepare
 
     class Strangers(Ranks):
         def gather(self, columns: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ def test_no_more_cores_than_the_cgroups_allow(
 
 
 def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    from surefoot import launch as module
+    from surefoot.parallel import launch as module
 
     for cores, games, want in ((1, 32, 1), (2, 32, 2), (5, 32, 4), (6, 9, 3), (64, 8, 8), (3, 7, 1)):
         monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
@@ -138,7 +138,7 @@ def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest
 def test_an_mlp_has_one_rank_unless_told_otherwise(
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("surefoot.launch.usable_cores", lambda: 2)
+    monkeypatch.setattr("surefoot.parallel.launch.usable_cores", lambda: 2)
     surefoot.train(replace(small, total_steps=256), run_dir=tmp_path / "a", quiet=True)
     assert look(checkpoints(tmp_path / "a")[-1])[0]["ranks"] == 1
 

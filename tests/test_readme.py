@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from surefoot.cli import COMMANDS, parse
+from surefoot.commands.cli import COMMANDS, parse
 from surefoot.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent

@@ -28,16 +28,22 @@ from hypothesis import strategies as st
 
 import surefoot
 import worlds
-from surefoot import cli, evaluation, files, launch, loop, metrics, pulse, runner, videos
+from surefoot.algorithm import train as loop
+from surefoot.algorithm.state import initial, look, save
+from surefoot.commands import cli
 from surefoot.config import Config
 from surefoot.envs import Episode
 from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumGame, examine
 from surefoot.errors import Fault, UserError
-from surefoot.files import checkpoints
-from surefoot.metrics import read
-from surefoot.networks import MLP
-from surefoot.ranks import Ranks
-from surefoot.state import initial, look, save
+from surefoot.models.networks import MLP
+from surefoot.parallel import heartbeat as pulse
+from surefoot.parallel import launch
+from surefoot.parallel.ranks import Ranks
+from surefoot.runs import evaluation, files, metrics
+from surefoot.runs import video as videos
+from surefoot.runs import worker as runner
+from surefoot.runs.files import checkpoints
+from surefoot.runs.metrics import read
 
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
 
@@ -635,8 +641,8 @@ def test_tensorboard_hears_of_a_row_within_five_seconds_of_the_next(
 
 def test_a_broken_transition_never_enters_the_data() -> None:
     """Rows of a game that raised: what was played before is cut short, what follows is a new episode, all exact."""
+    from surefoot.algorithm.rollout import collect
     from surefoot.envs import Games
-    from surefoot.rollout import collect
 
     games = Games(Gymnasium("worlds:Crashing-v0"), 5, range(3), restarts=100)
     torch.manual_seed(0)
@@ -786,7 +792,7 @@ def test_a_policy_that_learns_nothing_is_reported(
     small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The Corridor pays the same whatever is done: over the games all rewards agree, and nothing is pushed."""
-    from surefoot.credit import FutureReturn, OverGames
+    from surefoot.algorithm.advantages import FutureReturn, OverGames
 
     cfg = replace(small, env=Gymnasium("worlds:Corridor-v0"), credit=FutureReturn(0.9), normalize=OverGames())
     go(cfg, tmp_path / "a", value_coef=0.0, total_steps=128 * 25)

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from surefoot.algorithm.rollout import Rollout, collect
+from surefoot.algorithm.state import initial
 from surefoot.envs import Games
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
-from surefoot.networks import NatureCNN
-from surefoot.noise import Purpose, integer, stream
-from surefoot.policy import Policy
-from surefoot.ranks import Ranks
-from surefoot.rollout import Rollout, collect
-from surefoot.state import initial
+from surefoot.models.networks import NatureCNN
+from surefoot.models.policy import Policy
+from surefoot.parallel.ranks import Ranks
+from surefoot.rng import Purpose, integer, stream
 from twin import Notebook
 
 
 def play(env_id: str, horizon: int = 7, games: int = 2, episode: int | None = None) -> tuple[Rollout, Games, Policy]:
     everything = Games(Gymnasium(env_id), 5, range(games))
-    from surefoot.networks import MLP
+    from surefoot.models.networks import MLP
 
     torch.manual_seed(0)
     policy = MLP((8,)).build(everything.observation_space, everything.action_space)
@@ -100,7 +100,7 @@ def test_a_rollout_is_judged_anew_as_it_was_judged_first(ending: str, horizon: i
 
 
 def test_recomputed_weights_come_from_the_critic_as_it_is_then(small, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surefoot import loop
+    from surefoot.algorithm import train as loop
 
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -160,7 +160,7 @@ def test_from_reset_truncates_what_did_not_end_and_counts_it() -> None:
 
 def test_the_first_minibatch_has_ratio_one(small) -> None:
     """Before any update, what learning computes is what acting computed."""
-    from surefoot.learn import minibatches
+    from surefoot.algorithm.update import minibatches
 
     state = initial(small, Ranks())
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
@@ -192,7 +192,7 @@ def test_images_stay_bytes_and_the_ratio_is_one(rounded: bool) -> None:
 
 
 def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
-    from surefoot.learn import minibatches
+    from surefoot.algorithm.update import minibatches
 
     state = initial(small, Ranks())
     r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
@@ -207,7 +207,7 @@ def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
 
 
 def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
-    from surefoot.learn import minibatches
+    from surefoot.algorithm.update import minibatches
 
     state = initial(small, Ranks())
     r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))

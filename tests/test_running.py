@@ -10,18 +10,18 @@ import pytest
 import torch
 
 import surefoot
-from surefoot import runner
+from surefoot.algorithm.advantages import OverBatch, ScaledReward
+from surefoot.algorithm.running_stats import merge, of_games, past_return
+from surefoot.algorithm.state import State, initial
 from surefoot.config import Config
-from surefoot.credit import OverBatch, ScaledReward
 from surefoot.envs.gym import Gymnasium
-from surefoot.evaluation import evaluate
-from surefoot.files import checkpoints, unseal
-from surefoot.networks import MLP
-from surefoot.policy import Moments, Policy
-from surefoot.ranks import Ranks
-from surefoot.report import Reporter
-from surefoot.running import merge, of_games, past_return
-from surefoot.state import State, initial
+from surefoot.models.networks import MLP
+from surefoot.models.policy import Moments, Policy
+from surefoot.parallel.ranks import Ranks
+from surefoot.runs import worker as runner
+from surefoot.runs.evaluation import evaluate
+from surefoot.runs.files import checkpoints, unseal
+from surefoot.runs.reporter import Reporter
 from test_state import assert_same_run, interrupt_at
 
 
@@ -130,8 +130,8 @@ def test_collection_and_learning_see_the_same_until_both_are_over(control: Confi
     """The first minibatch's ratios are 1 although the statistics move every rollout."""
     from contextlib import nullcontext
 
-    from surefoot.learn import NAMES
-    from surefoot.loop import train
+    from surefoot.algorithm.train import train
+    from surefoot.algorithm.update import NAMES
 
     drifts = []
 

@@ -12,15 +12,15 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import Normal, kl_divergence
 
-from surefoot.actions import DiagonalGaussian, Independent, head
+from surefoot.algorithm.rollout import Rollout, collect
 from surefoot.envs import Games
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.spaces import blank, choices, lay, masked, parts, translator
 from surefoot.errors import Fault, UserError
-from surefoot.evaluation import evaluate
-from surefoot.networks import MLP, ImpalaCNN, NatureCNN, Network
-from surefoot.policy import Policy
-from surefoot.rollout import Rollout, collect
+from surefoot.models.distributions import DiagonalGaussian, Independent, head
+from surefoot.models.networks import MLP, ImpalaCNN, NatureCNN, Network
+from surefoot.models.policy import Policy
+from surefoot.runs.evaluation import evaluate
 
 LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))
 
@@ -167,7 +167,7 @@ def everything(rows: int) -> tuple[list[Any], torch.Tensor]:
 
 
 def test_a_dict_is_taken_apart_as_it_was_laid() -> None:
-    from surefoot.policy import Vector, part_of
+    from surefoot.models.policy import Vector, part_of
 
     seen, rows = everything(6)
     layout = parts(EVERYTHING)
@@ -183,7 +183,7 @@ def test_a_dict_is_taken_apart_as_it_was_laid() -> None:
 
 
 def test_one_hot_bytes_and_switches_are_what_they_should_be() -> None:
-    from surefoot.policy import Vector
+    from surefoot.models.policy import Vector
 
     space = spaces.Dict(a=spaces.Discrete(3, start=1), b=spaces.Box(0, 255, (2,), np.uint8), c=spaces.MultiBinary(2))
     row = blank(space)

@@ -12,14 +12,14 @@ import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 import surefoot
-from surefoot.credit import SignReward
+from surefoot.algorithm.advantages import SignReward
+from surefoot.algorithm.rollout import collect
 from surefoot.envs import Games
 from surefoot.envs.atari import Atari
 from surefoot.errors import UserError
-from surefoot.evaluation import evaluate
-from surefoot.noise import Purpose, stream
 from surefoot.presets import find
-from surefoot.rollout import collect
+from surefoot.rng import Purpose, stream
+from surefoot.runs.evaluation import evaluate
 
 gymnasium.register_envs(ale_py)
 

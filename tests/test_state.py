@@ -12,18 +12,20 @@ import pytest
 import torch
 
 import surefoot
-from surefoot import evaluation, report, runner
+from surefoot.algorithm.state import KEEP, initial, restore, save
 from surefoot.config import AdaptiveRate, Config, FixedRate
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
-from surefoot.evaluation import evaluate
-from surefoot.files import checkpoints, seal, unseal
-from surefoot.metrics import read
-from surefoot.networks import SmallCNN
+from surefoot.models.networks import SmallCNN
+from surefoot.parallel.ranks import Ranks
 from surefoot.presets import PONG
-from surefoot.ranks import Ranks
-from surefoot.report import Reporter
-from surefoot.state import KEEP, initial, restore, save
+from surefoot.runs import evaluation
+from surefoot.runs import reporter as report
+from surefoot.runs import worker as runner
+from surefoot.runs.evaluation import evaluate
+from surefoot.runs.files import checkpoints, seal, unseal
+from surefoot.runs.metrics import read
+from surefoot.runs.reporter import Reporter
 
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
 

@@ -14,18 +14,18 @@ import torch
 import makers
 import surefoot
 import worlds
-from surefoot.cli import main
+from surefoot.algorithm.advantages import OverMinibatch, ScaledReward
+from surefoot.algorithm.objectives import ClippedSurrogate, clipped_value_loss, value_loss
+from surefoot.algorithm.state import initial
+from surefoot.commands.cli import main
 from surefoot.config import Config, FixedRate
-from surefoot.credit import OverMinibatch, ScaledReward
 from surefoot.envs.gym import Gymnasium, warned
 from surefoot.errors import Fault, UserError
-from surefoot.metrics import read
-from surefoot.networks import MLP, NatureCNN
-from surefoot.objectives import ClippedSurrogate, clipped_value_loss, value_loss
+from surefoot.models.networks import MLP, NatureCNN
+from surefoot.parallel.ranks import Ranks
 from surefoot.presets import PRESETS, TUNED, find
-from surefoot.ranks import Ranks
-from surefoot.runs import start
-from surefoot.state import initial
+from surefoot.runs.metrics import read
+from surefoot.runs.start import start
 from test_learn import prepared
 
 TINY = {"games": 2, "horizon": (8,), "minibatch": 8, "epochs": 1, "total_steps": 48, "eval_episodes": 1}
@@ -244,7 +244,7 @@ def test_the_clipped_value_loss_by_hand() -> None:
 
 
 def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None:
-    from surefoot.learn import update
+    from surefoot.algorithm.update import update
 
     cfg = replace(small, value_clip=0.1, objective=ClippedSurrogate(0.2))
     state, _, batch = prepared(cfg)
@@ -266,7 +266,7 @@ def test_a_large_divergence_ends_the_passes(small: Config, tmp_path: Path) -> No
     class Many:
         calls = 0
 
-    from surefoot import loop
+    from surefoot.algorithm import train as loop
 
     plain, cfg = loop.update, replace(small, rate=FixedRate(0.05))
 

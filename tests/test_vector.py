@@ -14,15 +14,15 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import makers
 import surefoot
-from surefoot.cli import main
+from surefoot.algorithm.rollout import collect
+from surefoot.commands.cli import main
 from surefoot.envs import Games
 from surefoot.envs.gym import Gymnasium, describe
 from surefoot.envs.vector import Vector
 from surefoot.errors import Fault, UserError
-from surefoot.networks import MLP
-from surefoot.noise import Purpose, integer
+from surefoot.models.networks import MLP
 from surefoot.presets import find
-from surefoot.rollout import collect
+from surefoot.rng import Purpose, integer
 from test_tasks import TINY
 from worlds import KINDS
 

@@ -14,13 +14,13 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import surefoot
-import surefoot.windows as module
+import surefoot.fast.windows as module
 from surefoot.config import FixedRate
-from surefoot.networks import ImpalaCNN, NatureCNN, SmallCNN
-from surefoot.optimizers import Adam
-from surefoot.policy import Policy, flatten
+from surefoot.fast.windows import Windows, windows
+from surefoot.models.networks import ImpalaCNN, NatureCNN, SmallCNN
+from surefoot.models.optimizers import Adam
+from surefoot.models.policy import Policy, flatten
 from surefoot.presets import PONG
-from surefoot.windows import Windows, windows
 
 FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 import worlds  # noqa: F401 (registers the environments)
-from surefoot import rollout
+from surefoot.algorithm import rollout
+from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch, ScaledReward
+from surefoot.algorithm.objectives import ClippedSurrogate
+from surefoot.algorithm.state import initial, laid_out
+from surefoot.algorithm.train import train
 from surefoot.config import Config, FixedRate
-from surefoot.credit import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch, ScaledReward
 from surefoot.envs.gym import Gymnasium
-from surefoot.launch import die_with_launcher, leave
-from surefoot.loop import train
-from surefoot.networks import MLP, SmallCNN
-from surefoot.objectives import ClippedSurrogate
-from surefoot.optimizers import Muon
-from surefoot.ranks import ROOM, join, memory
-from surefoot.state import initial, laid_out
+from surefoot.models.networks import MLP, SmallCNN
+from surefoot.models.optimizers import Muon
+from surefoot.parallel.launch import die_with_launcher, leave
+from surefoot.parallel.ranks import ROOM, join, memory
 
 CFG = Config(
     env=Gymnasium("worlds:Catch-v0"),

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     import gymnasium
 
-    from surefoot.benching import Speed
+    from surefoot.commands.benchmark import Speed
     from surefoot.config import Config
     from surefoot.envs import Env
-    from surefoot.evaluation import Evaluation
-    from surefoot.policy import Policy
-    from surefoot.runs import Run
+    from surefoot.models.policy import Policy
+    from surefoot.runs.evaluation import Evaluation
+    from surefoot.runs.start import Run
 
 __version__ = "0.1.0"
 __all__ = ["bench", "evaluate", "load_policy", "picture", "resume", "summary", "train", "train_seeds", "video"]
@@ -47,7 +47,7 @@ def train(
     first and then do what they always do: KeyboardInterrupt, and the end of the program.
     """
     from surefoot.presets import find
-    from surefoot.runs import start
+    from surefoot.runs.start import start
 
     where = Path(run_dir) if run_dir else None
     return _read(start(find(task, **fields), where, Path(source) if source else None, quiet, ranks)[0])
@@ -65,7 +65,7 @@ def train_seeds(
 ) -> list[Run]:
     """Train several runs that differ in their seed alone; what they have in common is in `seeds.json`."""
     from surefoot.presets import find
-    from surefoot.runs import start_seeds
+    from surefoot.runs.start import start_seeds
 
     where, source = Path(run_dir) if run_dir else None, Path(source) if source else None
     folder, _ = start_seeds(seeds, find(task, **fields), where, source, quiet, ranks)
@@ -74,14 +74,14 @@ def train_seeds(
 
 def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, **end: Any) -> Run:
     """Go on with a run; `end` may move total_steps, total_iterations, max_seconds, stop_at."""
-    from surefoot import runs
+    from surefoot.runs import start as runs
 
     runs.resume(Path(run), quiet, ranks, **end)
     return _read(Path(run))
 
 
 def _read(run_dir: Path) -> Run:
-    from surefoot.runner import read_run
+    from surefoot.runs.worker import read_run
 
     return read_run(run_dir)
 
@@ -101,9 +101,9 @@ def evaluate(
     `env`: None for its own, or what `train` takes, where it looks the same; `sticky`: of an Atari console, None for its
     own; `ranks`: processes, 0 for all cores with Atari and module:function with images, else one.
     """
-    from surefoot import evaluation
     from surefoot.envs import Env
     from surefoot.presets import find
+    from surefoot.runs import evaluation
 
     env = env if env is None or isinstance(env, Env) else find(env).env
     return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env, ranks)
@@ -111,7 +111,7 @@ def evaluate(
 
 def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
     """The policy of a run or policy file, its environment, and the facts in its header."""
-    from surefoot import evaluation
+    from surefoot.runs import evaluation
 
     return evaluation.load_policy(run, device)
 
@@ -126,14 +126,14 @@ def video(
     max_steps: int = 0,
 ) -> Path:
     """Film a full game, action probabilities and value beside it; `out` ends in .mp4 or .gif."""
-    from surefoot import videos
+    from surefoot.runs import video as videos
 
     return videos.video(run, out, seed, greedy, every, max_steps)
 
 
 def summary(task: str | Config) -> str:
     """The layers of the task's network."""
-    from surefoot import layers
+    from surefoot.commands import summary as layers
     from surefoot.presets import find
 
     return layers.table(find(task))
@@ -141,7 +141,7 @@ def summary(task: str | Config) -> str:
 
 def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields: Any) -> list[Speed]:
     """Measure the task's decisions per second with 1, 2, ... ranks, or with `ranks` alone."""
-    from surefoot import benching
+    from surefoot.commands import benchmark as benching
     from surefoot.presets import find
 
     return list(benching.bench(find(task, **fields), seconds, ranks))
@@ -149,6 +149,6 @@ def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields:
 
 def picture(name: str, out: Path | str | None = None) -> Path:
     """Draw one of the lesson's pictures: cliff, clipped or clipped-explained."""
-    from surefoot import pictures
+    from surefoot.commands import pictures
 
     return pictures.picture(name, out)

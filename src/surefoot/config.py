@@ -10,13 +10,13 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from surefoot.credit import GAE, Credit, Normalize, OverBatch, RawReward, Reward
+from surefoot.algorithm.advantages import GAE, Credit, Normalize, OverBatch, RawReward, Reward
+from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
 from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
-from surefoot.networks import Network, SmallCNN
-from surefoot.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
-from surefoot.optimizers import Adam, Optimizer
+from surefoot.models.networks import Network, SmallCNN
+from surefoot.models.optimizers import Adam, Optimizer
 
 
 @dataclass(frozen=True)

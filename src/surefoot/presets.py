@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
-from surefoot.credit import (
+from surefoot.algorithm.advantages import (
     GAE,
     EpisodeReturn,
     FutureReturn,
@@ -20,12 +19,13 @@ from surefoot.credit import (
     SignReward,
     Unnormalized,
 )
+from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
 from surefoot.envs.atari import Atari, Pong, ids
 from surefoot.envs.gym import Gymnasium, describe, named
 from surefoot.errors import UserError
-from surefoot.networks import MLP, LessonCNN, NatureCNN, SmallCNN
-from surefoot.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
-from surefoot.optimizers import Adam, Muon
+from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
+from surefoot.models.optimizers import Adam, Muon
 
 LESSON_GAME = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), noop_max=0, opening=5, settle=True, palette=True)
 

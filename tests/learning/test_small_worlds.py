@@ -10,17 +10,17 @@ import pytest
 import torch
 
 import surefoot
+from surefoot.algorithm.advantages import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames
+from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Reinforce, Surrogate
+from surefoot.algorithm.rollout import collect
+from surefoot.algorithm.state import initial
 from surefoot.config import Config
-from surefoot.credit import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames
 from surefoot.envs.gym import Gymnasium
-from surefoot.evaluation import evaluate
-from surefoot.metrics import read
-from surefoot.networks import MLP, ImpalaCNN
-from surefoot.objectives import ClippedSurrogate, Entropy, Reinforce, Surrogate
+from surefoot.models.networks import MLP, ImpalaCNN
+from surefoot.parallel.ranks import Ranks
 from surefoot.presets import CARTPOLE
-from surefoot.ranks import Ranks
-from surefoot.rollout import collect
-from surefoot.state import initial
+from surefoot.runs.evaluation import evaluate
+from surefoot.runs.metrics import read
 
 WORLD = replace(
     CARTPOLE, network=MLP((32,)), games=8, horizon=(32,), minibatch=64, epochs=4, eval_episodes=0, save_every=1e9
@@ -91,7 +91,7 @@ def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> f
 
         monkeypatch.setattr(GAE, "__call__", blind)
     state = initial(cfg, Ranks())
-    from surefoot.loop import train
+    from surefoot.algorithm.train import train
 
     class Silent:
         def done(self, state) -> bool:  # type: ignore[no-untyped-def]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surefoot.errors import Fault
-    from surefoot.pulse import Pulse
+    from surefoot.parallel.heartbeat import Pulse
 
     Array = NDArray[Any]
 
@@ -124,7 +124,7 @@ class Games:
 
         from surefoot.envs.spaces import blank
         from surefoot.errors import UserError
-        from surefoot.pulse import Pulse
+        from surefoot.parallel.heartbeat import Pulse
 
         self.env, self.indices, self.seed, self.restarts = env, indices, seed, restarts
         self.pulse = pulse or Pulse.of(len(indices))
@@ -157,7 +157,7 @@ class Games:
 
     def reset(self, i: int, out: Array) -> None:
         """Begin the next episode of game i, with a seed that depends on the run's seed, the game and the episode."""
-        from surefoot.noise import Purpose, integer
+        from surefoot.rng import Purpose, integer
 
         n, k = self.indices[i], self.episodes[i]
         seed = integer(self.seed, Purpose.RESETS, 0 if self.vector else n, k) + (n if self.vector else 0)
@@ -263,7 +263,7 @@ class Games:
 
     def restore(self, saved: dict[str, Array]) -> list[int]:
         """Go back to a snapshot; returns the games that could not be restored and began a new episode instead."""
-        from surefoot.noise import Purpose, integer
+        from surefoot.rng import Purpose, integer
 
         lost = []
         self.pulse.end()  # playing a long episode again is no alarm

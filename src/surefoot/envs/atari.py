@@ -116,7 +116,7 @@ class PongGame(Console):
 
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode: no-ops, then the lesson's opening, both drawn from `seed`."""
-        from surefoot.noise import Purpose, stream
+        from surefoot.rng import Purpose, stream
 
         self.begin(seed)
         self._look()

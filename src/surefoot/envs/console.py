@@ -83,7 +83,7 @@ class Console:
 
     def begin(self, seed: int) -> None:
         """Begin an episode: reset, then the no-ops that `seed` draws."""
-        from surefoot.noise import Purpose, stream
+        from surefoot.rng import Purpose, stream
 
         self.ale.reset_game()
         self.seed, self.steps, self.last = seed, 0, self.noop
@@ -94,7 +94,7 @@ class Console:
 
     def _draw(self) -> None:
         """The next block of this episode's noise: steps 512 k to 512 (k + 1) need nothing that came before them."""
-        from surefoot.noise import Purpose, stream
+        from surefoot.rng import Purpose, stream
 
         block, skips = self.steps // 512, self.randomness.frame_skip
         self.skips = stream(self.seed, Purpose.FRAME_SKIPS, block).integers(skips[0], skips[-1] + 1, 512).tolist()

@@ -44,7 +44,7 @@ class Train:
     """print nothing"""
 
     def __call__(self) -> None:
-        from surefoot.runs import start, start_seeds
+        from surefoot.runs.start import start, start_seeds
 
         if self.seeds < 1:
             raise UserError(f"seeds is {self.seeds}; allowed is at least 1")
@@ -87,7 +87,7 @@ class Resume:
     """print nothing"""
 
     def __call__(self) -> None:
-        from surefoot.runs import MAY_CHANGE, resume
+        from surefoot.runs.start import MAY_CHANGE, resume
 
         changes = {k: getattr(self, k) for k in MAY_CHANGE if getattr(self, k) is not None}
         if not resume(self.run, self.quiet, self.ranks, **changes):
@@ -116,7 +116,7 @@ class Evaluate:
     """print one JSON object instead of a table"""
 
     def __call__(self) -> None:
-        from surefoot.evaluation import evaluate_run, on_terminal, print_evaluation
+        from surefoot.runs.evaluation import evaluate_run, on_terminal, print_evaluation
 
         env = find(self.task).env if self.task else None
         how = self.episodes, self.seed, self.greedy, self.sticky, env, self.ranks
@@ -143,7 +143,7 @@ class Video:
     """stop after so many decisions; 0: play to the end"""
 
     def __call__(self) -> None:
-        from surefoot.videos import video
+        from surefoot.runs.video import video
 
         print(video(self.run, self.out, self.seed, self.greedy, self.every, self.max_steps))
 
@@ -155,7 +155,7 @@ class Summary:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
     def __call__(self) -> None:
-        from surefoot.layers import table
+        from surefoot.commands.summary import table
 
         print(table(self.config))
 
@@ -170,7 +170,7 @@ class Picture:
     """file to write, .png or .svg; default: NAME.png"""
 
     def __call__(self) -> None:
-        from surefoot.pictures import picture
+        from surefoot.commands.pictures import picture
 
         print(picture(self.name, self.out))
 
@@ -188,7 +188,7 @@ class Bench:
     """print one JSON object instead of a table"""
 
     def __call__(self) -> None:
-        from surefoot.benching import print_bench
+        from surefoot.commands.benchmark import print_bench
 
         print_bench(self.config, self.seconds, self.ranks, self.json)
 

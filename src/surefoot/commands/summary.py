@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from surefoot.config import Config
 from surefoot.envs.spaces import blank
-from surefoot.policy import Policy
+from surefoot.models.policy import Policy
 
 
 def layers(policy: Policy, obs: Tensor) -> list[tuple[str, tuple[int, ...], int, int]]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from surefoot.actions import Bernoulli
-from surefoot.credit import episode_return
+from surefoot.algorithm.advantages import episode_return
+from surefoot.algorithm.objectives import ClippedSurrogate, Objective, Surrogate, trajectory_ratio
 from surefoot.errors import UserError
-from surefoot.objectives import ClippedSurrogate, Objective, Surrogate, trajectory_ratio
+from surefoot.models.distributions import Bernoulli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surefoot.algorithm.advantages import ScaledReward, discounted_sum
 from surefoot.arrays import Array
-from surefoot.credit import ScaledReward, discounted_sum
-from surefoot.policy import Vector
+from surefoot.models.policy import Vector
 
 if TYPE_CHECKING:
+    from surefoot.algorithm.rollout import Rollout
+    from surefoot.algorithm.state import State
     from surefoot.config import Config
-    from surefoot.ranks import Ranks
-    from surefoot.rollout import Rollout
-    from surefoot.state import State
+    from surefoot.parallel.ranks import Ranks
 
 
 def merge(known: Iterable[Array], more: int, parts: Array) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surefoot.policy import Patches, PixelConv, Policy, bf16_units
+from surefoot.models.policy import Patches, PixelConv, Policy, bf16_units
 
 
 class Packed(nn.Module):

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from surefoot.actions import normal
 from surefoot.envs import Episode
-from surefoot.players import player
-from surefoot.ranks import Ranks
+from surefoot.fast.packed import player
+from surefoot.models.distributions import normal
+from surefoot.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     from surefoot.envs import Games
-    from surefoot.policy import Policy
-    from surefoot.windows import Windows
+    from surefoot.fast.windows import Windows
+    from surefoot.models.policy import Policy
 
 SHARE = 128  # rows of a minibatch: what is shorter takes an MLP nearly as long
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.errors import Fault, UserError
-from surefoot.launch import die_with_launcher, launch, leave, leave_because
+from surefoot.parallel.launch import die_with_launcher, launch, leave, leave_because
 
 
 def dealt(
@@ -29,7 +29,7 @@ def dealt(
         order = json.dumps([folder, episodes, seed, greedy, sys.path])
         try:
             with counting(Path(folder, "played"), progress):
-                launch([sys.executable, "-m", "surefoot.shares", order], count, 1, math.inf)
+                launch([sys.executable, "-m", "surefoot.runs.evaluation_workers", order], count, 1, math.inf)
         except UserError as error:
             if isinstance(error, Fault):
                 raise
@@ -62,7 +62,7 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
     """Be one of the processes."""
     import torch
 
-    from surefoot.evaluation import evaluate, load_policy
+    from surefoot.runs.evaluation import evaluate, load_policy
 
     torch.set_num_threads(1)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

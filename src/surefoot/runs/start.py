@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from surefoot.config import Config
 from surefoot.envs.gym import is_local
 from surefoot.errors import Fault, UserError, note
-from surefoot.files import checkpoints, read_plain, replace_file, unseal
-from surefoot.launch import choose_ranks, launch, usable_cores, world
-from surefoot.metrics import read
-from surefoot.networks import MLP
+from surefoot.runs.files import checkpoints, read_plain, replace_file, unseal
+from surefoot.parallel.launch import choose_ranks, launch, usable_cores, world
+from surefoot.runs.metrics import read
+from surefoot.models.networks import MLP
 
 if TYPE_CHECKING:
-    from surefoot.evaluation import Evaluation
+    from surefoot.runs.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,14 @@ def start(
             collecting = gc.isenabled()
             gc.disable()  # while PyTorch loads, which leaves no garbage: a tenth less time
             try:
-                from surefoot.runner import run
+                from surefoot.runs.worker import run
             finally:
                 if collecting:
                     gc.enable()
             stopped = run(cfg, run_dir, source, quiet, started)
         else:
             order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])
-            stopped = launch([sys.executable, "-m", "surefoot.runner", order], count, cfg.games // count, cfg.timeout)
+            stopped = launch([sys.executable, "-m", "surefoot.runs.worker", order], count, cfg.games // count, cfg.timeout)
     except KeyboardInterrupt:
         if saved := how_to_go_on(run_dir):
             note(saved)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from surefoot.arrays import Array
-from surefoot.launch import world
+from surefoot.parallel.launch import world
 
 ROOM = 1 << 18  # bytes; what is larger goes by sockets, but gradients
 

@@ -19,13 +19,13 @@ from surefoot.envs import Env
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import Fault, UserError
-from surefoot.launch import choose_ranks, die_with_launcher, launch, leave, leave_because, usable_cores
+from surefoot.parallel.launch import choose_ranks, die_with_launcher, launch, leave, leave_because, usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surefoot.rollout import Rollout
-    from surefoot.state import State
+    from surefoot.algorithm.rollout import Rollout
+    from surefoot.algorithm.state import State
 
 WARM = 2  # iterations before the clock starts: memory is found, PyTorch has chosen its kernels
 
@@ -124,10 +124,10 @@ def measure(cfg: Config, seconds: float) -> Speed:
     import torch
     from threadpoolctl import threadpool_limits
 
-    from surefoot.loop import train
-    from surefoot.pulse import VARIABLE, Pulse
-    from surefoot.ranks import join
-    from surefoot.state import initial
+    from surefoot.algorithm.state import initial
+    from surefoot.algorithm.train import train
+    from surefoot.parallel.heartbeat import VARIABLE, Pulse
+    from surefoot.parallel.ranks import join
 
     ranks = join(cfg.timeout)
     torch.set_num_threads(1)
@@ -160,7 +160,7 @@ def launched(cfg: Config, seconds: float, count: int) -> Speed:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "speed.json")
         order = json.dumps([cfg.to_json(), seconds, str(out)])
-        launch([sys.executable, "-m", "surefoot.benching", order], count, cfg.games // count, cfg.timeout)
+        launch([sys.executable, "-m", "surefoot.commands.benchmark", order], count, cfg.games // count, cfg.timeout)
         return Speed(**json.loads(out.read_text()))
 
 
@@ -169,7 +169,7 @@ def print_bench(cfg: Config, seconds: float, ranks: int, as_json: bool) -> None:
     speeds = bench(cfg, seconds, ranks)
     if as_json:
         figures = [asdict(speed) for speed in speeds]
-        from surefoot.runner import machine
+        from surefoot.runs.worker import machine
 
         print(json.dumps({"task": cfg.task, "config": cfg.to_json(), "machine": machine(), "speeds": figures}))
         return

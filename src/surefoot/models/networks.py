@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from surefoot.envs.spaces import Part
-    from surefoot.policy import Policy
+    from surefoot.models.policy import Policy
 
     Space = spaces.Space[Any]
 
@@ -33,9 +33,9 @@ class LessonCNN:
         from gymnasium import spaces
         from torch import nn
 
-        from surefoot.actions import Bernoulli, Head
         from surefoot.envs.atari import lesson_table
-        from surefoot.policy import Palette, Policy
+        from surefoot.models.distributions import Bernoulli, Head
+        from surefoot.models.policy import Palette, Policy
 
         _require(observation.shape == (2, 80, 80), f"LessonCNN sees two 80x80 frames, not {observation.shape}")
         two = isinstance(action, spaces.Discrete) and int(action.n) == 2
@@ -109,7 +109,7 @@ class ImpalaCNN:
         def look(channels: int) -> list[nn.Module]:
             from torch import nn
 
-            from surefoot.policy import PixelConv, Residual
+            from surefoot.models.policy import PixelConv, Residual
 
             layers: list[nn.Module] = []
             for before, filters in ((channels, 16), (16, 32), (32, 32)):
@@ -130,7 +130,7 @@ def _plain(
     def look(channels: int) -> list[nn.Module]:
         from torch import nn
 
-        from surefoot.policy import PixelConv
+        from surefoot.models.policy import PixelConv
 
         layers: list[nn.Module] = [PixelConv(channels, first, kernel // step, background, scale)]
         for (before, *_), (filters, window, stride) in zip(shape, others, strict=False):
@@ -147,9 +147,9 @@ def _convolutional(
     import torch
     from torch import nn
 
-    from surefoot.actions import head
     from surefoot.envs.spaces import MASK, blank, masked, parts
-    from surefoot.policy import Joined, Policy, Vector, orthogonal
+    from surefoot.models.distributions import head
+    from surefoot.models.policy import Joined, Policy, Vector, orthogonal
 
     layout, mask, top = parts(observation), masked(observation, action), head(action)
     images = [part for part in layout if len(part.shape) == 3 or part.is_image()]
@@ -175,7 +175,7 @@ def _eye(part: Part, step: int, look: Callable[[int], list[nn.Module]]) -> tuple
     import numpy as np
     from torch import nn
 
-    from surefoot.policy import Flat, Patches
+    from surefoot.models.policy import Flat, Patches
 
     size = part.shape if len(part.shape) == 3 else (1, *part.shape)
     last = size[2] < min(size[:2])  # [height, width, channels]
@@ -200,9 +200,9 @@ class MLP:
         """For any observations and actions."""
         from torch import nn
 
-        from surefoot.actions import head
         from surefoot.envs.spaces import masked, parts
-        from surefoot.policy import Pair, Policy, Vector, orthogonal
+        from surefoot.models.distributions import head
+        from surefoot.models.policy import Pair, Policy, Vector, orthogonal
 
         mask, top, prepare = masked(observation, action), head(action), Vector(parts(observation), self.running)
         _require(prepare.width > mask, f"there is nothing to see in {observation}")

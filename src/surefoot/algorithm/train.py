@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from surefoot.credit import OverBatch
+from surefoot.algorithm.advantages import OverBatch
+from surefoot.algorithm.rollout import Rollout, collect, with_whom
+from surefoot.algorithm.running_stats import measure
+from surefoot.algorithm.update import Update, figures, flushed, minibatches, present, update
 from surefoot.envs import Episode
 from surefoot.errors import Fault, Interrupted
-from surefoot.learn import Update, figures, flushed, minibatches, present, update
-from surefoot.noise import Purpose, stream
-from surefoot.rollout import Rollout, collect, with_whom
-from surefoot.running import measure
+from surefoot.rng import Purpose, stream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from surefoot.algorithm.state import State
     from surefoot.config import Config
-    from surefoot.ranks import Ranks
-    from surefoot.state import State
+    from surefoot.parallel.ranks import Ranks
 
 
 class Watcher(Protocol):

@@ -24,13 +24,13 @@ from torch import nn
 from surefoot.config import Config
 from surefoot.envs import Episode, Games
 from surefoot.errors import UserError, note
-from surefoot.evaluation import FORMAT, policy_bytes
-from surefoot.files import checkpoints, digest, read_plain, seal, unseal, write_folder
-from surefoot.noise import Purpose, integer
-from surefoot.policy import Policy, bf16_units, flatten
-from surefoot.pulse import Pulse
-from surefoot.ranks import Ranks
-from surefoot.steps import Steps
+from surefoot.models.optimizer_steps import Steps
+from surefoot.models.policy import Policy, bf16_units, flatten
+from surefoot.parallel.heartbeat import Pulse
+from surefoot.parallel.ranks import Ranks
+from surefoot.rng import Purpose, integer
+from surefoot.runs.evaluation import FORMAT, policy_bytes
+from surefoot.runs.files import checkpoints, digest, read_plain, seal, unseal, write_folder
 
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from surefoot.policy import Policy, matrices
+from surefoot.models.policy import Policy, matrices
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

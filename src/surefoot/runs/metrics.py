@@ -11,7 +11,7 @@ from time import time, time_ns
 from typing import Any
 
 from surefoot.errors import note
-from surefoot.files import replace_file
+from surefoot.runs.files import replace_file
 
 Row = dict[str, Any]
 

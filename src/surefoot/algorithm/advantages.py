@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surefoot.rollout import Rollout
+    from surefoot.algorithm.rollout import Rollout
 
 
 def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:

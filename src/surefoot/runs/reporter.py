@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from surefoot.errors import Fault, Interrupted, note
-from surefoot.evaluation import BEST, evaluate_shared, policy_bytes
-from surefoot.files import replace_file
-from surefoot.learn import NAMES
-from surefoot.metrics import Metrics, Row, read
-from surefoot.runs import call, unwritable
-from surefoot.state import save
+from surefoot.runs.evaluation import BEST, evaluate_shared, policy_bytes
+from surefoot.runs.files import replace_file
+from surefoot.algorithm.update import NAMES
+from surefoot.runs.metrics import Metrics, Row, read
+from surefoot.runs.start import call, unwritable
+from surefoot.algorithm.state import save
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from surefoot.config import Config
-    from surefoot.evaluation import Evaluation
-    from surefoot.ranks import Ranks
-    from surefoot.rollout import Rollout
-    from surefoot.state import State
+    from surefoot.runs.evaluation import Evaluation
+    from surefoot.parallel.ranks import Ranks
+    from surefoot.algorithm.rollout import Rollout
+    from surefoot.algorithm.state import State
 
 
 def clock(seconds: float) -> str:

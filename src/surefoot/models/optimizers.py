@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from surefoot.policy import Policy
-    from surefoot.steps import Steps
+    from surefoot.models.optimizer_steps import Steps
+    from surefoot.models.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Adam:
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
     ) -> Steps:
         """For a policy whose parameters are views of `flat`."""
-        from surefoot.steps import AdamSteps, parts
+        from surefoot.models.optimizer_steps import AdamSteps, parts
 
         assert flat.grad is not None
         return AdamSteps(flat.data, flat.grad, self.eps, moments, parts(len(flat), count), rank)
@@ -53,7 +53,7 @@ class Muon:
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
     ) -> Steps:
         """For a policy whose parameters are views of `flat`."""
-        from surefoot.steps import MuonSteps
+        from surefoot.models.optimizer_steps import MuonSteps
 
         return MuonSteps(policy, flat, self.momentum, self.eps, self.units, moments, rank, count)
 

@@ -23,14 +23,14 @@ from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
-from surefoot.launch import usable_cores
-from surefoot.networks import MLP
-from surefoot.noise import Purpose, integer, stream
-from surefoot.players import player
-from surefoot.policy import Policy
-from surefoot.pulse import Pulse
-from surefoot.ranks import Ranks
-from surefoot.shares import dealt
+from surefoot.parallel.launch import usable_cores
+from surefoot.models.networks import MLP
+from surefoot.rng import Purpose, integer, stream
+from surefoot.fast.packed import player
+from surefoot.models.policy import Policy
+from surefoot.parallel.heartbeat import Pulse
+from surefoot.parallel.ranks import Ranks
+from surefoot.runs.evaluation_workers import dealt
 
 Array = NDArray[np.float64]
 BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from surefoot.arrays import Array, namespace
 
 if TYPE_CHECKING:
-    from surefoot.actions import Distribution
+    from surefoot.models.distributions import Distribution
 
 
 def trajectory_ratio(logp: Array, logp_old: Array) -> Array:

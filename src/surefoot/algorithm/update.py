@@ -13,12 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surefoot.arrays import Array, namespace
-from surefoot.config import AdaptiveRate
-from surefoot.credit import OverMinibatch
-from surefoot.errors import Fault
-from surefoot.noise import Purpose, stream
-from surefoot.objectives import (
+from surefoot.algorithm.advantages import OverMinibatch
+from surefoot.algorithm.objectives import (
     ClippedSurrogate,
     clipped,
     clipped_value_loss,
@@ -26,13 +22,17 @@ from surefoot.objectives import (
     value_loss,
     value_slope,
 )
+from surefoot.arrays import Array, namespace
+from surefoot.config import AdaptiveRate
+from surefoot.errors import Fault
+from surefoot.rng import Purpose, stream
 
 if TYPE_CHECKING:
+    from surefoot.algorithm.rollout import Rollout
+    from surefoot.algorithm.state import State
     from surefoot.config import Config
-    from surefoot.ranks import Ranks
-    from surefoot.rollout import Rollout
-    from surefoot.state import State
-    from surefoot.windows import Windows
+    from surefoot.fast.windows import Windows
+    from surefoot.parallel.ranks import Ranks
 
 
 @dataclass

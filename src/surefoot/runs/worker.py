@@ -21,17 +21,17 @@ from threadpoolctl import threadpool_limits
 
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
-from surefoot.evaluation import BEST, Evaluation, evaluate_shared, load_policy
-from surefoot.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.launch import HANGING, POLITE, die_with_launcher, leave, leave_because, stops
-from surefoot.loop import train as train_loop
-from surefoot.metrics import read
-from surefoot.policy import Policy, bf16_units
-from surefoot.pulse import OVER, VARIABLE, Pulse, Watchdog
-from surefoot.ranks import Ranks, join
-from surefoot.report import Progress, Reporter, card, curve
-from surefoot.runs import Run, call, read_config, unwritable
-from surefoot.state import State, initial, restore
+from surefoot.runs.evaluation import BEST, Evaluation, evaluate_shared, load_policy
+from surefoot.runs.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
+from surefoot.parallel.launch import HANGING, POLITE, die_with_launcher, leave, leave_because, stops
+from surefoot.algorithm.train import train as train_loop
+from surefoot.runs.metrics import read
+from surefoot.models.policy import Policy, bf16_units
+from surefoot.parallel.heartbeat import OVER, VARIABLE, Pulse, Watchdog
+from surefoot.parallel.ranks import Ranks, join
+from surefoot.runs.reporter import Progress, Reporter, card, curve
+from surefoot.runs.start import Run, call, read_config, unwritable
+from surefoot.algorithm.state import State, initial, restore
 
 
 def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
@@ -239,7 +239,7 @@ def read_run(run_dir: Path) -> Run:
 
 def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) -> None:
     """Evaluate on all ranks; then rank 0 draws, films, and writes the report card."""
-    from surefoot.videos import video
+    from surefoot.runs.video import video
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     if cfg.eval_episodes:

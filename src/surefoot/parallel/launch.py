@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from surefoot.errors import Fault, UserError, note
-from surefoot.pulse import VARIABLE, Pulse, Watchdog
+from surefoot.parallel.heartbeat import VARIABLE, Pulse, Watchdog
 
 POLITE = 130  # the exit code of a rank that a signal has stopped and that was saved
 HANGING = 5.0  # the same where one has hung: the others save

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from surefoot.actions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
 from surefoot.arrays import Array, namespace
 from surefoot.envs.spaces import MASK, Part
-from surefoot.windows import Shape, Windows, windows
+from surefoot.fast.windows import Shape, Windows, windows
+from surefoot.models.distributions import FORBIDDEN, Bernoulli, DiagonalGaussian, Distribution, Head
 
 PIECE = 512  # rows; what fits the cache is judged and learned from twice as fast
 KEPT = 1 << 25  # bytes; what is larger the C library takes from the system, and gives back, every time

@@ -1,0 +1,1 @@
+"""What PPO is: collect, advantages, update, repeat."""

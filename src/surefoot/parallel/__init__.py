@@ -1,0 +1,1 @@
+"""Several processes as one run: what they exchange, how they are launched and watched."""
