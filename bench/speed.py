@@ -28,9 +28,9 @@ from surefoot.presets import PONG
 HERE = Path(__file__).parent
 STAGES = {"emulate": "env_s", "act": "act_s", "learn": "learn_s"}
 ATARI, POLE, CHEETAH, FP32 = "PongNoFrameskip-v4", "CartPole-v1", "HalfCheetah-v5", ("--no-bf16",)
-TWICE = ("--games", "16", "--minibatch", "512")  # on 2 ranks: what 1 rank does with 8 games and 256
-EQUAL = ("--horizon", "256", "--minibatch", "256", "--no-recompute")  # what the peer can do
-HALF = ("--games", str(PONG.games // 2), "--minibatch", str(PONG.minibatch // 2))
+TWICE = ("--num-envs", "16", "--minibatch-size", "512")  # on 2 ranks: what 1 rank does with 8 games and 256
+EQUAL = ("--num-steps", "256", "--minibatch-size", "256", "--no-recompute")  # what the peer can do
+HALF = ("--num-envs", str(PONG.num_envs // 2), "--minibatch-size", str(PONG.minibatch_size // 2))
 
 
 @dataclass(frozen=True)

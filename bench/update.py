@@ -29,21 +29,21 @@ def measure(task: str, seconds: float) -> list[float]:
     """Seconds an update took, each the mean of a pass over eight minibatches of one rollout."""
     cfg, ranks = find(task), Ranks()
     state = initial(cfg, ranks)
-    shape = cfg.horizon[0], cfg.games, *state.policy.draws
+    shape = cfg.num_steps[0], cfg.num_envs, *state.policy.draws
     noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
-    rollout = collect(state.policy, state.games, noise)
+    rollout = collect(state.policy, state.envs, noise)
     if hasattr(state.policy, "windows"):  # the versions since
-        rollout.windows = state.policy.windows(rollout.prepared, rollout.beyond)
-    weight, target = cfg.credit(rollout)
+        rollout.windows = state.policy.windows(rollout.preprocessed, rollout.bootstrap_obs)
+    weight, target = cfg.advantage(rollout)
     batches = list(
-        minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.games), bool(state.policy.bound))
+        minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.num_envs), bool(state.policy.bound))
     )[:8]
     passes, end = list[float](), perf_counter() + seconds
     while (start := perf_counter()) < end:
         for batch in batches:
             update(state, batch, cfg, ranks)
         passes.append((perf_counter() - start) / len(batches))
-    state.games.close()
+    state.envs.close()
     return passes
 
 

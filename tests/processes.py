@@ -12,11 +12,11 @@ from pathlib import Path
 
 RANK = """
 import ctypes, os, signal, sys
-from surefoot.parallel.launch import VARIABLE, die_with_launcher, last_word, leave
+from surefoot.parallel.launch import VARIABLE, die_with_launcher, error_file, exit_now
 die_with_launcher()
 me, fifo = int(os.environ["RANK"]), os.open(sys.argv[1], os.O_WRONLY)
 def tell(word): os.write(fifo, f"{me} {os.getpid()} {word}\\n".encode())
-def last(word): last_word(os.environ[VARIABLE]).write_text(word)
+def last(word): error_file(os.environ[VARIABLE]).write_text(word)
 """
 LAUNCHER = """
 import sys

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surefoot.models.distributions import Bernoulli, Categorical, DiagonalGaussian, Independent
+from surefoot.models.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 
 LOGITS = [-30.0, -3.0, -0.5, 0.0, 0.2, 1.7, 30.0]
 LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))
@@ -261,9 +261,9 @@ def test_cross_entropy_is_divergence_plus_entropy() -> None:
         (lambda x: Bernoulli(x[:, 0]), ()),
         (Categorical, ()),
         (DiagonalGaussian, (2,)),
-        (lambda x: Independent(x, (1, 3)), (2,)),
+        (lambda x: MultiCategorical(x, (1, 3)), (2,)),
     ],
-    ids=["Bernoulli", "Categorical", "DiagonalGaussian", "Independent"],
+    ids=["Bernoulli", "Categorical", "DiagonalGaussian", "MultiCategorical"],
 )
 def test_scores_and_slopes_are_autograds_gradients(make, draws) -> None:
     draw = torch.Generator().manual_seed(5)

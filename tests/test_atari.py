@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surefoot.envs.atari import BACKGROUND, CROP, Atari, Pong, PongGame, lesson_table, palette
+from surefoot.envs.atari import BACKGROUND, CROP, Atari, Pong, PongEnv, lesson_table, palette
 from surefoot.presets import LESSON_GAME
 from surefoot.rng import Purpose, stream
 
 
 @functools.cache
-def made(spec: Pong) -> PongGame:
+def made(spec: Pong) -> PongEnv:
     """Loading a ROM takes long; an episode does not depend on what was played before."""
     return spec.make()
 
@@ -164,7 +164,7 @@ def test_sticky_actions_hold_the_last_button_a_quarter_of_the_time() -> None:
     assert not np.array_equal(played(Pong(sticky=0.25), 2, moves)[0], played(Pong(), 2, moves)[0])
 
 
-class Heard:
+class StderrForwarder:
     """An emulator that keeps the buttons it gets."""
 
     def __init__(self, ale: Any) -> None:
@@ -192,7 +192,7 @@ def test_a_sticky_frame_has_the_button_of_the_frame_before_it() -> None:
     ]
     game.sticks = [[]] + [[stick == "1" for stick in sticks] for _, sticks, _ in decisions]
     for name, _, expected in decisions:
-        game.ale = heard = Heard(game.ale)
+        game.ale = heard = StderrForwarder(game.ale)
         game.step(game.action_names.index(name), out)
         assert heard.buttons == expected
 

@@ -37,7 +37,7 @@ def test_the_bare_emulator_plays() -> None:
 
 
 def test_bench_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
-    tiny = ["--network.hidden", "8", "--games", "1", "--minibatch", "64"]  # one game: one rank
+    tiny = ["--network.hidden", "8", "--num-envs", "1", "--minibatch-size", "64"]  # one game: one rank
     assert main(["bench", "cartpole", *tiny, "--seconds", "0.05", "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)
     assert facts["task"] == "cartpole"
@@ -47,7 +47,7 @@ def test_bench_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None
 
 def test_bench_refuses_what_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "pong", "--ranks", "3"]) == 2
-    assert "divisors of the 32 games" in capsys.readouterr().err
+    assert "divisors of the 32 environments" in capsys.readouterr().err
     assert main(["bench", "cartpole", "--seconds", "0"]) == 2
     assert "seconds is 0" in capsys.readouterr().err
 
@@ -181,7 +181,7 @@ def test_speeds_are_compared_within_a_round(tmp_path: Path) -> None:
 def test_what_speed_runs_is_a_command(contestant: speed.Contestant) -> None:
     command = parse(contestant.command(1.0, Path("x"), "")[3:])
     assert isinstance(command, Train)
-    assert command.config.games % command.ranks == 0
+    assert command.config.num_envs % command.ranks == 0
 
 
 def test_the_bare_environment_may_have_any_actions_and_a_faulty_one_is_a_sentence() -> None:

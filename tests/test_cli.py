@@ -24,9 +24,9 @@ FAST = [
     "16",
     "--total-steps",
     "1024",
-    "--horizon",
+    "--num-steps",
     "16",
-    "--minibatch",
+    "--minibatch-size",
     "64",
     "--eval-episodes",
     "6",
@@ -87,10 +87,13 @@ def test_the_newcomers_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["train", "pong", "--sede", "3"], "no option --sede: did you mean --seed"),
         (["train", "pong", "--seed", "abc"], "--seed"),
         (["train", "pong", "--seed", "-3"], "seed is -3"),
-        (["train", "pong", "--rate.learning-rate", "nan"], "learning_rate is nan"),
-        (["train", "pong", "--objective.epsilon", "-0.1"], "epsilon is -0.1"),
-        (["train", "cartpole", "--games", "3"], "allowed is 3, 6, 12, 24, 48, 96, 192: 3 games times a divisor of"),
-        (["train", "pong", "--ranks", "3"], "divisors of the 32 games"),
+        (["train", "pong", "--learning-rate.initial", "nan"], "initial is nan"),
+        (["train", "pong", "--objective.clip-range", "-0.1"], "clip_range is -0.1"),
+        (
+            ["train", "cartpole", "--num-envs", "3"],
+            "allowed is 3, 6, 12, 24, 48, 96, 192: 3 environments times a divisor of",
+        ),
+        (["train", "pong", "--ranks", "3"], "divisors of the 32 environments"),
         (["train", "pong", "--ranks", "1", "--device", "warp"], "device 'warp'"),
         (["train", "CartPoel-v1", "--ranks", "1"], "did you mean CartPole-v1"),
         (["evaluate", "nowhere"], "no file 'nowhere'"),
@@ -124,25 +127,38 @@ def test_a_policy_for_another_task_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert main(["evaluate", str(tmp_path / "a"), "--task", "pong"]) == 2
     assert "for the task 'cartpole'" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "a"), "--sticky", "0.25"]) == 2
-    small = ["--ranks", "1", "--games", "1", "--minibatch", "128"]
+    small = ["--ranks", "1", "--num-envs", "1", "--minibatch-size", "128"]
     assert main(["train", "pong", "--from", str(tmp_path / "a"), *small, "--run-dir", str(tmp_path / "b")]) == 2
     assert "does not fit 'pong'" in capsys.readouterr().err
 
 
 def test_options_reach_the_config_in_any_order() -> None:
     command = parse(
-        ["train", "pong", "--objective.epsilon", "0.3", "--seed", "7", "--horizon", "32", "64", "--credit.lam", "0.8"]
+        [
+            "train",
+            "pong",
+            "--objective.clip-range",
+            "0.3",
+            "--seed",
+            "7",
+            "--num-steps",
+            "32",
+            "64",
+            "--advantage.gae_lambda",
+            "0.8",
+        ]
     )
     assert isinstance(command, cli.Train)
     assert command.config.objective == ClippedSurrogate(0.3)
-    assert (command.config.seed, command.config.horizon, command.config.credit.lam) == (7, (32, 64), 0.8)
+    assert (command.config.seed, command.config.num_steps, command.config.advantage.gae_lambda) == (7, (32, 64), 0.8)
     other = parse(["train", "pong", "objective:surrogate"])
     assert isinstance(other, cli.Train)
     assert other.config.objective == Surrogate()
 
 
 def test_help_imports_neither_torch_nor_numpy() -> None:
-    code = "import sys; from surefoot.commands.cli import main; main(['--help']); print({'torch', 'numpy'} & set(sys.modules))"
+    code = "from surefoot.commands.cli import main; main(['--help'])"
+    code = f"import sys; {code}; print({{'torch', 'numpy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
     for name in cli.COMMANDS:
@@ -233,7 +249,7 @@ def test_the_ranks_die_with_their_launcher(tmp_path: Path) -> None:
 
 def test_usage_errors_never_show_a_traceback() -> None:
     with pytest.raises(UserError):
-        parse(["train", "pong", "--games", "1.5"])
+        parse(["train", "pong", "--num-envs", "1.5"])
 
 
 def test_without_ffmpeg_a_film_is_refused_in_a_sentence_and_a_gif_is_made(

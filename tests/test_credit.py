@@ -35,19 +35,19 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 class Data:
     """Random rewards, values and endings of T decisions in N games; value and next_value are unrelated on purpose."""
 
-    def __init__(self, steps: int, games: int, seed: int = 0) -> None:
-        draw = torch.Generator().manual_seed(1000 * steps + games + seed)
+    def __init__(self, steps: int, num_envs: int, seed: int = 0) -> None:
+        draw = torch.Generator().manual_seed(1000 * steps + num_envs + seed)
 
         def normal() -> Tensor:
-            return torch.randn(steps, games, generator=draw, dtype=torch.float64)
+            return torch.randn(steps, num_envs, generator=draw, dtype=torch.float64)
 
         self.reward, self.value, self.next_value = normal(), normal(), normal()
-        self.terminated = torch.rand(steps, games, generator=draw) < 0.2
-        self.truncated = torch.rand(steps, games, generator=draw) < 0.2
+        self.terminated = torch.rand(steps, num_envs, generator=draw) < 0.2
+        self.truncated = torch.rand(steps, num_envs, generator=draw) < 0.2
         self.ended = self.terminated | self.truncated
 
-    def gae(self, gamma: float, lam: float) -> Tensor:
-        return gae(self.reward, self.value, self.next_value, self.terminated, self.ended, gamma, lam)
+    def gae(self, gamma: float, gae_lambda: float) -> Tensor:
+        return gae(self.reward, self.value, self.next_value, self.terminated, self.ended, gamma, gae_lambda)
 
     def td(self, gamma: float) -> Tensor:
         return td_error(self.reward, self.value, self.next_value, self.terminated, gamma)
@@ -83,14 +83,14 @@ def assert_is(actual: Tensor, written: list[list[float]]) -> None:
 # Written sums
 
 
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_discounted_sum_is_the_sum_of_products_of_decays(steps: int, games: int) -> None:
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_discounted_sum_is_the_sum_of_products_of_decays(steps: int, num_envs: int) -> None:
     draw = torch.Generator().manual_seed(steps)
-    x = torch.randn(steps, games, generator=draw, dtype=torch.float64)
-    decay = torch.rand(steps, games, generator=draw, dtype=torch.float64)
-    decay[torch.rand(steps, games, generator=draw) < 0.2] = 0.0
+    x = torch.randn(steps, num_envs, generator=draw, dtype=torch.float64)
+    decay = torch.rand(steps, num_envs, generator=draw, dtype=torch.float64)
+    decay[torch.rand(steps, num_envs, generator=draw) < 0.2] = 0.0
     written = []
-    for n in range(games):
+    for n in range(num_envs):
         sums = []
         for t in range(steps):
             total = 0.0
@@ -105,34 +105,36 @@ def test_discounted_sum_is_the_sum_of_products_of_decays(steps: int, games: int)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_future_return_is_the_written_sum(steps: int, games: int, gamma: float) -> None:
-    data = Data(steps, games)
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_future_return_is_the_written_sum(steps: int, num_envs: int, gamma: float) -> None:
+    data = Data(steps, num_envs)
     written = []
-    for n in range(games):
+    for n in range(num_envs):
         r, ended = data.reward[:, n].tolist(), data.ended[:, n].tolist()
         written.append([sum(gamma ** (k - t) * r[k] for k in range(t, last_step(ended, t) + 1)) for t in range(steps)])
     assert_is(future_return(data.reward, data.ended, gamma), written)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_future_return_from_start_is_the_written_sum(steps: int, games: int, gamma: float) -> None:
-    reward = Data(steps, games).reward
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_future_return_from_start_is_the_written_sum(steps: int, num_envs: int, gamma: float) -> None:
+    reward = Data(steps, num_envs).reward
     written = []
-    for n in range(games):
+    for n in range(num_envs):
         r = reward[:, n].tolist()
         written.append([sum(gamma**k * r[k] for k in range(t, steps)) for t in range(steps)])
     assert_is(future_return_from_start(reward, gamma), written)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_episode_return_is_the_written_sum_from_the_episodes_first_step(steps: int, games: int, gamma: float) -> None:
-    data = Data(steps, games)
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_episode_return_is_the_written_sum_from_the_episodes_first_step(
+    steps: int, num_envs: int, gamma: float
+) -> None:
+    data = Data(steps, num_envs)
     before = data.reward.clone()
     written = []
-    for n in range(games):
+    for n in range(num_envs):
         r, ended = data.reward[:, n].tolist(), data.ended[:, n].tolist()
         totals = []
         for t in range(steps):
@@ -144,11 +146,11 @@ def test_episode_return_is_the_written_sum_from_the_episodes_first_step(steps: i
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_td_error_is_the_written_surprise(steps: int, games: int, gamma: float) -> None:
-    data = Data(steps, games)
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_td_error_is_the_written_surprise(steps: int, num_envs: int, gamma: float) -> None:
+    data = Data(steps, num_envs)
     written = []
-    for n in range(games):
+    for n in range(num_envs):
         errors = []
         for t in range(steps):
             afterwards = 0.0 if data.terminated[t, n] else float(data.next_value[t, n])
@@ -157,22 +159,22 @@ def test_td_error_is_the_written_surprise(steps: int, games: int, gamma: float) 
     assert_is(data.td(gamma), written)
 
 
-@pytest.mark.parametrize("lam", LAMBDAS)
+@pytest.mark.parametrize("gae_lambda", LAMBDAS)
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_gae_is_the_written_sum_of_surprises(steps: int, games: int, gamma: float, lam: float) -> None:
-    data = Data(steps, games)
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_gae_is_the_written_sum_of_surprises(steps: int, num_envs: int, gamma: float, gae_lambda: float) -> None:
+    data = Data(steps, num_envs)
     written = []
-    for n in range(games):
+    for n in range(num_envs):
         ended, delta = data.ended[:, n].tolist(), []
         for t in range(steps):
             afterwards = 0.0 if data.terminated[t, n] else float(data.next_value[t, n])
             delta.append(float(data.reward[t, n]) + gamma * afterwards - float(data.value[t, n]))
         sums = []
         for t in range(steps):
-            sums.append(sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, last_step(ended, t) + 1)))
+            sums.append(sum((gamma * gae_lambda) ** (k - t) * delta[k] for k in range(t, last_step(ended, t) + 1)))
         written.append(sums)
-    assert_is(data.gae(gamma, lam), written)
+    assert_is(data.gae(gamma, gae_lambda), written)
 
 
 # Hand numbers
@@ -226,14 +228,14 @@ def test_terminated_and_truncated_at_once_is_terminated() -> None:
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("lam", LAMBDAS)
-def test_episodes_of_one_decision_depend_on_nothing_else(lam: float) -> None:
+@pytest.mark.parametrize("gae_lambda", LAMBDAS)
+def test_episodes_of_one_decision_depend_on_nothing_else(gae_lambda: float) -> None:
     data = Data(6, 3)
     data.ended[:] = True
     data.terminated[::2], data.terminated[1::2] = True, False
     assert torch.equal(future_return(data.reward, data.ended, 0.9), data.reward)
     assert torch.equal(episode_return(data.reward, data.ended, 0.9), data.reward)
-    advantage = data.gae(0.5, lam)
+    advantage = data.gae(0.5, gae_lambda)
     for t in range(6):
         for n in range(3):
             after = 0.0 if t % 2 == 0 else 0.5 * float(data.next_value[t, n])
@@ -287,17 +289,17 @@ def test_the_past_is_not_this_actions_doing(name: str) -> None:
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_gae_without_critic_and_lambda_1_is_the_future_return(steps: int, games: int, gamma: float) -> None:
-    data = Data(steps, games)
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_gae_without_critic_and_lambda_1_is_the_future_return(steps: int, num_envs: int, gamma: float) -> None:
+    data = Data(steps, num_envs)
     data.value.zero_(), data.next_value.zero_()
     torch.testing.assert_close(data.gae(gamma, 1.0), future_return(data.reward, data.ended, gamma), **EXACT)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize(("steps", "games"), SHAPES)
-def test_gae_with_lambda_0_is_the_td_error(steps: int, games: int, gamma: float) -> None:
-    data = Data(steps, games)
+@pytest.mark.parametrize(("steps", "num_envs"), SHAPES)
+def test_gae_with_lambda_0_is_the_td_error(steps: int, num_envs: int, gamma: float) -> None:
+    data = Data(steps, num_envs)
     assert torch.equal(data.gae(gamma, 0.0), data.td(gamma))
 
 
@@ -350,20 +352,20 @@ def test_counting_from_the_start_agrees_after_normalisation_on_long_games() -> N
 # Normalisation
 
 
-@pytest.mark.parametrize(("steps", "games"), [(1, 2), (5, 8), (40, 32)])
-def test_every_row_has_mean_0_and_mean_square_1_and_keeps_its_order(steps: int, games: int) -> None:
-    weight = 50 + 3 * Data(steps, games).reward
+@pytest.mark.parametrize(("steps", "num_envs"), [(1, 2), (5, 8), (40, 32)])
+def test_every_row_has_mean_0_and_mean_square_1_and_keeps_its_order(steps: int, num_envs: int) -> None:
+    weight = 50 + 3 * Data(steps, num_envs).reward
     normal = normalize_over_games(weight)
     for t in range(steps):
         row = normal[t].tolist()
-        assert sum(row) / games == pytest.approx(0, abs=1e-12)
-        assert sum(x * x for x in row) / games == pytest.approx(1, abs=1e-12)
+        assert sum(row) / num_envs == pytest.approx(0, abs=1e-12)
+        assert sum(x * x for x in row) / num_envs == pytest.approx(1, abs=1e-12)
         assert torch.equal(normal[t].argsort(), weight[t].argsort())
 
 
-@pytest.mark.parametrize(("steps", "games"), [(1, 2), (5, 8), (40, 32), (6, 1)])
-def test_over_the_batch_all_numbers_together_have_mean_0_and_mean_square_1(steps: int, games: int) -> None:
-    weight = 50 + 3 * Data(steps, games).reward
+@pytest.mark.parametrize(("steps", "num_envs"), [(1, 2), (5, 8), (40, 32), (6, 1)])
+def test_over_the_batch_all_numbers_together_have_mean_0_and_mean_square_1(steps: int, num_envs: int) -> None:
+    weight = 50 + 3 * Data(steps, num_envs).reward
     normal = normalize_over_batch(weight)
     every = normal.flatten().tolist()
     assert normal.shape == weight.shape
@@ -417,17 +419,17 @@ def test_over_games_compares_only_within_a_step_and_over_batch_with_everything()
 @pytest.mark.parametrize("normalize", [normalize_over_games, normalize_over_batch])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("number", [0.1, 1 / 3, 7.7, -0.3, 0.0])
-@pytest.mark.parametrize("games", [1, 6, 8, 32])
-def test_equal_games_get_exactly_0_also_where_their_mean_is_rounded(normalize, dtype, number, games) -> None:
-    weight = torch.full((3, games), number, dtype=dtype)
-    assert torch.equal(normalize(weight), torch.zeros(3, games, dtype=dtype))
+@pytest.mark.parametrize("num_envs", [1, 6, 8, 32])
+def test_equal_games_get_exactly_0_also_where_their_mean_is_rounded(normalize, dtype, number, num_envs) -> None:
+    weight = torch.full((3, num_envs), number, dtype=dtype)
+    assert torch.equal(normalize(weight), torch.zeros(3, num_envs, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("games", [6, 8, 32])
-def test_a_row_of_equal_games_is_0_beside_rows_that_differ(games: int, dtype: torch.dtype) -> None:
-    draw = torch.Generator().manual_seed(games)
-    weight = torch.randn(4, games, generator=draw).to(dtype)
+@pytest.mark.parametrize("num_envs", [6, 8, 32])
+def test_a_row_of_equal_games_is_0_beside_rows_that_differ(num_envs: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(num_envs)
+    weight = torch.randn(4, num_envs, generator=draw).to(dtype)
     weight[1], weight[3] = 0.1, 0.0
     normal = normalize_over_games(weight)
     assert not normal[[1, 3]].any()
@@ -467,7 +469,7 @@ def rollout(data: Data, terminated: Tensor, truncated: Tensor) -> Rollout:
     shape = data.reward.shape
     return Rollout(
         obs=torch.zeros(*shape, 2),
-        prepared=torch.zeros(*shape, 2),
+        preprocessed=torch.zeros(*shape, 2),
         action=torch.zeros(shape, dtype=torch.int64),
         logp=torch.zeros(shape, dtype=torch.float64),
         params=torch.zeros(shape, dtype=torch.float64),
@@ -476,8 +478,8 @@ def rollout(data: Data, terminated: Tensor, truncated: Tensor) -> Rollout:
         truncated=truncated,
         value=data.value,
         next_value=data.next_value,
-        beyond=torch.zeros(0, 2),
-        beyond_at=torch.zeros(2, 0, dtype=torch.int64),
+        bootstrap_obs=torch.zeros(0, 2),
+        bootstrap_index=torch.zeros(2, 0, dtype=torch.int64),
         episodes=[],
         env_s=0.0,
         act_s=0.0,
@@ -485,7 +487,7 @@ def rollout(data: Data, terminated: Tensor, truncated: Tensor) -> Rollout:
 
 
 def small_rollout() -> Rollout:
-    """Game 0: 1, 0, 2 terminated, then 8. Game 1: 0, 4 truncated, then 2, 6."""
+    """Environment 0: 1, 0, 2 terminated, then 8. Environment 1: 0, 4 truncated, then 2, 6."""
     data = Data(4, 2)
     data.reward = torch.tensor([[1, 0], [0, 4], [2, 2], [8, 6]], dtype=torch.float64)
     data.value = torch.tensor([[1, 2], [1, 1], [4, 1], [2, 2]], dtype=torch.float64)
@@ -509,7 +511,7 @@ def test_future_return_credit_by_hand() -> None:
 
 
 def test_gae_credit_by_hand() -> None:
-    weight, target = GAE(gamma=0.5, lam=0.5)(small_rollout())
+    weight, target = GAE(gamma=0.5, gae_lambda=0.5)(small_rollout())
     # surprises, game 0: 1 + .5 - 1 = .5; 0 + 2 - 1 = 1; terminated 2 - 4 = -2; 8 + 1 - 2 = 7
     # surprises, game 1: 0 + .5 - 2 = -1.5; truncated 4 + 3 - 1 = 6; 2 + 1 - 1 = 2; 6 + 2 - 2 = 6
     # sums with 1/4, game 0: 1 - 2 / 4 = .5 and .5 + .5 / 4 = .625; game 1: 2 + 6 / 4 = 3.5 and -1.5 + 6 / 4 = 0

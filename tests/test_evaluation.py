@@ -21,7 +21,7 @@ from processes import Ear, gone_within
 from surefoot.commands.cli import main
 from surefoot.config import Config
 from surefoot.envs import Env
-from surefoot.envs.atari import Pong, PongGame
+from surefoot.envs.atari import Pong, PongEnv
 from surefoot.envs.gym import Gymnasium, describe
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN, Network, SmallCNN
@@ -239,11 +239,11 @@ def test_sticky_actions_are_the_runs_own_unless_they_are_given(
 ) -> None:
     file, played = policy_file(Pong(sticky=0.25), tmp_path / "policy", SmallCNN()), list[float]()
 
-    def over(game: PongGame, _: int, __: Any) -> tuple[float, bool, bool]:
+    def over(game: PongEnv, _: int, __: Any) -> tuple[float, bool, bool]:
         played.append(game.randomness.sticky)
         return 21.0, True, False
 
-    monkeypatch.setattr(PongGame, "step", over)
+    monkeypatch.setattr(PongEnv, "step", over)
     command = ["evaluate", str(file), "--episodes", "1"]
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sticky"] == 0.25

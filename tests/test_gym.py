@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surefoot.envs import Env, Games
+from surefoot.envs import Env, EnvVector
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.spaces import masked, parts
@@ -26,7 +26,7 @@ def env(request: pytest.FixtureRequest) -> Env:
     return request.param
 
 
-def choose(games: Games) -> Any:
+def choose(games: EnvVector) -> Any:
     """Random actions as a rollout has them: a list of numbers, or an array of rows; a mask is obeyed."""
     space, n = games.action_space, masked(games.observation_space, games.action_space)
     actions = np.array([space.sample(row[-n:].view(np.int8) if n else None) for row in games.obs])
@@ -35,7 +35,7 @@ def choose(games: Games) -> Any:
 
 def test_the_contract(env: Env) -> None:
     """Observations as announced, the same seed twice the same, snapshots exact, endings reset in the same step."""
-    games, runs = Games(env, 3, range(2)), []
+    games, runs = EnvVector(env, 3, range(2)), []
     for _ in range(2):
         games.reset_all()
         games.action_space.seed(0)
@@ -50,7 +50,7 @@ def test_the_contract(env: Env) -> None:
         assert part.space.contains(data.reshape(part.space.shape))
     games.take_finished()
     saved, where = games.snapshot(), games.obs.copy()
-    other = Games(env, 3, range(2))
+    other = EnvVector(env, 3, range(2))
     assert other.restore(saved) == []
     assert np.array_equal(other.obs, where)
     mine, theirs = np.empty_like(where), np.empty_like(where)
@@ -70,7 +70,7 @@ def test_the_contract(env: Env) -> None:
 
 def test_other_seeds_are_other_episodes(env: Env) -> None:
     """In what is seen first, or in a console's memory: its no-ops show only later."""
-    games, first = Games(env, 0, range(3)), set()
+    games, first = EnvVector(env, 0, range(3)), set()
     for games.seed in (0, 1):
         games.reset_all()
         states = [g.ale.getRAM() for g in games.games] if isinstance(env, Pong | Atari) else games.obs
@@ -79,7 +79,7 @@ def test_other_seeds_are_other_episodes(env: Env) -> None:
 
 
 def test_the_time_limit_truncates() -> None:
-    games = Games(Gymnasium("worlds:Corridor-v0"), 0, range(1))
+    games = EnvVector(Gymnasium("worlds:Corridor-v0"), 0, range(1))
     games.reset_all()
     out = np.empty_like(games.obs)
     flags = [games.step([0], out) for _ in range(20)]

@@ -24,7 +24,7 @@ from surefoot.runs.metrics import read
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
 CARTPOLE = ["cartpole", "--network.hidden", "16", "--total-steps", "30720", "--eval-episodes", "0"]
 PONG = [
-    *("pong", "--games", "4", "--horizon", "32", "--minibatch", "64", "--network.hidden", "16"),
+    *("pong", "--num-envs", "4", "--num-steps", "32", "--minibatch-size", "64", "--network.hidden", "16"),
     *("--total-steps", "6400", "--eval-episodes", "0"),
 ]
 

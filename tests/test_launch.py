@@ -13,7 +13,7 @@ import pytest
 from processes import RANK, Ear, gone_within, launcher
 from surefoot.errors import Fault, UserError
 from surefoot.parallel.heartbeat import Watchdog
-from surefoot.parallel.launch import Heard, last_word, launch, watch
+from surefoot.parallel.launch import StderrForwarder, error_file, launch, watch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
@@ -56,8 +56,8 @@ while True: signal.pause()
 @pytest.mark.parametrize(
     ("program", "kind", "says"),
     [
-        ("last('two lines\\nof a mistake'); leave(2)", UserError, "two lines\nof a mistake"),
-        ("last('an environment failed'); leave(1)", Fault, "an environment failed"),
+        ("last('two lines\\nof a mistake'); exit_now(2)", UserError, "two lines\nof a mistake"),
+        ("last('an environment failed'); exit_now(1)", Fault, "an environment failed"),
         ("if me == 0: signal.pause()\nos.kill(os.getpid(), signal.SIGKILL)", Fault, "rank 1 was ended by SIGKILL"),
         ("if me == 0: signal.pause()\n1 / 0", Fault, "rank 1 has failed with exit code 1"),
     ],
@@ -85,6 +85,6 @@ def test_the_cause_is_the_rank_that_was_killed_or_says_why_and_not_one_that_lost
     for process in (*exits, killed):
         process.wait()
     dog = Watchdog([], 300.0)
-    last_word(files[1]).write_text("the cause")
-    assert watch(exits, dog, Heard(files)) == 1
-    assert watch([*exits, killed], dog, Heard(files)) == 2
+    error_file(files[1]).write_text("the cause")
+    assert watch(exits, dog, StderrForwarder(files)) == 1
+    assert watch([*exits, killed], dog, StderrForwarder(files)) == 2

@@ -13,24 +13,24 @@ from surefoot.algorithm.advantages import FutureReturn, OverGames
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Reinforce
 from surefoot.algorithm.rollout import Rollout, collect
 from surefoot.algorithm.state import State, initial, laid_out
-from surefoot.algorithm.update import NAMES, Batch, figures, minibatches, present, update
+from surefoot.algorithm.update import NAMES, Batch, annealed, minibatches, update, update_metrics
 from surefoot.config import AdaptiveRate, Config, LinearRate
-from surefoot.envs.gym import Gymnasium, GymnasiumGame
+from surefoot.envs.gym import Gymnasium, GymnasiumEnv
 from surefoot.errors import Fault, UserError
 from surefoot.models import policy
 from surefoot.parallel.ranks import Ranks
 
 
-def prepared(cfg: Config) -> tuple[State, Rollout, Batch]:
+def preprocessed(cfg: Config) -> tuple[State, Rollout, Batch]:
     state = initial(cfg, Ranks())
     state.policy.double()
-    state.flat, state.gradients, state.optimizer, state.mean = laid_out(state.policy, cfg, Ranks())
-    noise = torch.rand(16, cfg.games, generator=torch.Generator().manual_seed(0))
-    r = collect(state.policy, state.games, noise)
-    weight = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    target = torch.randn(16, cfg.games, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    whole = replace(cfg, minibatch=0)
-    return state, r, next(minibatches(r, weight, target, whole, 0, 0, slice(0, cfg.games)))
+    state.flat, state.gradients, state.optimizer, state.ema_params = laid_out(state.policy, cfg, Ranks())
+    noise = torch.rand(16, cfg.num_envs, generator=torch.Generator().manual_seed(0))
+    r = collect(state.policy, state.envs, noise)
+    weight = torch.randn(16, cfg.num_envs, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = torch.randn(16, cfg.num_envs, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = replace(cfg, minibatch_size=0)
+    return state, r, next(minibatches(r, weight, target, whole, 0, 0, slice(0, cfg.num_envs)))
 
 
 def mean_gain(state: State, batch: Batch, value_coef: float, entropy: float) -> float:
@@ -47,10 +47,10 @@ def mean_gain(state: State, batch: Batch, value_coef: float, entropy: float) -> 
 
 def test_the_gradient_goes_up_the_mean_gain(small: Config) -> None:
     """Finite differences of the written-out sum, in 8 directions."""
-    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.03), value_coef=0.5, max_grad_norm=1e9)
-    state, _, batch = prepared(cfg)
+    cfg = replace(small, objective=Reinforce(), entropy=Entropy(0.03), value_coef=0.5, max_grad_norm=1e9)
+    state, _, batch = preprocessed(cfg)
     before = state.flat.detach().clone()
-    cfg0 = replace(cfg, rate=LinearRate(0.0 + 1e-300))
+    cfg0 = replace(cfg, learning_rate=LinearRate(0.0 + 1e-300))
     update(state, batch, cfg0, Ranks())
     gradient = state.gradient.clone()
     generator = torch.Generator().manual_seed(3)
@@ -68,7 +68,7 @@ def test_the_gradient_goes_up_the_mean_gain(small: Config) -> None:
 
 def test_pieces_give_the_same_gradient_and_figures(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = replace(small, max_grad_norm=1e9)
-    state, _, batch = prepared(cfg)
+    state, _, batch = preprocessed(cfg)
     before = state.flat.detach().clone()
     whole = update(state, batch, cfg, Ranks())
     gradient = state.gradient.clone()
@@ -76,13 +76,13 @@ def test_pieces_give_the_same_gradient_and_figures(small: Config, monkeypatch: p
     monkeypatch.setattr(policy, "PIECE", 50)  # 128 rows: 43, 43 and 42
     pieces = update(state, batch, cfg, Ranks())
     assert torch.allclose(gradient, state.gradient, rtol=0, atol=1e-12)
-    found = [figures([u], state, cfg, Ranks()) for u in (whole, pieces)]
+    found = [update_metrics([u], state, cfg, Ranks()) for u in (whole, pieces)]
     assert torch.allclose(*found, rtol=0, atol=1e-12)
 
 
 def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None:
-    state, _, batch = prepared(small)
-    rows = figures([update(state, batch, small, Ranks()) for _ in range(2)], state, small, Ranks())
+    state, _, batch = preprocessed(small)
+    rows = update_metrics([update(state, batch, small, Ranks()) for _ in range(2)], state, small, Ranks())
     stats, second = (dict(zip(NAMES, row.tolist(), strict=True)) for row in rows)
     assert stats["kl"] == pytest.approx(0, abs=1e-12)
     assert stats["ratio_drift"] == pytest.approx(0, abs=1e-12)
@@ -95,20 +95,20 @@ def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None
 @pytest.mark.parametrize("env", ["worlds:Catch-v0", "worlds:Target-v0"])
 def test_an_mlp_plays_and_learns_the_same_in_arrays_and_in_tensors(small: Config, env: str) -> None:
     """In tensors it is on other devices than the processor."""
-    cfg = replace(small, env=Gymnasium(env), regularizer=Entropy(0.03), max_grad_norm=1e9, rate=AdaptiveRate())
+    cfg = replace(small, env=Gymnasium(env), entropy=Entropy(0.03), max_grad_norm=1e9, learning_rate=AdaptiveRate())
     found = []
     for arrays in (True, False):
         state = initial(cfg, Ranks())
         assert state.policy.bound
         if not arrays:
             state.policy.bound = None
-        noise = torch.rand(16, cfg.games, *state.policy.draws, generator=torch.Generator().manual_seed(0))
+        noise = torch.rand(16, cfg.num_envs, *state.policy.draws, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            r = collect(state.policy, state.games, noise)
-            batch = next(minibatches(r, *cfg.credit(r), cfg, 0, 0, slice(0, cfg.games), arrays))
+            r = collect(state.policy, state.envs, noise)
+            batch = next(minibatches(r, *cfg.advantage(r), cfg, 0, 0, slice(0, cfg.num_envs), arrays))
             kl = update(state, batch, cfg, Ranks()).kl
-        found.append((r.obs, r.prepared, r.action, r.logp, r.value, r.next_value, state.gradient, torch.tensor(kl)))
-        state.games.close()
+        found.append((r.obs, r.preprocessed, r.action, r.logp, r.value, r.next_value, state.gradient, torch.tensor(kl)))
+        state.envs.close()
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
 
@@ -128,10 +128,10 @@ def test_numbers_too_small_are_zero_while_learning_and_only_then(
 
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot")
-    played = GymnasiumGame.step
+    played = GymnasiumEnv.step
     monkeypatch.setattr(Reinforce, "slope", slope)
-    monkeypatch.setattr(GymnasiumGame, "step", step)
-    cfg = replace(small, objective=Reinforce(), epochs=1, minibatch=64)
+    monkeypatch.setattr(GymnasiumEnv, "step", step)
+    cfg = replace(small, objective=Reinforce(), num_epochs=1, minibatch_size=64)
     with pytest.raises(Fault, match="not finite"):
         surefoot.train(cfg, run_dir=tmp_path / "a", ranks=1, quiet=True)
     assert learning == [0.0] * 4
@@ -141,13 +141,13 @@ def test_numbers_too_small_are_zero_while_learning_and_only_then(
 
 def test_long_gradients_are_shortened(small: Config) -> None:
     cfg = replace(small, max_grad_norm=1e-3)
-    state, _, batch = prepared(cfg)
+    state, _, batch = preprocessed(cfg)
     update(state, batch, cfg, Ranks())
     assert float(state.gradient.norm()) == pytest.approx(1e-3)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(small: Config) -> None:
-    state, _, batch = prepared(small)
+    state, _, batch = preprocessed(small)
     before = state.flat.detach().clone()
     batch.weight[3] = float("nan")
     with pytest.raises(UserError, match="not finite"):
@@ -157,39 +157,39 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small: Config) -> None:
 
 def test_nothing_is_learned_from_games_that_all_agree(small: Config) -> None:
     """The lesson's zero gradient: equal games normalise to weight 0, and REINFORCE then has nothing to push."""
-    cfg = replace(small, objective=Reinforce(), regularizer=Entropy(0.0), value_coef=0.0)
-    state, r, _ = prepared(cfg)
+    cfg = replace(small, objective=Reinforce(), entropy=Entropy(0.0), value_coef=0.0)
+    state, r, _ = preprocessed(cfg)
     r.reward[:] = 0.1
     r.terminated[:] = False
     weight, target = FutureReturn(0.9)(r)
-    batch = next(minibatches(r, OverGames()(weight), target, replace(cfg, minibatch=0), 0, 0, slice(0, 8)))
+    batch = next(minibatches(r, OverGames()(weight), target, replace(cfg, minibatch_size=0), 0, 0, slice(0, 8)))
     update(state, batch, cfg, Ranks())
     assert float(state.gradient.abs().max()) == 0
 
 
 def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:
-    """With decay 0.5, epsilon at iteration 3 is an eighth: a ratio of 1.05 is clipped then and not at the start."""
-    cfg = replace(small, objective=ClippedSurrogate(0.2, 0.5), regularizer=Entropy(0.0), value_coef=0.0)
-    state, _, batch = prepared(cfg)
+    """With decay 0.5, clip_range at iteration 3 is an eighth: a ratio of 1.05 is clipped then and not at the start."""
+    cfg = replace(small, objective=ClippedSurrogate(0.2, 0.5), entropy=Entropy(0.0), value_coef=0.0)
+    state, _, batch = preprocessed(cfg)
     batch.logp = batch.logp - 0.0488  # ratio 1.05 everywhere
     batch.weight = torch.ones_like(batch.weight)
-    update(state, batch, present(cfg, state), Ranks())
+    update(state, batch, annealed(cfg, state), Ranks())
     assert float(state.gradient.norm()) > 0
-    state, _, batch2 = prepared(cfg)
+    state, _, batch2 = preprocessed(cfg)
     batch2.logp, batch2.weight = batch2.logp - 0.0488, torch.ones_like(batch2.weight)
     state.iteration = 3
-    update(state, batch2, present(cfg, state), Ranks())
+    update(state, batch2, annealed(cfg, state), Ranks())
     assert float(state.gradient.norm()) == 0
 
 
 def test_the_adaptive_rate_follows_the_divergence() -> None:
-    rate = AdaptiveRate(1e-3, target_kl=0.02, cap=2e-3, floor=8e-4)
+    rate = AdaptiveRate(1e-3, desired_kl=0.02, cap=2e-3, floor=8e-4)
     assert rate(1e-3, 0.005, 0.0) == pytest.approx(1.5e-3)  # below half of the target
     assert rate(1e-3, 0.03, 0.0) == pytest.approx(1e-3)  # within
     assert rate(1.5e-3, 0.05, 0.0) == pytest.approx(1e-3)  # above twice
     assert rate(1.9e-3, 0.001, 0.0) == 2e-3  # the cap
     assert rate(1e-3, 1.0, 0.0) == 8e-4  # the floor
-    falling = replace(rate, end_factor=0.01)  # half-way the target is 0.002, at the end and beyond 0.0002
+    falling = replace(rate, end_factor=0.01)  # half-way the target is 0.002, at the end and bootstrap_obs 0.0002
     assert falling(1.5e-3, 0.005, 0.5) == pytest.approx(1e-3)
     assert falling(1e-3, 0.003, 0.5) == pytest.approx(1e-3)
     assert falling(1e-3, 0.0005, 0.5) == pytest.approx(1.5e-3)

@@ -16,7 +16,7 @@ from surefoot.algorithm.state import build
 from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
-from surefoot.fast.packed import player
+from surefoot.fast.packed import inference_policy
 from surefoot.models.distributions import normal
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Palette, Patches, Policy, Residual, flatten
@@ -56,7 +56,7 @@ def test_shapes_and_parameters(network: Network, space: spaces.Box, actions: int
     assert dist.probabilities().shape == (5, actions)
     assert value.shape == (5,)
     assert memory is None
-    assert torch.equal(policy.judge(policy.prepare(obs))[1], value)
+    assert torch.equal(policy.judge(policy.preprocess(obs))[1], value)
 
 
 def test_a_policy_without_a_critic_expects_nothing() -> None:
@@ -71,10 +71,10 @@ def test_the_first_layer_is_a_plain_convolution_of_scaled_pixels() -> None:
     # weights [16, 2*4*4 (channel, row, column in the patch), 2, 2 (patch row, column)] to [16, 2, 8, 8]
     plain = conv.weight.view(16, 2, 4, 4, 2, 2).permute(0, 1, 4, 2, 5, 3).reshape(16, 2, 8, 8)
     want = F.conv2d((obs.double() - 78) / 64, plain, conv.bias, stride=4)
-    assert torch.allclose(conv(policy.prepare(obs)), want, atol=1e-12)
+    assert torch.allclose(conv(policy.preprocess(obs)), want, atol=1e-12)
     padded = built(ImpalaCNN(), FRAMES, 3).double()
     want = F.conv2d(obs.double() / 255, padded.body[0].weight, padded.body[0].bias, padding=1)
-    assert torch.allclose(padded.body[0](padded.prepare(obs)), want, atol=1e-12)
+    assert torch.allclose(padded.body[0](padded.preprocess(obs)), want, atol=1e-12)
     exact = built(NatureCNN(), spaces.Box(0, 1, (2, 48, 48)), 3)
     unit = built(NatureCNN(scale=1), spaces.Box(0, 255, (2, 48, 48), np.uint8), 3)
     assert torch.equal(exact(images(2)[..., :48, :48].float())[1], unit(images(2)[..., :48, :48])[1])
@@ -117,7 +117,7 @@ def test_whoever_plays_plays_the_same_policy(network: Network, kind: str) -> Non
     with torch.no_grad():
         learned = policy(images(16))
         for arrays in (False, True):
-            played = player(policy, arrays)
+            played = inference_policy(policy, arrays)
             assert not any(p.requires_grad for p in played.parameters())
             dist, value, _ = played(images(16))
             assert isinstance(value, np.ndarray) == arrays
@@ -132,7 +132,7 @@ def test_whoever_plays_plays_the_same_policy(network: Network, kind: str) -> Non
 def test_whoever_plays_images_may_act_in_numbers() -> None:
     """A Gaussian's deviations go with the heads of NumPy."""
     policy = SmallCNN().build(FRAMES, spaces.Box(-1, 1, (2,), np.float32))
-    dist, value, _ = player(policy, arrays=True)(images(4))
+    dist, value, _ = inference_policy(policy, arrays=True)(images(4))
     with torch.no_grad():
         learned = policy(images(4))
     torch.testing.assert_close(learned[0].params, torch.as_tensor(dist.params))
@@ -144,7 +144,7 @@ def test_gradients_in_bfloat16_are_autocasts() -> None:
     policy = built(SmallCNN(), FRAMES, 3)
     policy.bf16 = True
     flatten(policy)
-    seen, generator = policy.prepare(images(16)), torch.Generator().manual_seed(1)
+    seen, generator = policy.preprocess(images(16)), torch.Generator().manual_seed(1)
     slope, value_slope = torch.randn(16, 3, generator=generator), torch.randn(16, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
         features = policy.body(seen).float()
@@ -203,7 +203,7 @@ def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces
     flat = flatten(policy)
     assert flat.grad is not None
     seen = torch.randn(7, 4, dtype=torch.float64)
-    obs, gradients = policy.prepare(seen), []
+    obs, gradients = policy.preprocess(seen), []
     for way in ("autograd", "tensors", "arrays"):
         flat.grad.fill_(0.5)
         dist, value, _ = policy.judge(obs)

@@ -125,8 +125,8 @@ def test_the_clipped_gradient_is_zero_exactly_where_the_move_has_gone_far_enough
 @pytest.mark.parametrize(("ratio", "weight"), GRID)
 def test_clipped_is_never_above_the_surrogate(ratio: float, weight: float) -> None:
     plain = gain_and_slope(Surrogate(), ratio, weight)[0]
-    for epsilon in (0.0, 0.1, 0.2, 0.5):
-        assert gain_and_slope(ClippedSurrogate(epsilon), ratio, weight)[0] <= plain
+    for clip_range in (0.0, 0.1, 0.2, 0.5):
+        assert gain_and_slope(ClippedSurrogate(clip_range), ratio, weight)[0] <= plain
 
 
 @pytest.mark.parametrize(("ratio", "weight"), GRID)
@@ -139,11 +139,11 @@ def test_clipped_with_a_very_large_epsilon_is_the_surrogate(ratio: float, weight
 
 
 def test_epsilon_decays_with_the_iteration_and_not_twice() -> None:
-    lesson = ClippedSurrogate(epsilon=0.2, decay=0.5)
-    assert [lesson.at(i).epsilon for i in range(4)] == [0.2, 0.1, 0.05, 0.025]
-    assert lesson.at(2).at(7).epsilon == 0.05  # already as it stands
-    assert ClippedSurrogate(0.1).at(1000).epsilon == 0.1
-    # the epsilon of `at` is the one that clips: r = 1.15, w = 1
+    lesson = ClippedSurrogate(clip_range=0.2, decay=0.5)
+    assert [lesson.at(i).clip_range for i in range(4)] == [0.2, 0.1, 0.05, 0.025]
+    assert lesson.at(2).at(7).clip_range == 0.05  # already as it stands
+    assert ClippedSurrogate(0.1).at(1000).clip_range == 0.1
+    # the clip_range of `at` is the one that clips: r = 1.15, w = 1
     assert gain_and_slope(lesson.at(0), 1.15, 1.0)[0] == pytest.approx(1.15)
     assert gain_and_slope(lesson.at(1), 1.15, 1.0)[0] == pytest.approx(1.1)
 
@@ -154,16 +154,16 @@ def test_the_other_objectives_stay_as_they_are() -> None:
 
 
 def test_entropys_weight_moves_in_a_straight_line_with_progress() -> None:
-    bonus = Entropy(coefficient=0.03, end_factor=1 / 3)
+    bonus = Entropy(coef=0.03, end_factor=1 / 3)
     # 0.03 - progress * 0.02, and no further than the end; the iteration does not matter
     expected = [(0.0, 0.03), (0.25, 0.025), (0.5, 0.02), (1.0, 0.01), (1.7, 0.01)]
     for progress, weight in expected:
         for iteration in (0, 400):
             now = bonus.at(iteration, progress)
-            assert now.coefficient == pytest.approx(weight)
-            assert now.at(iteration, 0.9).coefficient == now.coefficient
-    gone = Entropy(coefficient=0.04, end_factor=0.0, until=0.5)
-    assert [gone.at(3, progress).coefficient for progress in (0.0, 0.25, 0.5, 0.9)] == [0.04, 0.02, 0.0, 0.0]
+            assert now.coef == pytest.approx(weight)
+            assert now.at(iteration, 0.9).coef == now.coef
+    gone = Entropy(coef=0.04, end_factor=0.0, until=0.5)
+    assert [gone.at(3, progress).coef for progress in (0.0, 0.25, 0.5, 0.9)] == [0.04, 0.02, 0.0, 0.0]
 
 
 def test_entropys_bonus_by_hand() -> None:
@@ -182,7 +182,7 @@ def logit(p: float) -> Tensor:
 
 
 def test_old_policy_cross_entropy_by_hand() -> None:
-    bonus = OldPolicyCrossEntropy(coefficient=0.5)
+    bonus = OldPolicyCrossEntropy(coef=0.5)
     # old 1/2: log 2 whatever p is
     assert bonus.slope(Bernoulli(logit(0.25)), Bernoulli(logit(0.5))).item() == pytest.approx(0)
     # p = 1/2, old 1/4: dp/dx = 1/4 times log(3/4) - log(1/4), taken from what is lost with the likelier action
@@ -190,10 +190,10 @@ def test_old_policy_cross_entropy_by_hand() -> None:
 
 
 def test_old_policy_cross_entropys_weight_decays_with_the_iteration() -> None:
-    bonus = OldPolicyCrossEntropy(coefficient=0.4, decay=0.5)
+    bonus = OldPolicyCrossEntropy(coef=0.4, decay=0.5)
     for progress in (0.0, 0.9):
-        assert [bonus.at(i, progress).coefficient for i in range(4)] == [0.4, 0.2, 0.1, 0.05]
-    assert bonus.at(2, 0.0).at(5, 0.0).coefficient == 0.1
+        assert [bonus.at(i, progress).coef for i in range(4)] == [0.4, 0.2, 0.1, 0.05]
+    assert bonus.at(2, 0.0).at(5, 0.0).coef == 0.1
 
 
 def slope_of_bonus(bonus, p: float, p_old: float) -> float:
@@ -208,7 +208,7 @@ def test_both_bonuses_pull_towards_one_half_at_the_old_policy_and_equally(p: flo
 
 
 def test_the_lessons_bonus_goes_on_pushing_where_the_true_entropy_turns_back() -> None:
-    # old 0.8, new already at 0.4, beyond one half
+    # old 0.8, new already at 0.4, bootstrap_obs one half
     assert slope_of_bonus(Entropy(1.0), 0.4, 0.8) > 0
     assert slope_of_bonus(OldPolicyCrossEntropy(1.0), 0.4, 0.8) == pytest.approx(0.24 * math.log(0.25))
 

@@ -81,7 +81,7 @@ def test_heads_and_biases_move_as_by_pytorchs_adam_and_matrices_as_by_pytorchs_m
 @pytest.mark.parametrize("kind", [Adam(), Muon(units=4), Muon(units=0)], ids=str)
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_ranks_that_step_parts_step_the_whole(kind: Adam | Muon, count: int) -> None:
-    """Each steps what the others leave, also where some have nothing; moments are in one place."""
+    """Each steps what the others exit_now, also where some have nothing; moments are in one place."""
     whole, shared = small_policy(), small_policy()
     flat, numbers = flatten(whole), flatten(shared)
     moments = torch.zeros(2, len(flat), dtype=torch.float64)

@@ -52,10 +52,10 @@ def parameters(cfg: Config) -> int:
     ("rung", "declared"),
     [
         (0, {"normalize"}),
-        (1, {"credit"}),
-        (2, {"objective", "epochs"}),
+        (1, {"advantage"}),
+        (2, {"objective", "num_epochs"}),
         (3, {"objective"}),
-        (4, {"credit", "normalize", "value_coef"}),
+        (4, {"advantage", "normalize", "value_coef"}),
     ],
 )
 def test_a_rung_changes_what_it_declares_and_nothing_else(rung: int, declared: set[str]) -> None:
@@ -64,7 +64,7 @@ def test_a_rung_changes_what_it_declares_and_nothing_else(rung: int, declared: s
 
 def test_the_rungs_are_what_their_names_say() -> None:
     assert [cfg.task for cfg in LADDER] == ["reinforce", "normalized", "future", "surrogate", "clipped", "ppo"]
-    kinds = [(type(c.credit), type(c.normalize), type(c.objective), c.epochs, c.value_coef > 0) for c in LADDER]
+    kinds = [(type(c.advantage), type(c.normalize), type(c.objective), c.num_epochs, c.value_coef > 0) for c in LADDER]
     assert kinds == [
         (EpisodeReturn, Unnormalized, Reinforce, 1, False),
         (EpisodeReturn, OverGames, Reinforce, 1, False),
@@ -73,11 +73,11 @@ def test_the_rungs_are_what_their_names_say() -> None:
         (FutureReturn, OverGames, ClippedSurrogate, 4, False),
         (GAE, OverBatch, ClippedSurrogate, 4, True),
     ]
-    assert {cfg.credit.gamma for cfg in LADDER} == {0.995}
+    assert {cfg.advantage.gamma for cfg in LADDER} == {0.995}
 
 
 def test_the_lessons_two_tasks_differ_in_objective_and_epochs_only() -> None:
-    assert changed(LESSON, LESSON_REINFORCE) == {"objective", "epochs"}
+    assert changed(LESSON, LESSON_REINFORCE) == {"objective", "num_epochs"}
 
 
 def test_presets_are_found_under_the_task_they_carry() -> None:
@@ -100,7 +100,9 @@ def test_the_command_line_has_every_preset(cfg: Config) -> None:
 )
 def test_every_console_task_trains(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surefoot.runs.worker.curve", lambda *_: None)  # a picture takes as long as all the rest
-    quick = replace(cfg, games=2, horizon=(8,), minibatch=min(8, cfg.minibatch), total_iterations=2, eval_episodes=0)
+    quick = replace(
+        cfg, num_envs=2, num_steps=(8,), minibatch_size=min(8, cfg.minibatch_size), total_iterations=2, eval_episodes=0
+    )
     assert surefoot.train(quick, run_dir=tmp_path / "a", ranks=1, quiet=True).steps == 2 * 2 * 8
 
 
@@ -109,19 +111,19 @@ def test_every_console_task_trains(cfg: Config, tmp_path: Path, monkeypatch: pyt
 
 def test_the_lessons_numbers() -> None:
     for cfg in (LESSON, LESSON_REINFORCE):
-        assert (cfg.games, cfg.horizon, cfg.total_iterations, cfg.total_steps) == (8, (320,), 500, 0)
+        assert (cfg.num_envs, cfg.num_steps, cfg.total_iterations, cfg.total_steps) == (8, (320,), 500, 0)
         assert cfg.from_reset
-        assert cfg.minibatch == 0
-        assert cfg.credit == FutureReturn(gamma=0.995)
+        assert cfg.minibatch_size == 0
+        assert cfg.advantage == FutureReturn(gamma=0.995)
         assert cfg.normalize == OverGames()
-        assert cfg.rate == FixedRate(1e-4)
-        assert cfg.regularizer == OldPolicyCrossEntropy(coefficient=0.01, decay=0.995)
+        assert cfg.learning_rate == FixedRate(1e-4)
+        assert cfg.entropy == OldPolicyCrossEntropy(coef=0.01, decay=0.995)
         assert cfg.value_coef == 0
         assert cfg.network == LessonCNN(critic=False)
         assert cfg.env.actions == ("LEFTFIRE", "RIGHTFIRE")
-    assert LESSON.objective == ClippedSurrogate(epsilon=0.1, decay=0.999)
+    assert LESSON.objective == ClippedSurrogate(clip_range=0.1, decay=0.999)
     assert LESSON_REINFORCE.objective == Reinforce()
-    assert (LESSON.epochs, LESSON_REINFORCE.epochs) == (4, 1)
+    assert (LESSON.num_epochs, LESSON_REINFORCE.num_epochs) == (4, 1)
 
 
 def test_the_lessons_network_has_its_parameters() -> None:
@@ -158,13 +160,15 @@ def test_infinity_survives_json_as_null() -> None:
 def test_a_chosen_part_names_its_type() -> None:
     plain = LESSON.to_json()
     assert plain["network"] == {"type": "LessonCNN", "critic": False}
-    assert plain["objective"] == {"type": "ClippedSurrogate", "epsilon": 0.1, "decay": 0.999, "end_factor": 1.0}
-    assert plain["horizon"] == [320]
+    assert plain["objective"] == {"type": "ClippedSurrogate", "clip_range": 0.1, "decay": 0.999, "end_factor": 1.0}
+    assert plain["num_steps"] == [320]
 
 
 def test_what_json_leaves_out_has_its_default() -> None:
     assert Config.from_json({}) == Config()
-    assert Config.from_json({"games": 4, "rate": {"type": "LinearRate"}}) == Config(games=4, rate=LinearRate())
+    assert Config.from_json({"num_envs": 4, "learning_rate": {"type": "LinearRate"}}) == Config(
+        num_envs=4, learning_rate=LinearRate()
+    )
 
 
 def test_a_whole_number_is_read_as_a_float_where_a_float_belongs() -> None:
@@ -178,18 +182,18 @@ def test_a_whole_number_is_read_as_a_float_where_a_float_belongs() -> None:
 
 NAN = math.nan
 BAD: list[tuple[str, dict[str, Any]]] = [
-    ("games", {"games": 0}),
-    ("epochs", {"epochs": 0}),
+    ("num_envs", {"num_envs": 0}),
+    ("num_epochs", {"num_epochs": 0}),
     ("seed", {"seed": -1}),
     ("seed", {"seed": 2**63}),
-    ("minibatch", {"minibatch": -1}),
-    ("minibatch", {"minibatch": 500}),  # no divisor of 32 * 64 = 2,048
-    ("minibatch", {"minibatch": 4096}),  # more than there is
-    ("minibatch", {"minibatch": 16}),  # a divisor, but 128 parts of a game's 64 decisions
-    ("minibatch", {"minibatch": 1024, "horizon": (64, 63)}),  # fits the first stage only
-    ("minibatch", {"minibatch": 512, "from_reset": True}),
-    ("horizon", {"horizon": ()}),
-    ("horizon", {"horizon": (64, 0)}),
+    ("minibatch_size", {"minibatch_size": -1}),
+    ("minibatch_size", {"minibatch_size": 500}),  # no divisor of 32 * 64 = 2,048
+    ("minibatch_size", {"minibatch_size": 4096}),  # more than there is
+    ("minibatch_size", {"minibatch_size": 16}),  # a divisor, but 128 parts of a game's 64 decisions
+    ("minibatch_size", {"minibatch_size": 1024, "num_steps": (64, 63)}),  # fits the first stage only
+    ("minibatch_size", {"minibatch_size": 512, "from_reset": True}),
+    ("num_steps", {"num_steps": ()}),
+    ("num_steps", {"num_steps": (64, 0)}),
     ("total_steps", {"total_steps": -1}),
     ("total_steps", {"total_steps": 0, "total_iterations": 0}),
     ("total_iterations", {"total_iterations": -1}),
@@ -204,19 +208,19 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("max_seconds", {"max_seconds": NAN}),
     ("save_every", {"save_every": 0.0}),
     ("stop_at", {"stop_at": NAN}),
-    ("learning_rate", {"rate": FixedRate(NAN)}),
-    ("learning_rate", {"rate": LinearRate(0.0)}),
-    ("learning_rate", {"rate": FixedRate(math.inf)}),
+    ("initial", {"learning_rate": FixedRate(NAN)}),
+    ("initial", {"learning_rate": LinearRate(0.0)}),
+    ("initial", {"learning_rate": FixedRate(math.inf)}),
     ("value_clip", {"value_clip": 0.0}),
-    ("max_kl", {"max_kl": NAN}),
+    ("target_kl", {"target_kl": NAN}),
     ("limit", {"reward": ScaledReward(-1.0)}),
-    ("target_kl", {"rate": AdaptiveRate(target_kl=0.0)}),
-    ("gamma", {"credit": GAE(gamma=1.1)}),
-    ("gamma", {"credit": FutureReturn(gamma=NAN)}),
-    ("lam", {"credit": GAE(lam=-0.1)}),
-    ("epsilon", {"objective": ClippedSurrogate(epsilon=-0.1)}),
+    ("desired_kl", {"learning_rate": AdaptiveRate(desired_kl=0.0)}),
+    ("gamma", {"advantage": GAE(gamma=1.1)}),
+    ("gamma", {"advantage": FutureReturn(gamma=NAN)}),
+    ("gae_lambda", {"advantage": GAE(gae_lambda=-0.1)}),
+    ("clip_range", {"objective": ClippedSurrogate(clip_range=-0.1)}),
     ("decay", {"objective": ClippedSurrogate(decay=1.5)}),
-    ("coefficient", {"regularizer": Entropy(coefficient=NAN)}),
+    ("coef", {"entropy": Entropy(coef=NAN)}),
     ("frame_skip", {"env": Pong(frame_skip=(4, 2))}),
     ("frame_skip", {"env": Pong(frame_skip=(0, 4))}),
     ("frame_skip", {"env": Pong(frame_skip=())}),
@@ -240,17 +244,17 @@ def test_a_bad_value_is_refused_by_its_name(name: str, values: dict[str, Any]) -
 @pytest.mark.parametrize(
     "values",
     [
-        {"games": 1, "epochs": 1, "horizon": (1,)},
+        {"num_envs": 1, "num_epochs": 1, "num_steps": (1,)},
         {"seed": 2**63 - 1},
-        {"minibatch": 2048},
-        {"minibatch": 32},  # one decision of each of the 32 games
-        {"minibatch": 512, "horizon": (16, 64)},
+        {"minibatch_size": 2048},
+        {"minibatch_size": 32},  # one decision of each of the 32 games
+        {"minibatch_size": 512, "num_steps": (16, 64)},
         {"from_reset": True},
         {"total_steps": 0, "total_iterations": 1},
-        {"credit": GAE(gamma=1.0, lam=0.0)},
+        {"advantage": GAE(gamma=1.0, gae_lambda=0.0)},
         {"env": Pong(frame_skip=(2, 2))},
         {"env": Pong(frame_skip=(4,))},
-        {"regularizer": Entropy(0.0)},
+        {"entropy": Entropy(0.0)},
         {"stop_at": -5.0},
     ],
 )
@@ -260,8 +264,8 @@ def test_values_on_the_right_side_of_the_border_are_taken(values: dict[str, Any]
 
 
 def test_minibatches_counts_the_updates_of_one_pass() -> None:
-    assert Config(minibatch=512).minibatches(64) == 4  # 32 * 64 / 512
-    assert Config(minibatch=0).minibatches(64) == 1
+    assert Config(minibatch_size=512).minibatches(64) == 4  # 32 * 64 / 512
+    assert Config(minibatch_size=0).minibatches(64) == 1
 
 
 # Bad JSON
@@ -272,24 +276,24 @@ def test_minibatches_counts_the_updates_of_one_pass() -> None:
     [
         ({"nonsense": 1}, "nonsense"),
         ({"env": {"type": "Pong", "nonsense": 1}}, "config.env.*nonsense"),
-        ({"games": "8"}, "config.games"),
-        ({"games": 8.0}, "config.games"),
-        ({"games": True}, "config.games"),
-        ({"games": None}, "config.games"),
+        ({"num_envs": "8"}, "config.num_envs"),
+        ({"num_envs": 8.0}, "config.num_envs"),
+        ({"num_envs": True}, "config.num_envs"),
+        ({"num_envs": None}, "config.num_envs"),
         ({"from_reset": 1}, "config.from_reset"),
         ({"value_coef": "0.5"}, "config.value_coef"),
         ({"value_coef": True}, "config.value_coef"),
-        ({"horizon": 64}, "config.horizon"),
-        ({"horizon": [64, "64"]}, "config.horizon"),
+        ({"num_steps": 64}, "config.num_steps"),
+        ({"num_steps": [64, "64"]}, "config.num_steps"),
         ({"device": 0}, "config.device"),
-        ({"credit": {"type": "Nonsense"}}, "config.credit.*Nonsense.*EpisodeReturn"),
-        ({"credit": {"type": "OverGames"}}, "config.credit.*OverGames"),
-        ({"credit": {"gamma": 0.9}}, "config.credit"),
-        ({"credit": {"type": None}}, "config.credit"),
-        ({"credit": "GAE"}, "config.credit"),
-        ({"credit": {"type": "GAE", "gamma": "0.9"}}, "config.credit.gamma"),
-        ({"credit": {"type": "GAE", "gamma": 1.1}}, "gamma"),
-        ({"credit": {"type": "GAE", "gamma": None}}, "gamma"),
+        ({"advantage": {"type": "Nonsense"}}, "config.advantage.*Nonsense.*EpisodeReturn"),
+        ({"advantage": {"type": "OverGames"}}, "config.advantage.*OverGames"),
+        ({"advantage": {"gamma": 0.9}}, "config.advantage"),
+        ({"advantage": {"type": None}}, "config.advantage"),
+        ({"advantage": "GAE"}, "config.advantage"),
+        ({"advantage": {"type": "GAE", "gamma": "0.9"}}, "config.advantage.gamma"),
+        ({"advantage": {"type": "GAE", "gamma": 1.1}}, "gamma"),
+        ({"advantage": {"type": "GAE", "gamma": None}}, "gamma"),
         ({"env": {"type": "Pong", "actions": "FIRE"}}, "config.env.actions"),
         ({"env": {"type": "Pong", "actions": [1]}}, "config.env.actions"),
         ({"type": "Config"}, "type"),
@@ -306,14 +310,14 @@ def test_bad_json_is_refused_with_the_place_of_the_mistake(data: Any, named: str
 
 @pytest.mark.parametrize("name", [[], {}, [["GAE"]]])
 def test_a_type_that_is_no_name_is_refused(name: Any) -> None:
-    with pytest.raises(UserError, match=r"config\.credit"):
-        Config.from_json({"credit": {"type": name}})
+    with pytest.raises(UserError, match=r"config\.advantage"):
+        Config.from_json({"advantage": {"type": name}})
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["large", "small"])
 def test_a_whole_number_too_large_for_a_float_is_refused(number: int) -> None:
     with pytest.raises(UserError, match="learning_rate"):
-        Config.from_json({"rate": {"type": "FixedRate", "learning_rate": number}})
+        Config.from_json({"learning_rate": {"type": "FixedRate", "initial": number}})
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -356,7 +360,7 @@ SCALARS = st.one_of(
 JSON = st.one_of(
     SCALARS,
     st.lists(SCALARS, max_size=3),
-    st.dictionaries(st.sampled_from(["type", "gamma", "games", "x"]), SCALARS, max_size=2),
+    st.dictionaries(st.sampled_from(["type", "gamma", "num_envs", "x"]), SCALARS, max_size=2),
 )
 
 
@@ -371,9 +375,9 @@ def mutated(draw: st.DrawFn) -> Any:
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(mutated())
-@example({"horizon": [math.inf]})
+@example({"num_steps": [math.inf]})
 @example({"stop_at": -math.inf})
-@example({"minibatch": 2**63, "games": 2**63})
+@example({"minibatch_size": 2**63, "num_envs": 2**63})
 def test_any_json_gives_a_config_or_a_users_mistake(tree: Any) -> None:
     data = json.loads(json.dumps(tree))
     try:

@@ -38,14 +38,14 @@ def test_a_rank_that_is_gone_or_late_is_not_waited_for() -> None:
     ranks = Ranks(0, 2, patience=10.0)
     shared = Shared(ranks, torch.zeros(2 * Shared.LINE + 2 * 2 * 8, dtype=torch.uint8))
     shared.pids[1] = os.getpid()
-    shared.doubt(1, 9.0)
+    shared.check_alive(1, 9.0)
     with pytest.raises(RuntimeError, match="rank 1 has not come for 11 seconds"):
-        shared.doubt(1, 11.0)
+        shared.check_alive(1, 11.0)
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     shared.pids[1] = process.pid
     with pytest.raises(RuntimeError, match="rank 1 is gone"):
-        shared.meet()
+        shared.barrier()
 
 
 @pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "within", "images", "control", "whole"])
@@ -131,7 +131,7 @@ def test_the_default_is_the_largest_divisor_within_the_cores(monkeypatch: pytest
         assert choose_ranks(0, games) == want
     assert choose_ranks(4, 32) == 4
     for asked in (3, 64, -1):
-        with pytest.raises(UserError, match="divisors of the 32 games"):
+        with pytest.raises(UserError, match="divisors of the 32 environments"):
             choose_ranks(asked, 32)
 
 

@@ -46,7 +46,7 @@ def test_the_readme_names_every_command_and_rung() -> None:
 def test_the_options_on_the_page_are_understood() -> None:
     """Every --option that README shows after `surefoot train` or as the lesson's advice is one that train takes."""
     text = (ROOT / "README.md").read_text()
-    lines = "--horizon 200 400 800", "normalize:over-batch", "--env.frame-skip 2 4", "--objective.epsilon 0.2"
+    lines = "--num-steps 200 400 800", "normalize:over-batch", "--env.frame-skip 2 4", "--objective.clip-range 0.2"
     for line in (*lines, "network:impala-cnn", "network:small-cnn", "network:nature-cnn", "network:mlp"):
         assert line in text
         parse(["train", "pong-lesson", *line.split()])

@@ -32,11 +32,11 @@ from surefoot.algorithm import train as loop
 from surefoot.algorithm.state import initial, look, save
 from surefoot.commands import cli
 from surefoot.config import Config
-from surefoot.envs import Episode
-from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumGame, examine
+from surefoot.envs import EnvVector, Episode
+from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumEnv, examine
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
-from surefoot.parallel import heartbeat as pulse
+from surefoot.parallel import heartbeat as heartbeat
 from surefoot.parallel import launch
 from surefoot.parallel.ranks import Ranks
 from surefoot.runs import evaluation, files, metrics
@@ -225,7 +225,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("finished") / "a"
-    tiny = {"games": 1, "horizon": (128,), "network": MLP((4,)), "total_steps": 512, "eval_episodes": 0}
+    tiny = {"num_envs": 1, "num_steps": (128,), "network": MLP((4,)), "total_steps": 512, "eval_episodes": 0}
     surefoot.train("cartpole", run_dir=where, ranks=1, quiet=True, **tiny)
     return where
 
@@ -387,7 +387,7 @@ def fill_and_make_room(kind: str, small: Config, disk: Path, whole: Path) -> int
         return 77
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
-    def leave(room: int) -> None:  # for all files together, or for each of them
+    def exit_now(room: int) -> None:  # for all files together, or for each of them
         if kind == "limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
             return
@@ -409,7 +409,7 @@ def fill_and_make_room(kind: str, small: Config, disk: Path, whole: Path) -> int
             r"checkpoints/000000768' cannot be written \(.*\): make room, .* goes on with: ",
         ),
     ):
-        leave(room)
+        exit_now(room)
         with pytest.raises(Fault, match=says):
             surefoot.resume(run, ranks=1, quiet=True, total_steps=768)
         make_room()
@@ -418,7 +418,7 @@ def fill_and_make_room(kind: str, small: Config, disk: Path, whole: Path) -> int
     real = runner.finish
 
     def full(*args: Any) -> None:
-        leave(0)
+        exit_now(0)
         real(*args)
 
     runner.finish = full
@@ -537,7 +537,7 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     assert f"environment {where['number']} " in text
     steps = int(checkpoints(tmp_path / "a")[-1].name)  # the start of the iteration in which it happened
     assert steps == rows(tmp_path / "a")[-1]["step"] > 0
-    game = GymnasiumGame(cfg.env, False)  # and it can be replayed
+    game = GymnasiumEnv(cfg.env, False)  # and it can be replayed
     out = game.obs.copy()
     game.reset(where["seed"], out)
     assert worlds.Faulty.last["seed"] == where["seed"]
@@ -600,7 +600,7 @@ def test_the_best_checkpoint_is_kept_and_can_be_evaluated(small: Config, tmp_pat
     state = initial(small, Ranks())
     for steps, score in ((100, 1.0), (200, 5.0), (300, 4.0), (400, 3.0), (500, 2.0), (600, 1.0)):
         state.steps = steps
-        state.window.extend([Episode(0, score, 6)] * 100)
+        state.recent_episodes.extend([Episode(0, score, 6)] * 100)
         save(state, small, tmp_path, Ranks())
     assert [int(p.name) for p in checkpoints(tmp_path)] == [200, 400, 500, 600]
     assert len(surefoot.evaluate(checkpoints(tmp_path)[0], episodes=3).scores) == 3
@@ -642,9 +642,8 @@ def test_tensorboard_hears_of_a_row_within_five_seconds_of_the_next(
 def test_a_broken_transition_never_enters_the_data() -> None:
     """Rows of a game that raised: what was played before is cut short, what follows is a new episode, all exact."""
     from surefoot.algorithm.rollout import collect
-    from surefoot.envs import Games
 
-    games = Games(Gymnasium("worlds:Crashing-v0"), 5, range(3), restarts=100)
+    games = EnvVector(Gymnasium("worlds:Crashing-v0"), 5, range(3), restarts=100)
     torch.manual_seed(0)
     policy = MLP((8,)).build(games.observation_space, games.action_space)
     games.reset_all()
@@ -669,20 +668,20 @@ def test_a_broken_transition_never_enters_the_data() -> None:
 
 def test_it_learns_with_an_environment_that_crashes_at_random(small: Config, tmp_path: Path) -> None:
     cfg = replace(small, env=Gymnasium("worlds:FragileCatch-v0"), total_steps=128 * 150, env_restarts=10_000)
-    go(cfg, tmp_path / "a", rate=replace(small.rate, learning_rate=3e-3))
+    go(cfg, tmp_path / "a", learning_rate=replace(small.learning_rate, initial=3e-3))
     assert rows(tmp_path / "a")[-1]["return_mean"] > 0.8
 
 
 def test_an_episode_too_long_to_replay_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    from surefoot.envs import Games, gym
+    from surefoot.envs import EnvVector, gym
 
     assert MAX_REPLAY >= 100_000
     monkeypatch.setattr(gym, "MAX_REPLAY", 5)
-    games = Games(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
+    games = EnvVector(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
     games.reset_all()
     for _ in range(5):
         games.step([0], games.obs.copy())
-    other = Games(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
+    other = EnvVector(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
     assert other.restore(games.snapshot()) == []
     games.step([0], games.obs.copy())
     assert len(games.games[0].actions) == 5  # type: ignore[attr-defined]
@@ -767,7 +766,7 @@ def test_an_environment_that_hangs_before_its_first_decision_is_named(
     """The minute more that it is given for its start is shortened when it hangs, and not before."""
 
     def hang(*_: Any, **__: Any) -> None:
-        monkeypatch.setattr(pulse, "START", 0.1)
+        monkeypatch.setattr(heartbeat, "START", 0.1)
         threading.Event().wait(600)
 
     monkeypatch.setattr(worlds.Catch, method, hang)
@@ -794,7 +793,7 @@ def test_a_policy_that_learns_nothing_is_reported(
     """The Corridor pays the same whatever is done: over the games all rewards agree, and nothing is pushed."""
     from surefoot.algorithm.advantages import FutureReturn, OverGames
 
-    cfg = replace(small, env=Gymnasium("worlds:Corridor-v0"), credit=FutureReturn(0.9), normalize=OverGames())
+    cfg = replace(small, env=Gymnasium("worlds:Corridor-v0"), advantage=FutureReturn(0.9), normalize=OverGames())
     go(cfg, tmp_path / "a", value_coef=0.0, total_steps=128 * 25)
     err = capsys.readouterr().err
     assert err.count("nothing was learned for 20 iterations: all games agree") == 1
@@ -813,7 +812,7 @@ def test_a_policy_that_always_does_the_same_is_reported(
     go(small, tmp_path / "a", total_steps=128 * 45)
     err = capsys.readouterr().err
     assert err.count("the policy has played the same actions for 20 iterations (entropy ") == 1
-    assert "give it a larger --regularizer.coefficient or a lower learning rate" in err
+    assert "give it a larger --entropy.coef or a lower learning rate" in err
 
 
 class SignalsAt:
@@ -885,8 +884,8 @@ def test_the_second_signal_ends_at_once_but_a_rank_leaves_that_to_its_launcher(
 ) -> None:
     """Whoever signals all processes of a run reaches a rank twice, directly and through its launcher."""
     if launched:
-        pulse.Pulse.lay(tmp_path / "0", small.games)
-        monkeypatch.setenv(pulse.VARIABLE, str(tmp_path / "0"))
+        heartbeat.Heartbeat.lay(tmp_path / "0", small.num_envs)
+        monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path / "0"))
     monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         go(small, tmp_path / "a")

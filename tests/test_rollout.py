@@ -10,7 +10,7 @@ import torch
 
 from surefoot.algorithm.rollout import Rollout, collect
 from surefoot.algorithm.state import initial
-from surefoot.envs import Games
+from surefoot.envs import EnvVector
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import NatureCNN
@@ -20,14 +20,16 @@ from surefoot.rng import Purpose, integer, stream
 from twin import Notebook
 
 
-def play(env_id: str, horizon: int = 7, games: int = 2, episode: int | None = None) -> tuple[Rollout, Games, Policy]:
-    everything = Games(Gymnasium(env_id), 5, range(games))
+def play(
+    env_id: str, num_steps: int = 7, num_envs: int = 2, episode: int | None = None
+) -> tuple[Rollout, EnvVector, Policy]:
+    everything = EnvVector(Gymnasium(env_id), 5, range(num_envs))
     from surefoot.models.networks import MLP
 
     torch.manual_seed(0)
     policy = MLP((8,)).build(everything.observation_space, everything.action_space)
     everything.reset_all()
-    noise = torch.from_numpy(stream(5, Purpose.ACTIONS, 0).random((horizon, games), "float32"))
+    noise = torch.from_numpy(stream(5, Purpose.ACTIONS, 0).random((num_steps, num_envs), "float32"))
     return collect(policy, everything, noise, episode), everything, policy
 
 
@@ -46,7 +48,7 @@ def test_every_row_is_one_real_transition_of_a_scripted_game() -> None:
 
 
 def test_scores_are_raw_and_exact() -> None:
-    r, _, _ = play("worlds:Scripted-terminated-v0", horizon=6)
+    r, _, _ = play("worlds:Scripted-terminated-v0", num_steps=6)
     for game in (0, 1):
         scores = [e.score for e in r.episodes if e.game == game]
         # two episodes: 1 + 2 + 3 plus ten for every action 1
@@ -84,9 +86,9 @@ def test_truncation_is_worth_the_value_of_the_real_final_observation() -> None:
 
 
 @pytest.mark.parametrize("ending", ["truncated", "terminated", "both"])
-@pytest.mark.parametrize("horizon", [6, 7])  # 6: the last decision ends an episode
-def test_a_rollout_is_judged_anew_as_it_was_judged_first(ending: str, horizon: int) -> None:
-    r, _, policy = play(f"worlds:Scripted-{ending}-v0", horizon)
+@pytest.mark.parametrize("num_steps", [6, 7])  # 6: the last decision ends an episode
+def test_a_rollout_is_judged_anew_as_it_was_judged_first(ending: str, num_steps: int) -> None:
+    r, _, policy = play(f"worlds:Scripted-{ending}-v0", num_steps)
     again = r.judged(policy)
     torch.testing.assert_close(again.value, r.value)
     torch.testing.assert_close(again.next_value, r.next_value)
@@ -106,12 +108,14 @@ def test_recomputed_weights_come_from_the_critic_as_it_is_then(small, monkeypatc
 
     def spy(rollout: Rollout, cfg, state, ranks):
         with torch.no_grad():
-            seen.append((rollout.value, state.policy.judge(rollout.prepared.flatten(0, 1))[1].view_as(rollout.value)))
-        return weigh(rollout, cfg, state, ranks)
+            seen.append(
+                (rollout.value, state.policy.judge(rollout.preprocessed.flatten(0, 1))[1].view_as(rollout.value))
+            )
+        return compute_advantages(rollout, cfg, state, ranks)
 
-    weigh = loop.weigh
-    monkeypatch.setattr(loop, "weigh", spy)
-    for recompute, calls in ((False, 1), (True, small.epochs)):
+    compute_advantages = loop.compute_advantages
+    monkeypatch.setattr(loop, "compute_advantages", spy)
+    for recompute, calls in ((False, 1), (True, small.num_epochs)):
         seen.clear()
         cfg = replace(small, recompute=recompute, total_iterations=1)
         loop.train(cfg, initial(cfg, Ranks()), Ranks(), Notebook(cfg))
@@ -134,13 +138,13 @@ def test_the_last_row_of_an_unfinished_episode_looks_one_step_ahead() -> None:
 
 
 def test_episodes_of_length_one_and_longer_than_the_rollout() -> None:
-    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", horizon=7)
+    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", num_steps=7)
     # lengths 1, 4, 2 in turn: endings after 1, 5 and 7 steps
     assert r.terminated[:, 0].nonzero()[:, 0].tolist() == [0, 4, 6]
 
 
 def test_from_reset_cuts_all_games_where_the_first_ends() -> None:
-    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", horizon=7, episode=1)
+    r, _, _ = play("worlds:ScriptedMixed-terminated-v0", num_steps=7, episode=1)
     # each object's first episode lasts 1 step and was begun before; this one, its second, lasts 4
     assert len(r.reward) == 4
     assert r.terminated[3].all()
@@ -148,7 +152,7 @@ def test_from_reset_cuts_all_games_where_the_first_ends() -> None:
 
 
 def test_from_reset_truncates_what_did_not_end_and_counts_it() -> None:
-    r, games, policy = play("worlds:ScriptedLong-terminated-v0", horizon=5, episode=3)
+    r, games, policy = play("worlds:ScriptedLong-terminated-v0", num_steps=5, episode=3)
     assert r.truncated[-1].all()
     assert not r.truncated[:-1].any()
     assert [(e.score, e.length) for e in r.episodes] == [(score, 5) for score in r.reward.sum(0).tolist()]
@@ -164,7 +168,7 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
 
     state = initial(small, Ranks())
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
-    r = collect(state.policy, state.games, noise)
+    r = collect(state.policy, state.envs, noise)
     batch = next(minibatches(r, r.reward, r.reward, small, 0, 0, slice(0, 8)))
     ratio = (state.policy.judge(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
     assert (ratio - 1).abs().max() < 1e-5
@@ -173,17 +177,17 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
 @pytest.mark.parametrize("rounded", [False, True])
 def test_images_stay_bytes_and_the_ratio_is_one(rounded: bool) -> None:
     """As whoever plays has seen them, and as learning sees them: their windows, each once."""
-    games = Games(Atari("breakout"), 1, range(2))
+    games = EnvVector(Atari("breakout"), 1, range(2))
     policy = NatureCNN().build(games.observation_space, games.action_space)
     policy.bf16 = rounded
     games.reset_all()
     r = collect(policy, games, torch.rand(8, 2, generator=torch.Generator().manual_seed(1)))
-    assert r.prepared.dtype == torch.uint8
-    assert torch.equal(r.prepared.flatten(0, 1), policy.prepare(r.obs.flatten(0, 1)))
-    r.windows = policy.windows(r.prepared, r.beyond)
+    assert r.preprocessed.dtype == torch.uint8
+    assert torch.equal(r.preprocessed.flatten(0, 1), policy.preprocess(r.obs.flatten(0, 1)))
+    r.windows = policy.windows(r.preprocessed, r.bootstrap_obs)
     assert r.windows is not None
     with torch.no_grad():
-        for seen in (r.prepared.flatten(0, 1), r.windows[:16]):
+        for seen in (r.preprocessed.flatten(0, 1), r.windows[:16]):
             dist, value, _ = policy.judge(seen)
             assert (dist.log_prob(r.action.flatten()).exp() / r.logp.flatten().exp() - 1).abs().max() < 1e-5
             assert (value - r.value.flatten()).abs().max() < 1e-5
@@ -195,7 +199,7 @@ def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
     from surefoot.algorithm.update import minibatches
 
     state = initial(small, Ranks())
-    r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
+    r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
     parts = [b.weight for epoch in (0, 1) for b in minibatches(r, number, number, small, 3, epoch, slice(0, 8))]
     assert len(parts) == 2 * 4
@@ -210,7 +214,7 @@ def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
     from surefoot.algorithm.update import minibatches
 
     state = initial(small, Ranks())
-    r = collect(state.policy, state.games, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
+    r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
     whole = [set(b.weight.tolist()) for b in minibatches(r, number, number, small, 3, 1, slice(0, 8))]
     fields = {k: v[:, 4:] if isinstance(v, torch.Tensor) else v for k, v in vars(r).items()}
@@ -237,11 +241,11 @@ def test_collecting_does_not_depend_on_how_the_games_are_shared(small) -> None:
     cfg = replace(small, env=Gymnasium("worlds:ScriptedMixed-truncated-v0"))
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
     whole = initial(cfg, Ranks())
-    r = collect(whole.policy.double(), whole.games, noise)
+    r = collect(whole.policy.double(), whole.envs, noise)
     for rank in (0, 1):
         part = initial(cfg, Ranks(rank, 2))
         own = slice(4 * rank, 4 * rank + 4)
-        s = collect(part.policy.double(), part.games, noise[:, own])
+        s = collect(part.policy.double(), part.envs, noise[:, own])
         for name in ("obs", "action", "reward", "terminated", "truncated"):
             assert torch.equal(getattr(r, name)[:, own], getattr(s, name)), name
         assert torch.allclose(r.next_value[:, own], s.next_value, atol=1e-12)

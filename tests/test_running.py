@@ -61,7 +61,7 @@ def test_moments_have_the_same_bits_however_the_games_are_shared() -> None:
 
 
 def test_the_past_return_by_hand() -> None:
-    # gamma 1/2. Game 0: 8 before, then 1, 2 (ends), 3; game 1: nothing before, 4, 4, 4
+    # gamma 1/2. Environment 0: 8 before, then 1, 2 (ends), 3; game 1: nothing before, 4, 4, 4
     reward = torch.tensor([[1.0, 4], [2, 4], [3, 4]])
     ended = torch.tensor([[False, False], [True, False], [False, False]])
     past, carry = past_return(reward, ended, 0.5, torch.tensor([8.0, 0]).double())
@@ -93,7 +93,7 @@ class Watching(Reporter):
     seen: list[tuple[torch.Tensor, torch.Tensor, float]]
 
     def iteration(self, state: State, rollout, *rest):  # type: ignore[no-untyped-def, override]
-        self.seen.append((rollout.obs.clone(), rollout.reward.clone(), state.deviation))
+        self.seen.append((rollout.obs.clone(), rollout.reward.clone(), state.return_std))
         super().iteration(state, rollout, *rest)
 
 
@@ -116,7 +116,7 @@ def test_a_runs_moments_are_those_of_all_it_saw_and_its_rewards_stay_raw(
     assert reward.min() < -5  # raw
     past, carry = [], np.zeros(8)
     for t, paid in enumerate(reward):
-        carry = paid + control.credit.gamma * carry * (t % 10 > 0)  # an episode has 10 steps
+        carry = paid + control.advantage.gamma * carry * (t % 10 > 0)  # an episode has 10 steps
         past.append(carry)
     want = np.sqrt(np.var(past) + 1e-8)
     assert Watching.seen[-1][2] == pytest.approx(want, rel=1e-9)
@@ -158,7 +158,7 @@ def test_collection_and_learning_see_the_same_until_both_are_over(control: Confi
 def test_a_stopped_and_resumed_run_has_the_same_bits(
     control: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = replace(control, horizon=(12,), minibatch=24)  # rollouts end in the middle of episodes
+    cfg = replace(control, num_steps=(12,), minibatch_size=24)  # rollouts end in the middle of episodes
     surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "Reporter", interrupt_at(2))
@@ -167,8 +167,8 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     facts = [unseal((checkpoints(tmp_path / d)[-1] / "state.json").read_bytes()) for d in ("whole", "parts")]
-    assert facts[0]["returns"] == facts[1]["returns"]
-    assert facts[0]["returns"][0] > 0
+    assert facts[0]["return_moments"] == facts[1]["return_moments"]
+    assert facts[0]["return_moments"][0] > 0
 
 
 def test_fine_tuning_keeps_the_statistics(control: Config, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from torch.distributions import Independent as TorchIndependent
 from torch.distributions import Normal, kl_divergence
 
 from surefoot.algorithm.rollout import Rollout, collect
-from surefoot.envs import Games
+from surefoot.envs import EnvVector
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.spaces import blank, choices, lay, masked, parts, translator
 from surefoot.errors import Fault, UserError
-from surefoot.models.distributions import DiagonalGaussian, Independent, head
+from surefoot.models.distributions import DiagonalGaussian, MultiCategorical, head
 from surefoot.models.networks import MLP, ImpalaCNN, NatureCNN, Network
 from surefoot.models.policy import Policy
 from surefoot.runs.evaluation import evaluate
@@ -60,7 +60,7 @@ def test_gaussian_samples_are_finite_and_even_at_both_ends_of_the_noise() -> Non
 def test_independent_choices_are_the_sum_of_torchs() -> None:
     draw = torch.Generator().manual_seed(0)
     logits, old = torch.randn(2, 40, 5, generator=draw, dtype=torch.float64)
-    mine, other = Independent(logits, (2, 3)), Independent(old, (2, 3))
+    mine, other = MultiCategorical(logits, (2, 3)), MultiCategorical(old, (2, 3))
     theirs = [TorchCategorical(logits=part) for part in (logits[:, :2], logits[:, 2:])]
     others = [TorchCategorical(logits=part) for part in (old[:, :2], old[:, 2:])]
     action = mine.sample(torch.rand(40, 2, generator=draw))
@@ -69,7 +69,7 @@ def test_independent_choices_are_the_sum_of_torchs() -> None:
     torch.testing.assert_close(mine.log_prob(action), want)
     torch.testing.assert_close(mine.entropy(), sum(t.entropy() for t in theirs))
     torch.testing.assert_close(mine.kl(other), sum(map(kl_divergence, others, theirs)))
-    again = Independent(mine.params, (2, 3))  # as a rollout stores it
+    again = MultiCategorical(mine.params, (2, 3))  # as a rollout stores it
     torch.testing.assert_close(again.log_prob(action), want)
     assert mine.greedy().tolist() == [
         [int(a.argmax()), int(b.argmax())] for a, b in zip(*logits.split((2, 3), 1), strict=True)
@@ -235,12 +235,12 @@ def test_images_may_have_their_channels_first_last_or_not_at_all(shape: tuple[in
         torch.testing.assert_close(first(image.permute(0, 3, 1, 2))[1], policy(image)[1])
 
 
-def play(env_id: str, horizon: int = 12) -> tuple[Rollout, Games, Policy]:
-    games = Games(Gymnasium(env_id), 5, range(2))
+def play(env_id: str, num_steps: int = 12) -> tuple[Rollout, EnvVector, Policy]:
+    games = EnvVector(Gymnasium(env_id), 5, range(2))
     games.reset_all()
     torch.manual_seed(0)
     policy = MLP((8,)).build(games.observation_space, games.action_space)
-    noise = torch.rand(horizon, 2, *policy.draws, generator=torch.Generator().manual_seed(1))
+    noise = torch.rand(num_steps, 2, *policy.draws, generator=torch.Generator().manual_seed(1))
     return collect(policy, games, noise), games, policy
 
 
@@ -260,7 +260,7 @@ def test_what_was_sampled_is_learned_from_and_what_fits_is_played() -> None:
 @pytest.mark.parametrize("env_id", ["worlds:Target-v0", "worlds:Switches-v0", "worlds:Doors-v0", "worlds:Nested-v0"])
 def test_every_kind_of_game_is_restored_in_the_middle_of_an_episode(env_id: str) -> None:
     _, games, policy = play(env_id)
-    other = Games(Gymnasium(env_id), 5, range(2))
+    other = EnvVector(Gymnasium(env_id), 5, range(2))
     assert other.restore(games.snapshot()) == []
     noise = torch.rand(9, 2, *policy.draws, generator=torch.Generator().manual_seed(2))
     a, b = collect(policy, games, noise), collect(policy, other, noise)
@@ -280,7 +280,7 @@ def test_masks_are_found_obeyed_and_kept() -> None:
 
 
 def test_a_mask_that_allows_nothing_is_a_fault() -> None:
-    games = Games(Gymnasium("worlds:Doors-v0"), 5, range(1))
+    games = EnvVector(Gymnasium("worlds:Doors-v0"), 5, range(1))
     games.reset_all()
     games.games[0].env.unwrapped.shut = True
     with pytest.raises(Fault, match="its action mask allows no action"):
@@ -288,7 +288,7 @@ def test_a_mask_that_allows_nothing_is_a_fault() -> None:
 
 
 def test_a_fault_of_a_continuous_game_is_named_without_actions() -> None:
-    games = Games(Gymnasium("worlds:Target-v0"), 5, range(1))
+    games = EnvVector(Gymnasium("worlds:Target-v0"), 5, range(1))
     games.reset_all()
     with pytest.raises(Fault, match=r"\(episode's seed \d+, decision 1\) failed: .*nan"):
         games.step(np.float32([[np.nan, 0]]), games.obs.copy())

@@ -14,7 +14,7 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 import surefoot
 from surefoot.algorithm.advantages import SignReward
 from surefoot.algorithm.rollout import collect
-from surefoot.envs import Games
+from surefoot.envs import EnvVector
 from surefoot.envs.atari import Atari
 from surefoot.errors import UserError
 from surefoot.presets import find
@@ -81,7 +81,7 @@ class Fixed:
 
 
 def test_a_lost_life_ends_for_learning_and_not_for_scores() -> None:
-    games = Games(Atari("breakout", life_loss=True), 1, range(1))
+    games = EnvVector(Atari("breakout", life_loss=True), 1, range(1))
     games.reset_all()
     out = np.empty_like(games.obs)
     lives, scores, went_on = [], [], 0
@@ -95,7 +95,7 @@ def test_a_lost_life_ends_for_learning_and_not_for_scores() -> None:
     assert lives[:5] == [5, 4, 3, 2, 1]  # each life is an ending
     assert len(scores) == len(lives) // 5  # and five of them a game
     assert went_on == len(lives) - len(scores)
-    whole = Games(Atari("breakout"), 1, range(1))
+    whole = EnvVector(Atari("breakout"), 1, range(1))
     whole.reset_all()
     plain = []
     for t in range(400):
@@ -109,7 +109,7 @@ def test_signs_are_learned_and_scores_stay_raw() -> None:
     cfg = find("ALE/MsPacman-v5")
     assert isinstance(cfg.reward, SignReward)
     torch.manual_seed(0)
-    games = Games(cfg.env, 1, range(2))
+    games = EnvVector(cfg.env, 1, range(2))
     games.reset_all()
     policy = cfg.network.build(games.observation_space, games.action_space)
     rollout = collect(policy, games, torch.rand(96, 2))  # a tune of 64 decisions comes first
@@ -169,7 +169,7 @@ def test_all_games_that_ale_ships_load_and_play() -> None:
 
 def test_a_run_on_an_atari_id_trains_and_is_evaluated(tmp_path) -> None:  # type: ignore[no-untyped-def]
     run = surefoot.train(
-        *("ALE/Breakout-v5",), total_steps=256, games=2, horizon=(64,), minibatch=64, eval_episodes=1,
+        *("ALE/Breakout-v5",), total_steps=256, num_envs=2, num_steps=(64,), minibatch_size=64, eval_episodes=1,
         run_dir=tmp_path / "a", ranks=1, quiet=True,
     )  # fmt: skip
     assert run.evaluation is not None

@@ -47,7 +47,14 @@ def assert_same_run(a: Path, b: Path) -> None:
 def tiny_pong() -> Config:
     small = SmallCNN(filters=(4, 4), hidden=8)
     return replace(
-        PONG, network=small, games=2, horizon=(32,), minibatch=32, total_steps=64 * 4, eval_episodes=0, save_every=1e9
+        PONG,
+        network=small,
+        num_envs=2,
+        num_steps=(32,),
+        minibatch_size=32,
+        total_steps=64 * 4,
+        eval_episodes=0,
+        save_every=1e9,
     )
 
 
@@ -71,7 +78,7 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cfg = replace(request.getfixturevalue(which), rate=AdaptiveRate(1e-3))
+    cfg = replace(request.getfixturevalue(which), learning_rate=AdaptiveRate(1e-3))
     surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "Reporter", interrupt_at(2))
@@ -90,8 +97,8 @@ def test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_t
     for k in range(1, 7):
         state.iteration = k
         state.flat.data.fill_(k)
-        state.average(0.75)
-        means.append(float(state.mean[0]))
+        state.update_ema(0.75)
+        means.append(float(state.ema_params[0]))
     # the mean of all while they are few: 1, 3/2, 6/3, 10/4; then 3/4 2.5 + 1/4 5, 3/4 3.125 + 1/4 6
     assert means == pytest.approx([1, 1.5, 2, 2.5, 3.125, 3.84375], abs=1e-6)
     save(state, small, tmp_path, Ranks())
@@ -100,7 +107,7 @@ def test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_t
     other = initial(small, Ranks())
     restore(other, tmp_path, Ranks())
     assert all((p == 6).all() for p in other.policy.parameters())
-    assert torch.equal(other.mean, state.mean)
+    assert torch.equal(other.ema_params, state.ema_params)
 
 
 def test_the_same_seed_is_the_same_run_and_another_is_not(small: Config, tmp_path: Path) -> None:
@@ -144,8 +151,8 @@ def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path: Path) -> Non
 def test_a_mistaken_resume_leaves_the_run_as_it_was(small: Config, tmp_path: Path) -> None:
     surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
     before = (tmp_path / "a" / "config.json").read_bytes()
-    with pytest.raises(UserError, match="games cannot change on resume"):
-        surefoot.resume(tmp_path / "a", games=16)
+    with pytest.raises(UserError, match="num_envs cannot change on resume"):
+        surefoot.resume(tmp_path / "a", num_envs=16)
     with pytest.raises(UserError, match="divisors"):
         surefoot.resume(tmp_path / "a", ranks=3, total_steps=10_000)
     assert (tmp_path / "a" / "config.json").read_bytes() == before
@@ -170,7 +177,7 @@ def test_evaluations_during_training_keep_the_best_policy_and_change_nothing_els
     small: Config, tmp_path: Path
 ) -> None:
     cfg = replace(
-        small, total_steps=8 * 16 * 12, rate=FixedRate(1.0), ema_decay=0.5
+        small, total_steps=8 * 16 * 12, learning_rate=FixedRate(1.0), ema_decay=0.5
     )  # too fast: the last is not the best
     plain = surefoot.train(cfg, run_dir=tmp_path / "a", ranks=1, quiet=True)
     cfg = replace(cfg, eval_every=256, eval_games=20, eval_episodes=3)
@@ -207,7 +214,9 @@ def test_a_signal_breaks_an_evaluation_during_training_off(
     assert [row["step"] for row in read(tmp_path / "a") if row["evaluation"] is not None] == [512, 768]
 
 
-@pytest.mark.parametrize("wrong", [{"horizon": 32}, {"games": "8"}, {"credit": "gae"}, {"epochs": 2.5}, {"nothing": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_steps": 32}, {"num_envs": "8"}, {"advantage": "gae"}, {"num_epochs": 2.5}, {"nothing": 1}]
+)
 def test_wrong_types_from_python_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         surefoot.train("cartpole", run_dir=tmp_path / "a", **wrong)
@@ -229,7 +238,7 @@ def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
 def test_an_environment_that_does_not_replay_is_said(
     small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = replace(small, env=Gymnasium("worlds:Carrying-v0"), horizon=(12,), minibatch=24)
+    cfg = replace(small, env=Gymnasium("worlds:Carrying-v0"), num_steps=(12,), minibatch_size=24)
     state = initial(cfg, Ranks())
     save(state, cfg, tmp_path, Ranks())
     assert restore(initial(cfg, Ranks()), tmp_path, Ranks()) == list(range(8))

@@ -26,9 +26,9 @@ from surefoot.parallel.ranks import Ranks
 from surefoot.presets import PRESETS, TUNED, find
 from surefoot.runs.metrics import read
 from surefoot.runs.start import start
-from test_learn import prepared
+from test_learn import preprocessed
 
-TINY = {"games": 2, "horizon": (8,), "minibatch": 8, "epochs": 1, "total_steps": 48, "eval_episodes": 1}
+TINY = {"num_envs": 2, "num_steps": (8,), "minibatch_size": 8, "num_epochs": 1, "total_steps": 48, "eval_episodes": 1}
 
 
 @pytest.mark.parametrize("cfg", TUNED, ids=lambda cfg: cfg.task)
@@ -72,10 +72,10 @@ def test_other_functions_and_objects_are_played_in_this_process(tmp_path: Path) 
         with pytest.raises(UserError, match="in this process alone"):
             surefoot.train(task, run_dir=tmp_path / "no", ranks=2, quiet=True, **TINY)
     text = (tmp_path / "0" / "config.json").read_text()
-    from surefoot.envs.gym import HERE
+    from surefoot.envs.gym import LOCAL_MAKERS
 
     name = json.loads(text)["config"]["env"]["id"]
-    HERE.pop(name)
+    LOCAL_MAKERS.pop(name)
     with pytest.raises(UserError, match="a function of another program"):
         surefoot.evaluate(tmp_path / "0")
     for env in ("makers:Catch", makers.make_catch, makers.Catch()):  # what stands in for it
@@ -87,7 +87,7 @@ def test_other_functions_and_objects_are_played_in_this_process(tmp_path: Path) 
 def test_an_object_is_copied_for_every_game() -> None:
     env = makers.Target()
     state = initial(find(env, **TINY), Ranks())
-    games = [game.env for game in state.games.games]
+    games = [game.env for game in state.envs.games]
     assert len({id(game) for game in (*games, env)}) == 3
 
 
@@ -114,7 +114,18 @@ def test_an_object_is_played_as_it_is_now() -> None:
 def test_masks_are_obeyed_or_refused(
     more: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = ["--games", "2", "--horizon", "8", "--minibatch", "8", "--total-steps", "48", "--eval-episodes", "1"]
+    tiny = [
+        "--num-envs",
+        "2",
+        "--num-steps",
+        "8",
+        "--minibatch-size",
+        "8",
+        "--total-steps",
+        "48",
+        "--eval-episodes",
+        "1",
+    ]
     run = ["train", "makers:Masked", "--run-dir", str(tmp_path / "a"), "--ranks", "1", "--quiet", *tiny]
     code = main([*run, "--env.kwargs", "size=4", *more])
     assert re.search(says, capsys.readouterr().err)
@@ -210,7 +221,18 @@ def test_arguments_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtu
     game = env.make()
     assert game.observation_space.n == 64
     assert game.env.unwrapped.P[0][1] == [(1.0, 8, 0, False)]  # down, without slipping
-    call = ["--games", "2", "--horizon", "16", "--minibatch", "32", "--total-steps", "32", "--eval-episodes", "2"]
+    call = [
+        "--num-envs",
+        "2",
+        "--num-steps",
+        "16",
+        "--minibatch-size",
+        "32",
+        "--total-steps",
+        "32",
+        "--eval-episodes",
+        "2",
+    ]
     run = ["train", "FrozenLake-v1", "--run-dir", str(tmp_path / "a"), "--quiet", *call]
     assert main([*run, "--env.kwargs", "map_name=8x8", "is_slippery=False"]) == 0
     assert json.loads((tmp_path / "a/config.json").read_text())["config"]["env"]["kwargs"] == list(env.kwargs)
@@ -247,7 +269,7 @@ def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None
     from surefoot.algorithm.update import update
 
     cfg = replace(small, value_clip=0.1, objective=ClippedSurrogate(0.2))
-    state, _, batch = prepared(cfg)
+    state, _, batch = preprocessed(cfg)
     batch.target = batch.value + 10
     batch.value = batch.value - 5  # it has moved 5 towards the target: more than 0.1
     batch.weight = torch.zeros_like(batch.weight)
@@ -259,7 +281,7 @@ def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None
 
 def test_the_clip_range_falls_in_a_straight_line() -> None:
     falling = ClippedSurrogate(0.2, end_factor=0.0)
-    assert [falling.at(7, p).epsilon for p in (0.0, 0.25, 1.0, 1.5)] == pytest.approx([0.2, 0.15, 0.0, 0.0])
+    assert [falling.at(7, p).clip_range for p in (0.0, 0.25, 1.0, 1.5)] == pytest.approx([0.2, 0.15, 0.0, 0.0])
 
 
 def test_a_large_divergence_ends_the_passes(small: Config, tmp_path: Path) -> None:
@@ -268,7 +290,7 @@ def test_a_large_divergence_ends_the_passes(small: Config, tmp_path: Path) -> No
 
     from surefoot.algorithm import train as loop
 
-    plain, cfg = loop.update, replace(small, rate=FixedRate(0.05))
+    plain, cfg = loop.update, replace(small, learning_rate=FixedRate(0.05))
 
     def counting(*args):  # type: ignore[no-untyped-def]
         Many.calls += 1
@@ -278,7 +300,7 @@ def test_a_large_divergence_ends_the_passes(small: Config, tmp_path: Path) -> No
         patch.setattr(loop, "update", counting)
         surefoot.train(cfg, run_dir=tmp_path / "a", ranks=1, quiet=True)
         everything, Many.calls = Many.calls, 0
-        surefoot.train(replace(cfg, max_kl=1e-4), run_dir=tmp_path / "b", ranks=1, quiet=True)
+        surefoot.train(replace(cfg, target_kl=1e-4), run_dir=tmp_path / "b", ranks=1, quiet=True)
     assert everything == 6 * 2 * 4  # iterations, epochs, minibatches
     assert Many.calls == 6 * 2  # the first update of a rollout finds none, the second one does
 

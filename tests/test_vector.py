@@ -16,7 +16,7 @@ import makers
 import surefoot
 from surefoot.algorithm.rollout import collect
 from surefoot.commands.cli import main
-from surefoot.envs import Games
+from surefoot.envs import EnvVector
 from surefoot.envs.gym import Gymnasium, describe
 from surefoot.envs.vector import Vector
 from surefoot.errors import Fault, UserError
@@ -49,8 +49,8 @@ def vector(id: str, mode: AutoresetMode | str = "SameStep", kind: Any = SyncVect
     return describe(make)
 
 
-def games(env: Gymnasium, indices: range = range(3)) -> Games:
-    found = Games(env, 5, indices)
+def games(env: Gymnasium, indices: range = range(3)) -> EnvVector:
+    found = EnvVector(env, 5, indices)
     if found.vector is None:
         for i, game in zip(indices, found.games, strict=True):
             game.env.first = integer(5, Purpose.RESETS, 0, 0) + i  # type: ignore[attr-defined]
@@ -121,7 +121,7 @@ def test_the_games_do_not_know_how_many_ranks_there_are(mode: AutoresetMode) -> 
 
 def test_another_seed_is_another_run_and_a_new_start_is_not_the_old_one() -> None:
     env = vector("CartPole-v1")
-    first = [Games(env, seed, range(2)) for seed in (1, 1, 2)]
+    first = [EnvVector(env, seed, range(2)) for seed in (1, 1, 2)]
     for played in first:
         played.reset_all()
     a, b, c = (played.obs.copy() for played in first)
@@ -155,7 +155,7 @@ class Forgets(SyncVectorEnv):
     ],
 )
 def test_one_that_breaks_its_promise_is_a_fault(kind: Any, mode: str, id: str, says: str) -> None:
-    played = Games(vector(id, mode, kind), 5, range(2, 4))
+    played = EnvVector(vector(id, mode, kind), 5, range(2, 4))
     played.reset_all()
 
     def play() -> None:
@@ -167,7 +167,7 @@ def test_one_that_breaks_its_promise_is_a_fault(kind: Any, mode: str, id: str, s
 
 
 def test_a_number_that_is_none_is_a_fault_of_its_environment() -> None:
-    played = Games(vector("Target-v0"), 5, range(2))
+    played = EnvVector(vector("Target-v0"), 5, range(2))
     played.reset_all()
     with pytest.raises(Fault, match=r"environment 1 \(decision 1\) failed: .*(nan|finite)"):
         played.step(np.float32([[0, 0], [np.nan, 0]]), played.obs.copy())
@@ -181,7 +181,7 @@ def test_one_that_is_refused_is_closed() -> None:
         return made[-1]
 
     with pytest.raises(UserError, match="env_restarts is 3; allowed is 0 with a VectorEnv"):
-        Games(describe(make), 5, range(2), restarts=3)
+        EnvVector(describe(make), 5, range(2), restarts=3)
     made[-1].metadata["autoreset_mode"] = None
     with pytest.raises(UserError, match="has None as metadata"):
         Vector(made[-1], "it", 2)

@@ -111,7 +111,7 @@ def test_what_differs_everywhere_is_convolved_as_images() -> None:
     generator = torch.Generator().manual_seed(2)
     noise = torch.randint(0, 256, (20, 4, 84, 84), generator=generator, dtype=torch.uint8)
     policy = policy_of(NatureCNN())
-    assert policy.windows(policy.prepare(noise)) is None
+    assert policy.windows(policy.preprocess(noise)) is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_windows_that_would_take_more_than_images_are_not_made(
     """It pads; each of them is large; there are many, and each has many patches."""
     monkeypatch.setattr(module, "MOST", 1 << 18)
     policy = network.build(spaces.Box(0, 255, (4, size, size), np.uint8), spaces.Discrete(3))
-    assert policy.windows(policy.prepare(scenes(8, 4, size))) is None
+    assert policy.windows(policy.preprocess(scenes(8, 4, size))) is None
 
 
 def test_a_layer_deeper_down_may_see_too_much_that_differs() -> None:
@@ -134,10 +134,10 @@ def test_a_layer_deeper_down_may_see_too_much_that_differs() -> None:
     busy, generator = scenes(), np.random.default_rng(1)
     for image in busy.numpy():
         image[:, ::14, ::14] = generator.integers(0, 2, (4, 6, 6))
-    found = policy.windows(policy.prepare(busy))
+    found = policy.windows(policy.preprocess(busy))
     assert found is not None
     assert len(found.tables) == 2
-    assert max(off(traced(policy, found), traced(policy, policy.prepare(busy)))) < 1e-10
+    assert max(off(traced(policy, found), traced(policy, policy.preprocess(busy)))) < 1e-10
 
 
 def traced(policy: Policy, seen: Tensor | Windows) -> list[Tensor]:
@@ -160,7 +160,7 @@ def off(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 def test_a_network_finds_and_learns_the_same(network: Any) -> None:
     """In double precision; in others it is not further from that by windows than by images."""
     policy, images = policy_of(network), scenes()
-    found, patches = policy.windows(policy.prepare(images)), policy.prepare(images)
+    found, patches = policy.windows(policy.preprocess(images)), policy.preprocess(images)
     assert found is not None
     assert len(found.tables) == 1 + sum(isinstance(layer, nn.Conv2d) for layer in policy.body)
     exact = traced(copy.deepcopy(policy).double(), patches)
@@ -187,11 +187,11 @@ def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     cfg = replace(
         PONG,
         network=SmallCNN(filters=(4, 4), hidden=8, background=0.0, scale=255.0),
-        games=2,
-        horizon=(32,),
-        minibatch=32,
-        epochs=2,
-        rate=FixedRate(1e-3),
+        num_envs=2,
+        num_steps=(32,),
+        minibatch_size=32,
+        num_epochs=2,
+        learning_rate=FixedRate(1e-3),
         optimizer=Adam(eps=1e-3),
         bf16=False,
         total_steps=64,

@@ -21,19 +21,19 @@ from surefoot.config import Config, FixedRate
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP, SmallCNN
 from surefoot.models.optimizers import Muon
-from surefoot.parallel.launch import die_with_launcher, leave
+from surefoot.parallel.launch import die_with_launcher, exit_now
 from surefoot.parallel.ranks import ROOM, join, memory
 
 CFG = Config(
     env=Gymnasium("worlds:Catch-v0"),
     network=MLP((16,)),
-    games=8,
-    horizon=(16,),
-    credit=GAE(0.95, 0.9),
+    num_envs=8,
+    num_steps=(16,),
+    advantage=GAE(0.95, 0.9),
     objective=ClippedSurrogate(0.2),
-    epochs=2,
-    minibatch=32,
-    rate=FixedRate(1e-2),
+    num_epochs=2,
+    minibatch_size=32,
+    learning_rate=FixedRate(1e-2),
     total_steps=0,
     total_iterations=3,
 )
@@ -43,10 +43,10 @@ CFG = Config(
 LESSON = replace(
     CFG,
     env=Gymnasium("CartPole-v1"),
-    horizon=(15, 30),
+    num_steps=(15, 30),
     from_reset=True,
-    minibatch=0,
-    credit=FutureReturn(0.9),
+    minibatch_size=0,
+    advantage=FutureReturn(0.9),
     normalize=OverGames(),
     total_iterations=6,
 )
@@ -70,7 +70,7 @@ KINDS = {
 
 
 class Notebook:
-    """A watcher that keeps every iteration's rollout, gradient and parameters."""
+    """A callback that keeps every iteration's rollout, gradient and parameters."""
 
     def __init__(self, cfg: Config) -> None:
         self.cfg, self.notes = cfg, dict[str, torch.Tensor]()
@@ -83,11 +83,11 @@ class Notebook:
             self.notes[f"{state.iteration}/{name}"] = getattr(rollout, name).clone()
         self.notes[f"{state.iteration}/gradient"] = state.gradient[state.optimizer.part].clone()
         self.notes[f"{state.iteration}/parameters"] = state.flat.detach().clone()
-        measured = [x.double().flatten() for x in state.policy.prepare.state_dict().values()]
+        measured = [x.double().flatten() for x in state.policy.preprocess.state_dict().values()]
         self.notes[f"{state.iteration}/moments"] = torch.cat(
-            [*measured, torch.tensor((*state.returns, state.spread)).double()]
+            [*measured, torch.tensor((*state.return_moments, state.advantage_std)).double()]
         )
-        self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.window])
+        self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.recent_episodes])
 
     def due(self) -> bool:
         return False
@@ -107,7 +107,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     ranks = join()
     state = initial(cfg, ranks)
     state.policy.double()
-    state.flat, state.gradients, state.optimizer, state.mean = laid_out(state.policy, cfg, ranks)
+    state.flat, state.gradients, state.optimizer, state.ema_params = laid_out(state.policy, cfg, ranks)
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
     if ranks.count > 1 and sys.platform == "linux":  # all ways of exchanging are really taken
@@ -125,4 +125,4 @@ if __name__ == "__main__":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
             memory.cache_clear()
         main(kind, cfg, Path(sys.argv[1]))
-    leave(0)
+    exit_now(0)

@@ -10,8 +10,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from surefoot.algorithm.advantages import GAE, Credit, Normalize, OverBatch, RawReward, Reward
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Objective, Regularizer
+from surefoot.algorithm.advantages import GAE, Advantage, Normalize, OverBatch, RawReward, Reward
+from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, EntropyBonus, Objective
 from surefoot.envs import Env
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
@@ -23,22 +23,22 @@ from surefoot.models.optimizers import Adam, Optimizer
 class FixedRate:
     """The learning rate, the same all the time."""
 
-    learning_rate: float = 1e-4
+    initial: float = 1e-4
     """step size"""
 
-    def __call__(self, rate: float, kl: float, progress: float) -> float:
-        return self.learning_rate
+    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
+        return self.initial
 
 
 @dataclass(frozen=True)
 class LinearRate:
     """The learning rate, falling in a straight line to 0 at the end of the run."""
 
-    learning_rate: float = 2.5e-4
+    initial: float = 2.5e-4
     """step size at the start"""
 
-    def __call__(self, rate: float, kl: float, progress: float) -> float:
-        return self.learning_rate * max(0.0, 1 - progress)
+    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
+        return self.initial * max(0.0, 1 - progress)
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class AdaptiveRate:
     Source: Schulman et al. 2017, section 4 (there for the penalty); Rudin et al. 2022 (for the rate).
     """
 
-    learning_rate: float = 1e-3
+    initial: float = 1e-3
     """step size at the start"""
-    target_kl: float = 0.02
+    desired_kl: float = 0.02
     """times 1.5 below half of this divergence (in nats), divided by 1.5 above twice"""
     end_factor: float = 1.0
     """factor on the target at the end of the run; in between it falls at a constant rate, end_factor^progress"""
@@ -59,13 +59,13 @@ class AdaptiveRate:
     floor: float = 1e-5
     """never below this"""
 
-    def __call__(self, rate: float, kl: float, progress: float) -> float:
-        target = self.target_kl * self.end_factor ** min(1.0, progress)
+    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
+        target = self.desired_kl * self.end_factor ** min(1.0, progress)
         factor = 1.5 if kl < target / 2 else 1 / 1.5 if kl > target * 2 else 1.0
-        return min(self.cap, max(self.floor, rate * factor))
+        return min(self.cap, max(self.floor, learning_rate * factor))
 
 
-Rate = FixedRate | LinearRate | AdaptiveRate
+LearningRate = FixedRate | LinearRate | AdaptiveRate
 
 
 @dataclass(frozen=True)
@@ -76,35 +76,35 @@ class Config:
     """the game"""
     network: Network = field(default_factory=SmallCNN)
     """the policy's network"""
-    games: int = 32
+    num_envs: int = 32
     """games played in parallel"""
-    horizon: tuple[int, ...] = (64,)
+    num_steps: tuple[int, ...] = (64,)
     """decisions per game in one rollout; several numbers are stages, each for an equal share of the run"""
     from_reset: bool = False
     """start every rollout with new games and stop it where the first one ends (the lesson's trajectories)"""
     reward: Reward = field(default_factory=RawReward)
     """what is learned of the rewards; scores are always raw"""
-    credit: Credit = field(default_factory=GAE)
+    advantage: Advantage = field(default_factory=GAE)
     """what an action deserves"""
     normalize: Normalize = field(default_factory=OverBatch)
     """how it is compared"""
     objective: Objective = field(default_factory=ClippedSurrogate)
     """how hard the policy is pushed"""
-    regularizer: Regularizer = field(default_factory=Entropy)
+    entropy: EntropyBonus = field(default_factory=Entropy)
     """what keeps it exploring"""
     value_coef: float = 0.5
     """weight of the critic's squared error"""
     value_clip: float = math.inf
     """how far the critic may move from its old value before moving on towards the target wins nothing"""
-    epochs: int = 3
+    num_epochs: int = 3
     """passes over each rollout"""
     recompute: bool = False
     """the critic, which learns in every pass, judges the rollout anew before each further one"""
-    max_kl: float = math.inf
+    target_kl: float = math.inf
     """an update that finds the policy further than this from the old one, in nats, ends a rollout's passes"""
-    minibatch: int = 0
+    minibatch_size: int = 0
     """decisions per update; 0: the whole rollout"""
-    rate: Rate = field(default_factory=AdaptiveRate)
+    learning_rate: LearningRate = field(default_factory=AdaptiveRate)
     """The learning rate"""
     max_grad_norm: float = 1.0
     """longer gradients are shortened to this"""
@@ -146,37 +146,57 @@ class Config:
     def __post_init__(self) -> None:
         for name, kind in _hints(Config).items():
             _build(kind, _plain(getattr(self, name)), name)
-        for name in ("games", "epochs", "eval_games"):
+        for name in ("num_envs", "num_epochs", "eval_games"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        counts = ("minibatch", "total_steps", "total_iterations", "env_restarts", "skip_updates")
+        counts = ("minibatch_size", "total_steps", "total_iterations", "env_restarts", "skip_updates")
         for name in (*counts, "eval_every", "eval_episodes", "seed", "value_coef"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
-        for name in ("max_grad_norm", "max_seconds", "save_every", "timeout", "value_clip", "max_kl"):
+        for name in ("max_grad_norm", "max_seconds", "save_every", "timeout", "value_clip", "target_kl"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _check(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
         _check(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
-        _check(len(self.horizon) > 0 and min(self.horizon) >= 1, "horizon", self.horizon, "one or more numbers from 1")
+        _check(
+            len(self.num_steps) > 0 and min(self.num_steps) >= 1,
+            "num_steps",
+            self.num_steps,
+            "one or more numbers from 1",
+        )
         _check(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
-        how = self.reward, self.credit, self.normalize, self.objective, self.regularizer, self.rate, self.optimizer
+        how = (
+            self.reward,
+            self.advantage,
+            self.normalize,
+            self.objective,
+            self.entropy,
+            self.learning_rate,
+            self.optimizer,
+        )
         for part in (self.env, self.network, *how):
             for f in dataclasses.fields(part):
                 _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
         _check(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
         _check(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
-        if self.minibatch:
-            _check(not self.from_reset, "minibatch", self.minibatch, "0 with from_reset: its rollouts vary in length")
-            for horizon in self.horizon:
-                parts, rest = divmod(self.games * horizon, self.minibatch)
-                if rest or horizon % parts:
-                    sizes = [str(self.games * d) for d in range(1, min(horizon, 10_000) + 1) if horizon % d == 0]
-                    allowed = f"{', '.join(sizes)}: {self.games} games times a divisor of the horizon {horizon}"
-                    raise UserError(f"minibatch is {self.minibatch}; allowed is {allowed}")
+        if self.minibatch_size:
+            _check(
+                not self.from_reset,
+                "minibatch_size",
+                self.minibatch_size,
+                "0 with from_reset: its rollouts vary in length",
+            )
+            for num_steps in self.num_steps:
+                parts, rest = divmod(self.num_envs * num_steps, self.minibatch_size)
+                if rest or num_steps % parts:
+                    sizes = [str(self.num_envs * d) for d in range(1, min(num_steps, 10_000) + 1) if num_steps % d == 0]
+                    allowed = (
+                        f"{', '.join(sizes)}: {self.num_envs} environments times a divisor of num_steps {num_steps}"
+                    )
+                    raise UserError(f"minibatch_size is {self.minibatch_size}; allowed is {allowed}")
 
-    def minibatches(self, horizon: int) -> int:
+    def minibatches(self, num_steps: int) -> int:
         """Updates in one pass over a rollout."""
-        return self.games * horizon // self.minibatch if self.minibatch else 1
+        return self.num_envs * num_steps // self.minibatch_size if self.minibatch_size else 1
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; a chosen part names its type."""
@@ -205,13 +225,13 @@ def _check_knob(full: str, name: str, value: Any) -> None:
         _check(len(value) >= 2, full, value, "two or more buttons")
         return
     numbers = value if isinstance(value, tuple) else (value,)
-    top = 1.0 if name in ("gamma", "lam", "decay", "sticky", "until") else math.inf
+    top = 1.0 if name in ("gamma", "gae_lambda", "decay", "sticky", "until") else math.inf
     _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
     if full == "AdaptiveRate.end_factor":
         _check(value > 0, full, value, "above 0")
     _check(name not in ("momentum", "memory") or value < 1, full, value, "from 0 to below 1")
     sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
-    if name in (*sizes, "learning_rate", "eps", "target_kl", "scale", "std", "until"):
+    if name in (*sizes, "initial", "eps", "desired_kl", "scale", "std", "until"):
         _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
     # units, pixels, frames: what is larger is a slip of the pen, and takes all memory
     _check(name not in sizes or max(numbers) <= 16_384, full, value, "at most 16,384")

@@ -34,54 +34,54 @@ LESSON = Config(
     task="pong-lesson",
     env=LESSON_GAME,
     network=LessonCNN(),
-    games=8,
-    horizon=(320,),
+    num_envs=8,
+    num_steps=(320,),
     from_reset=True,
-    credit=FutureReturn(gamma=0.995),
+    advantage=FutureReturn(gamma=0.995),
     normalize=OverGames(),
-    objective=ClippedSurrogate(epsilon=0.1, decay=0.999),
-    regularizer=OldPolicyCrossEntropy(coefficient=0.01, decay=0.995),
+    objective=ClippedSurrogate(clip_range=0.1, decay=0.999),
+    entropy=OldPolicyCrossEntropy(coef=0.01, decay=0.995),
     value_coef=0.0,
-    epochs=4,
-    minibatch=0,
-    rate=FixedRate(1e-4),
+    num_epochs=4,
+    minibatch_size=0,
+    learning_rate=FixedRate(1e-4),
     max_grad_norm=1e9,
     total_steps=0,
     total_iterations=500,
 )
 
-LESSON_REINFORCE = replace(LESSON, task="pong-reinforce", objective=Reinforce(), epochs=1)
+LESSON_REINFORCE = replace(LESSON, task="pong-reinforce", objective=Reinforce(), num_epochs=1)
 
 # The ladder: each rung changes what the line says, and nothing else (a test holds it to that).
 RUNG_0 = replace(
     LESSON,
     task="reinforce",
     network=LessonCNN(critic=True),
-    credit=EpisodeReturn(gamma=0.995),
+    advantage=EpisodeReturn(gamma=0.995),
     normalize=Unnormalized(),
     objective=Reinforce(),
-    regularizer=Entropy(0.01),
-    epochs=1,
+    entropy=Entropy(0.01),
+    num_epochs=1,
 )
 RUNG_1 = replace(RUNG_0, task="normalized", normalize=OverGames())
-RUNG_2 = replace(RUNG_1, task="future", credit=FutureReturn(gamma=0.995))
-RUNG_3 = replace(RUNG_2, task="surrogate", objective=Surrogate(), epochs=4)
-RUNG_4 = replace(RUNG_3, task="clipped", objective=ClippedSurrogate(epsilon=0.1))
-RUNG_5 = replace(RUNG_4, task="ppo", credit=GAE(gamma=0.995, lam=0.95), normalize=OverBatch(), value_coef=0.5)
+RUNG_2 = replace(RUNG_1, task="future", advantage=FutureReturn(gamma=0.995))
+RUNG_3 = replace(RUNG_2, task="surrogate", objective=Surrogate(), num_epochs=4)
+RUNG_4 = replace(RUNG_3, task="clipped", objective=ClippedSurrogate(clip_range=0.1))
+RUNG_5 = replace(RUNG_4, task="ppo", advantage=GAE(gamma=0.995, gae_lambda=0.95), normalize=OverBatch(), value_coef=0.5)
 LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
 
 PONG = Config(
     task="pong",
     env=Pong(),
     network=SmallCNN(hidden=512),
-    games=32,
-    horizon=(128,),
-    credit=GAE(gamma=0.99, lam=0.95),
-    objective=ClippedSurrogate(epsilon=0.2),
-    regularizer=Entropy(coefficient=0.01, end_factor=0.0, until=0.75),
-    epochs=3,
-    minibatch=1024,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02, end_factor=0.1, cap=1e-2),
+    num_envs=32,
+    num_steps=(128,),
+    advantage=GAE(gamma=0.99, gae_lambda=0.95),
+    objective=ClippedSurrogate(clip_range=0.2),
+    entropy=Entropy(coef=0.01, end_factor=0.0, until=0.75),
+    num_epochs=3,
+    minibatch_size=1024,
+    learning_rate=AdaptiveRate(initial=1e-3, desired_kl=0.02, end_factor=0.1, cap=1e-2),
     optimizer=Muon(),
     ema_decay=0.8,
     total_steps=1_003_520,  # 245 rollouts
@@ -92,15 +92,15 @@ CARTPOLE = Config(
     task="cartpole",
     env=Gymnasium("CartPole-v1"),
     network=MLP(),
-    games=8,
-    horizon=(64,),
-    credit=GAE(gamma=0.98, lam=0.9),
+    num_envs=8,
+    num_steps=(64,),
+    advantage=GAE(gamma=0.98, gae_lambda=0.9),
     normalize=OverBatch(memory=0.98),
-    objective=ClippedSurrogate(epsilon=0.2),
-    regularizer=Entropy(0.0),
-    epochs=4,
-    minibatch=64,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.02),
+    objective=ClippedSurrogate(clip_range=0.2),
+    entropy=Entropy(0.0),
+    num_epochs=4,
+    minibatch_size=64,
+    learning_rate=AdaptiveRate(initial=1e-3, desired_kl=0.02),
     total_steps=100_000,
 )
 
@@ -109,15 +109,15 @@ ATARI = Config(
     task="atari",
     env=Atari(),
     network=NatureCNN(),
-    games=8,
-    horizon=(128,),
+    num_envs=8,
+    num_steps=(128,),
     reward=SignReward(),
-    credit=GAE(gamma=0.99, lam=0.95),
-    objective=ClippedSurrogate(epsilon=0.1),
-    regularizer=Entropy(0.01),
-    epochs=4,
-    minibatch=256,
-    rate=LinearRate(2.5e-4),
+    advantage=GAE(gamma=0.99, gae_lambda=0.95),
+    objective=ClippedSurrogate(clip_range=0.1),
+    entropy=Entropy(0.01),
+    num_epochs=4,
+    minibatch_size=256,
+    learning_rate=LinearRate(2.5e-4),
     max_grad_norm=0.5,
     optimizer=Adam(eps=1e-5),
     total_steps=10_000_000,
@@ -129,8 +129,8 @@ BREAKOUT = replace(
     PONG,
     network=SmallCNN(background=0.0, scale=255.0),
     reward=SignReward(),
-    regularizer=Entropy(coefficient=0.01, end_factor=0.0),
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.01, end_factor=0.2, cap=1e-2),
+    entropy=Entropy(coef=0.01, end_factor=0.0),
+    learning_rate=AdaptiveRate(initial=1e-3, desired_kl=0.01, end_factor=0.2, cap=1e-2),
     total_steps=6_299_648,
 )
 
@@ -141,29 +141,36 @@ CONTROL = Config(
     task="control",
     env=Gymnasium("Walker2d-v5"),
     network=MLP(running=True),
-    games=8,
-    horizon=(128,),
+    num_envs=8,
+    num_steps=(128,),
     reward=ScaledReward(),
-    credit=GAE(gamma=0.99, lam=0.95),
-    objective=ClippedSurrogate(epsilon=0.2),
-    regularizer=Entropy(0.0),
-    epochs=10,
+    advantage=GAE(gamma=0.99, gae_lambda=0.95),
+    objective=ClippedSurrogate(clip_range=0.2),
+    entropy=Entropy(0.0),
+    num_epochs=10,
     recompute=True,
-    minibatch=64,
-    rate=AdaptiveRate(learning_rate=1e-3, target_kl=0.015, end_factor=0.3, cap=2e-3, floor=1e-4),
+    minibatch_size=64,
+    learning_rate=AdaptiveRate(initial=1e-3, desired_kl=0.015, end_factor=0.3, cap=2e-3, floor=1e-4),
     max_grad_norm=0.5,
     optimizer=Adam(eps=1e-5),
     ema_decay=0.9,
     total_steps=1_001_472,  # 978 rollouts
 )
-STEADY = replace(CONTROL, horizon=(256,), rate=LinearRate(3e-4))  # comes to rest at the end
-BALANCE = replace(STEADY, normalize=OverBatch(memory=0.9), regularizer=Entropy(0.003, end_factor=0.0))
+STEADY = replace(CONTROL, num_steps=(256,), learning_rate=LinearRate(3e-4))  # comes to rest at the end
+BALANCE = replace(STEADY, normalize=OverBatch(memory=0.9), entropy=Entropy(0.003, end_factor=0.0))
 BONUS = Entropy(0.01, end_factor=0.0, until=0.75)
-EXPLORE = replace(STEADY, credit=GAE(gamma=0.99, lam=0.9), regularizer=BONUS, rate=LinearRate(5e-4))
-LANDER_RATE = AdaptiveRate(learning_rate=1e-3, target_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4)
-FAR = GAE(gamma=0.999, lam=0.98)
+EXPLORE = replace(STEADY, advantage=GAE(gamma=0.99, gae_lambda=0.9), entropy=BONUS, learning_rate=LinearRate(5e-4))
+LANDER_RATE = AdaptiveRate(initial=1e-3, desired_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4)
+FAR = GAE(gamma=0.999, gae_lambda=0.98)
 LANDER = replace(
-    CONTROL, games=16, horizon=(256,), credit=FAR, recompute=False, minibatch=256, rate=LANDER_RATE, ema_decay=0.8
+    CONTROL,
+    num_envs=16,
+    num_steps=(256,),
+    advantage=FAR,
+    recompute=False,
+    minibatch_size=256,
+    learning_rate=LANDER_RATE,
+    ema_decay=0.8,
 )
 IMAGES = replace(ATARI, task="images", reward=ScaledReward(), bf16=False)  # other pixels than Atari's
 
@@ -175,15 +182,15 @@ def _tuned(task: str, cfg: Config, **fields: Any) -> Config:
 TUNED = (
     _tuned("CartPole-v1", CARTPOLE),
     _tuned("Acrobot-v1", CONTROL, total_steps=102_400),
-    _tuned("Pendulum-v1", CONTROL, credit=GAE(gamma=0.9, lam=0.95), total_steps=102_400),
-    _tuned("LunarLander-v3", LANDER, reward=RawReward(), regularizer=Entropy(0.01), epochs=4, minibatch=512),
+    _tuned("Pendulum-v1", CONTROL, advantage=GAE(gamma=0.9, gae_lambda=0.95), total_steps=102_400),
+    _tuned("LunarLander-v3", LANDER, reward=RawReward(), entropy=Entropy(0.01), num_epochs=4, minibatch_size=512),
     _tuned("LunarLanderContinuous-v3", LANDER),
     _tuned("BipedalWalker-v3", CONTROL, total_steps=3_000_320),
     _tuned("Hopper-v5", CONTROL, network=MLP(running=True, std=1.0)),  # with less noise it may end in standing still
-    _tuned("InvertedDoublePendulum-v5", BALANCE, credit=GAE(gamma=0.98, lam=0.95)),
+    _tuned("InvertedDoublePendulum-v5", BALANCE, advantage=GAE(gamma=0.98, gae_lambda=0.95)),
     _tuned("Reacher-v5", STEADY),
     _tuned("HalfCheetah-v5", EXPLORE, network=MLP(running=True, std=0.37)),
-    _tuned("Swimmer-v5", CONTROL, credit=GAE(gamma=0.9999, lam=0.95)),  # a stroke pays late
+    _tuned("Swimmer-v5", CONTROL, advantage=GAE(gamma=0.9999, gae_lambda=0.95)),  # a stroke pays late
     *(_tuned(id, CONTROL) for id in ("Walker2d-v5", "InvertedPendulum-v5")),
 )
 

@@ -23,7 +23,14 @@ from surefoot.runs.evaluation import evaluate
 from surefoot.runs.metrics import read
 
 WORLD = replace(
-    CARTPOLE, network=MLP((32,)), games=8, horizon=(32,), minibatch=64, epochs=4, eval_episodes=0, save_every=1e9
+    CARTPOLE,
+    network=MLP((32,)),
+    num_envs=8,
+    num_steps=(32,),
+    minibatch_size=64,
+    num_epochs=4,
+    eval_episodes=0,
+    save_every=1e9,
 )
 
 
@@ -42,7 +49,7 @@ def test_identity_is_learned(seed: int, tmp_path: Path) -> None:
 
 def test_a_picture_is_read_by_the_residual_network(tmp_path: Path) -> None:
     """Identity shown as the quarter that is lit; from the policy's file it plays as it did in the run's evaluation."""
-    cfg = replace(WORLD, network=ImpalaCNN(), env=Gymnasium("worlds:Lamps-v0"), horizon=(16,), epochs=2)
+    cfg = replace(WORLD, network=ImpalaCNN(), env=Gymnasium("worlds:Lamps-v0"), num_steps=(16,), num_epochs=2)
     cfg = replace(cfg, total_steps=1_536, eval_episodes=20)
     run = surefoot.train(cfg, run_dir=tmp_path / "run", ranks=1, quiet=True)
     assert read(run.path)[0]["ratio_drift_first"] < 1e-5
@@ -61,17 +68,19 @@ def test_catch_is_learned(seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"credit": EpisodeReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "epochs": 1},
-        {"credit": FutureReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "epochs": 1},
-        {"credit": FutureReturn(1.0), "normalize": OverBatch(), "objective": Surrogate(), "epochs": 2},
-        {"credit": FutureReturn(1.0), "normalize": OverBatch(), "objective": ClippedSurrogate(0.1), "epochs": 4},
+        {"advantage": EpisodeReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
+        {"advantage": FutureReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
+        {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": Surrogate(), "num_epochs": 2},
+        {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": ClippedSurrogate(0.1), "num_epochs": 4},
     ],
     ids=["total reward", "future reward", "surrogate", "clipped"],
 )
 def test_every_rung_learns_identity(change: dict[str, object], tmp_path: Path) -> None:
     """The lesson's way, trajectories from the start, with each rung's idea; a random policy scores 2.5."""
-    cfg = replace(WORLD, env=Gymnasium("worlds:Identity-v0"), from_reset=True, horizon=(10,), minibatch=0, games=32)
-    cfg = replace(cfg, total_steps=90_000, value_coef=0.0, regularizer=Entropy(0.0), **change)  # type: ignore[arg-type]
+    cfg = replace(
+        WORLD, env=Gymnasium("worlds:Identity-v0"), from_reset=True, num_steps=(10,), minibatch_size=0, num_envs=32
+    )
+    cfg = replace(cfg, total_steps=90_000, value_coef=0.0, entropy=Entropy(0.0), **change)  # type: ignore[arg-type]
     assert score(cfg, tmp_path) > 5
 
 
@@ -82,7 +91,9 @@ def test_cartpole_is_learned(tmp_path: Path) -> None:
 
 def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> float:
     """V after learning in an endless corridor that is cut every 20 steps; gamma 0.9, so the truth is 10."""
-    cfg = replace(WORLD, env=Gymnasium("worlds:Corridor-v0"), credit=GAE(gamma=0.9, lam=0.95), total_steps=24_000)
+    cfg = replace(
+        WORLD, env=Gymnasium("worlds:Corridor-v0"), advantage=GAE(gamma=0.9, gae_lambda=0.95), total_steps=24_000
+    )
     if not bootstrap:
         plain = GAE.__call__
 
@@ -106,7 +117,7 @@ def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> f
             return nullcontext()
 
     train(cfg, state, Ranks(), Silent())
-    rollout = collect(state.policy, state.games, torch.rand(20, 8, generator=torch.Generator().manual_seed(0)))
+    rollout = collect(state.policy, state.envs, torch.rand(20, 8, generator=torch.Generator().manual_seed(0)))
     return float(rollout.value.mean())
 
 

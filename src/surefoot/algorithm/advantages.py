@@ -58,7 +58,7 @@ def future_return_from_start(reward: Tensor, gamma: float) -> Tensor:
 def episode_return(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
     """Total reward of the episode that the action at t belongs to, R = sum_k gamma^k r_k with k from its first step.
 
-    Steps before the rollout count for nothing: an episode that began earlier starts at row 0 here.
+    StepResult before the rollout count for nothing: an episode that began earlier starts at row 0 here.
     `reward` [T, N], `ended` [T, N] bool; returns [T, N], constant within each episode. Source: Williams 1992.
     """
     total = future_return(reward, ended, gamma)
@@ -77,7 +77,13 @@ def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tens
 
 
 def gae(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lam: float
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> Tensor:
     """Generalised advantage, A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}.
 
@@ -92,7 +98,7 @@ def gae(
     lambda = 0 is the TD error; lambda = 1 with V = 0 is the future return. Source: Schulman et al. 2016.
     """
     delta = td_error(reward, value, next_value, terminated, gamma)
-    return discounted_sum(delta, gamma * lam * (~ended).to(value.dtype))
+    return discounted_sum(delta, gamma * gae_lambda * (~ended).to(value.dtype))
 
 
 def _standardize(weight: Tensor, dim: tuple[int, ...], least: float = 0.0) -> Tensor:
@@ -151,12 +157,12 @@ class GAE:
 
     gamma: float = 0.99
     """discount per decision"""
-    lam: float = 0.95
+    gae_lambda: float = 0.95
     """lambda: 0 trusts the critic, 1 trusts the rewards"""
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         r = rollout
-        advantage = gae(r.reward, r.value, r.next_value, r.terminated, r.ended, self.gamma, self.lam)
+        advantage = gae(r.reward, r.value, r.next_value, r.terminated, r.ended, self.gamma, self.gae_lambda)
         return advantage, advantage + r.value
 
 
@@ -216,7 +222,7 @@ class OverMinibatch:
         return weight / (sigma + 1e-8) if sigma > 1e-6 * abs(middle) else 0 * weight
 
 
-Credit = EpisodeReturn | FutureReturn | GAE
+Advantage = EpisodeReturn | FutureReturn | GAE
 Normalize = Unnormalized | OverGames | OverBatch | OverMinibatch
 
 

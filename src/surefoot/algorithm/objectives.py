@@ -45,26 +45,26 @@ def value_slope(value: Array, target: Array) -> Array:
     return 2 * (value - target)
 
 
-def clipped_value_slope(value: Array, value_old: Array, target: Array, epsilon: float) -> Array:
+def clipped_value_slope(value: Array, value_old: Array, target: Array, clip_range: float) -> Array:
     """The derivative of `clipped_value_loss` by the value: `value_slope`, or 0 where moving on wins nothing."""
     xp, move = namespace(value), value - value_old
-    near = value_old + move.clip(-epsilon, epsilon)
-    enough = (abs(move) > epsilon) & (value_loss(near, target) > value_loss(value, target))
+    near = value_old + move.clip(-clip_range, clip_range)
+    enough = (abs(move) > clip_range) & (value_loss(near, target) > value_loss(value, target))
     return xp.where(enough, 0.0, value_slope(value, target))
 
 
-def clipped_value_loss(value: Array, value_old: Array, target: Array, epsilon: float) -> Array:
+def clipped_value_loss(value: Array, value_old: Array, target: Array, clip_range: float) -> Array:
     """The larger of (V - target)^2 and (V_old + clip(V - V_old, -eps, eps) - target)^2 per sample, to be minimised.
 
     Beyond eps there is nothing more to win by moving on towards the target. Source: Schulman et al. 2017, their code.
     """
-    near = value_old + (value - value_old).clip(-epsilon, epsilon)
+    near = value_old + (value - value_old).clip(-clip_range, clip_range)
     return namespace(value).maximum(value_loss(value, target), value_loss(near, target))
 
 
-def clipped(ratio: Array, epsilon: float) -> Array:
-    """1 where a sample's ratio has left [1 - epsilon, 1 + epsilon], 0 elsewhere; same shape in and out."""
-    return namespace(ratio).where(abs(ratio - 1) > epsilon, 1.0, 0.0)
+def clipped(ratio: Array, clip_range: float) -> Array:
+    """1 where a sample's ratio has left [1 - clip_range, 1 + clip_range], 0 elsewhere; same shape in and out."""
+    return namespace(ratio).where(abs(ratio - 1) > clip_range, 1.0, 0.0)
 
 
 def straight_line(end_factor: float, progress: float) -> float:
@@ -111,16 +111,16 @@ class Surrogate:
 class ClippedSurrogate:
     """Gain min(r w, clip(r, 1 - eps, 1 + eps) w): nothing more to win outside. Source: Schulman et al. 2017."""
 
-    epsilon: float = 0.1
+    clip_range: float = 0.1
     """how far the ratio may move before the gain is flat"""
     decay: float = 1.0
-    """factor on epsilon after each iteration"""
+    """factor on clip_range after each iteration"""
     end_factor: float = 1.0
-    """factor on epsilon at the end of the run; in between it moves in a straight line"""
+    """factor on clip_range at the end of the run; in between it moves in a straight line"""
 
     def at(self, iteration: int, progress: float = 0.0) -> ClippedSurrogate:
         """This objective as it stands at an iteration, when `progress` (0 to 1) of the run is done."""
-        return ClippedSurrogate(self.epsilon * self.decay**iteration * straight_line(self.end_factor, progress))
+        return ClippedSurrogate(self.clip_range * self.decay**iteration * straight_line(self.end_factor, progress))
 
     def __call__(self, logp: Array, logp_old: Array, weight: Array) -> Array:
         xp = namespace(logp)
@@ -134,7 +134,7 @@ class ClippedSurrogate:
 
     def most(self, weight: Array) -> Array:
         """What can be won: (1 + eps) w where w > 0, (1 - eps) w where w < 0, clip(r) w on the side where it bounds."""
-        return weight + self.epsilon * abs(weight)
+        return weight + self.clip_range * abs(weight)
 
 
 # Regularizers: what is added to the gain, by its `slope(new, old)` in the numbers that the new policy is made of.
@@ -144,7 +144,7 @@ class ClippedSurrogate:
 class Entropy:
     """True entropy of the policy, H(pi') = -sum_a pi'(a) log pi'(a): keeps it exploring."""
 
-    coefficient: float = 0.01
+    coef: float = 0.01
     """its weight at the start"""
     end_factor: float = 1.0
     """factor on the weight at the end; until then it moves in a straight line"""
@@ -153,11 +153,11 @@ class Entropy:
 
     def at(self, iteration: int, progress: float) -> Entropy:
         """This bonus as it stands when `progress` (0 to 1) of the run is done."""
-        return Entropy(self.coefficient * straight_line(self.end_factor, progress / self.until))
+        return Entropy(self.coef * straight_line(self.end_factor, progress / self.until))
 
     def slope(self, new: Distribution, old: Distribution) -> Array | None:
         """Coefficient times that of the entropy; without one, nothing is computed."""
-        return self.coefficient * new.cross_entropy_slope(new) if self.coefficient else None
+        return self.coef * new.cross_entropy_slope(new) if self.coef else None
 
 
 @dataclass(frozen=True)
@@ -168,19 +168,19 @@ class OldPolicyCrossEntropy:
     it is kept for the lesson's presets only.
     """
 
-    coefficient: float = 0.01
+    coef: float = 0.01
     """its weight at the start"""
     decay: float = 0.995
     """factor on the weight after each iteration"""
 
     def at(self, iteration: int, progress: float) -> OldPolicyCrossEntropy:
-        """This bonus as it stands at an iteration: coefficient times decay^iteration."""
-        return OldPolicyCrossEntropy(self.coefficient * self.decay**iteration, 1.0)
+        """This bonus as it stands at an iteration: coef times decay^iteration."""
+        return OldPolicyCrossEntropy(self.coef * self.decay**iteration, 1.0)
 
     def slope(self, new: Distribution, old: Distribution) -> Array:
         """Coefficient times that of the cross entropy."""
-        return self.coefficient * new.cross_entropy_slope(old)
+        return self.coef * new.cross_entropy_slope(old)
 
 
 Objective = Reinforce | Surrogate | ClippedSurrogate
-Regularizer = Entropy | OldPolicyCrossEntropy
+EntropyBonus = Entropy | OldPolicyCrossEntropy

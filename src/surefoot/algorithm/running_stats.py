@@ -37,7 +37,7 @@ def merge(known: Iterable[Array], more: int, parts: Array) -> tuple[Array, Array
 def of_games(x: Tensor, ranks: Ranks) -> Array:
     """Every game's own moments, of all ranks: `x` [T, own games, K] to [games, 2, K] in double precision.
 
-    Game by game in memory, so that its bits do not depend on how many share its rank.
+    Environment by game in memory, so that its bits do not depend on how many share its rank.
     """
     games = x.transpose(0, 1).double().contiguous().numpy(force=True)
     mean = games.mean(1)
@@ -59,15 +59,17 @@ def past_return(reward: Tensor, ended: Tensor, gamma: float, carry: Tensor) -> t
 
 def measure(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
     """Bring a run's running statistics up to date with a rollout that has been learned from."""
-    horizon, n = rollout.reward.shape
+    num_steps, n = rollout.reward.shape
     for layer in state.policy.modules():
         if isinstance(layer, Vector) and layer.moments is not None:
-            x = layer.numbers(rollout.obs.flatten(0, 1)).view(horizon, n, -1)
+            x = layer.numbers(rollout.obs.flatten(0, 1)).view(num_steps, n, -1)
             seen = layer.moments
             known = (moment.numpy(force=True) for moment in (seen.count, seen.mean, seen.square))
-            seen.take(*map(torch.as_tensor, merge(known, horizon, of_games(x, ranks))))
+            seen.take(*map(torch.as_tensor, merge(known, num_steps, of_games(x, ranks))))
     if isinstance(cfg.reward, ScaledReward):
-        past, state.carry = past_return(rollout.reward.cpu(), rollout.ended.cpu(), cfg.credit.gamma, state.carry)
-        known = (np.array([x]) for x in state.returns)
-        total, mean, square = merge(known, horizon, of_games(past[..., None], ranks))
-        state.returns = float(total[0]), float(mean[0]), float(square[0])
+        past, state.running_return = past_return(
+            rollout.reward.cpu(), rollout.ended.cpu(), cfg.advantage.gamma, state.running_return
+        )
+        known = (np.array([x]) for x in state.return_moments)
+        total, mean, square = merge(known, num_steps, of_games(past[..., None], ranks))
+        state.return_moments = float(total[0]), float(mean[0]), float(square[0])

@@ -22,11 +22,11 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from surefoot.config import Config
-from surefoot.envs import Episode, Games
+from surefoot.envs import EnvVector, Episode
 from surefoot.errors import UserError, note
-from surefoot.models.optimizer_steps import Steps
+from surefoot.models.optimizer_steps import StepResult
 from surefoot.models.policy import Policy, bf16_units, flatten
-from surefoot.parallel.heartbeat import Pulse
+from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer
 from surefoot.runs.evaluation import FORMAT, policy_bytes
@@ -34,7 +34,7 @@ from surefoot.runs.files import checkpoints, digest, read_plain, seal, unseal, w
 
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
-COUNTERS = ("rate", "steps", "iteration", "seconds", "episodes", "skipped", "returns", "spread")
+COUNTERS = ("learning_rate", "steps", "iteration", "seconds", "episodes", "skipped", "return_moments", "advantage_std")
 
 
 @dataclass
@@ -46,11 +46,11 @@ class State:
     """all of the policy's parameters in one row; they are views of it"""
     gradients: torch.Tensor
     """[ranks, P] where all ranks' are seen; otherwise [1, P], this rank's own"""
-    optimizer: Steps
-    mean: torch.Tensor
+    optimizer: StepResult
+    ema_params: torch.Tensor
     """moving average of `flat` over the iterations: the policy that is kept"""
-    games: Games
-    rate: float
+    envs: EnvVector
+    learning_rate: float
     """the learning rate as adapted so far"""
     steps: int = 0
     """decisions made, all games together"""
@@ -62,17 +62,17 @@ class State:
     """episodes finished"""
     skipped: int = 0
     """updates whose gradient was not finite"""
-    returns: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    return_moments: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """count, mean and sum of squared distances of what episodes have paid so far, discounted"""
-    spread: float = 0.0
+    advantage_std: float = 0.0
     """deviation of the weights of earlier rollouts, where the Config has a memory for it (`credit.OverBatch`)"""
-    carry: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    running_return: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """what the present episodes have paid so far, discounted; one number for each of this rank's games"""
     ranks: int = 0
     """that wrote the checkpoint this state came from; 0 where it is new"""
-    place: dict[str, Any] = field(default_factory=dict)
+    env_snapshot: dict[str, Any] = field(default_factory=dict)
     """where the games were when the present iteration began"""
-    window: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
+    recent_episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
     """the last 100 finished episodes"""
 
     @property
@@ -81,18 +81,18 @@ class State:
         assert self.flat.grad is not None
         return self.flat.grad
 
-    def average(self, decay: float) -> None:
+    def update_ema(self, decay: float) -> None:
         """Take this iteration's parameters into the mean, m <- decay m + (1 - decay) theta; the first ones replace it.
 
         The steps' noise averages out: the mean plays as after small steps while learning goes on with large ones.
         Source: Polyak & Juditsky 1992.
         """
-        self.mean.lerp_(self.flat.detach(), max(1 - decay, 1 / self.iteration))
+        self.ema_params.lerp_(self.flat.detach(), max(1 - decay, 1 / self.iteration))
 
-    def kept(self) -> Policy:
+    def ema_policy(self) -> Policy:
         """The policy with the mean parameters."""
         policy = copy.deepcopy(self.policy)
-        flatten(policy).data.copy_(self.mean)
+        flatten(policy).data.copy_(self.ema_params)
         return policy
 
     def progress(self, cfg: Config) -> float:
@@ -101,24 +101,30 @@ class State:
         by_iterations = self.iteration / cfg.total_iterations if cfg.total_iterations else 0.0
         return max(by_steps, by_iterations)
 
-    def horizon(self, cfg: Config) -> int:
+    def num_steps(self, cfg: Config) -> int:
         """Decisions per game in the next rollout: the present stage's."""
-        return cfg.horizon[min(len(cfg.horizon) - 1, int(self.progress(cfg) * len(cfg.horizon)))]
+        return cfg.num_steps[min(len(cfg.num_steps) - 1, int(self.progress(cfg) * len(cfg.num_steps)))]
 
     @property
-    def deviation(self) -> float:
+    def return_std(self) -> float:
         """Of what episodes have paid so far, discounted; 1 before there is any."""
-        count, _, square = self.returns
+        count, _, square = self.return_moments
         return math.sqrt(square / count + 1e-8) if count else 1.0
 
-    def mark(self) -> None:
+    def snapshot_envs(self) -> None:
         """Keep where the games are now."""
-        carry = {f"{n}/carry": np.array([c]) for n, c in zip(self.games.indices, self.carry.tolist(), strict=True)}
-        self.place = self.games.snapshot() | carry
+        carry = {
+            f"{n}/carry": np.array([c]) for n, c in zip(self.envs.indices, self.running_return.tolist(), strict=True)
+        }
+        self.env_snapshot = self.envs.snapshot() | carry
 
     def mean_score(self) -> float:
         """Mean raw score of the last 100 finished episodes; NaN before the first."""
-        return sum(e.score for e in self.window) / len(self.window) if self.window else float("nan")
+        return (
+            sum(e.score for e in self.recent_episodes) / len(self.recent_episodes)
+            if self.recent_episodes
+            else float("nan")
+        )
 
 
 def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
@@ -134,29 +140,29 @@ def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]
         raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def laid_out(policy: Policy, cfg: Config, ranks: Ranks) -> tuple[nn.Parameter, torch.Tensor, Steps, torch.Tensor]:
+def laid_out(policy: Policy, cfg: Config, ranks: Ranks) -> tuple[nn.Parameter, torch.Tensor, StepResult, torch.Tensor]:
     """The parameters in one row, all gradients seen here, what steps them, and their first mean.
 
     Where ranks have memory in common a network's parameters and the optimizer's moments are there, once, and each rank
     steps a part of them; an MLP is too small for it.
     """
     row = torch.cat([p.detach().flatten() for p in policy.parameters()])
-    table = (Ranks() if policy.pairs else ranks).table(3, row)
+    table = (Ranks() if policy.pairs else ranks).alloc_shared(3, row)
     gradients = table[3:]
     rank, count = (ranks.rank, ranks.count) if len(gradients) > 1 else (0, 1)
     flat = flatten(policy, table[0], gradients[rank])
     return flat, gradients, cfg.optimizer.build(policy, flat, table[1:3], rank, count), flat.detach().clone()
 
 
-def initial(cfg: Config, ranks: Ranks, pulse: Pulse | None = None) -> State:
+def initial(cfg: Config, ranks: Ranks, heartbeat: Heartbeat | None = None) -> State:
     """A run before its first decision."""
-    columns = ranks.columns(cfg.games)
-    games = Games(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, pulse)
+    columns = ranks.columns(cfg.num_envs)
+    games = EnvVector(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, heartbeat)
     policy = build(cfg, games.observation_space, games.action_space)
     games.reset_all()
     carry = torch.zeros(len(games), dtype=torch.float64)
-    state = State(policy, *laid_out(policy, cfg, ranks), games, cfg.rate.learning_rate, carry=carry)
-    state.mark()
+    state = State(policy, *laid_out(policy, cfg, ranks), games, cfg.learning_rate.initial, running_return=carry)
+    state.snapshot_envs()
     return state
 
 
@@ -165,12 +171,12 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
 
     Raises OSError, on rank 0 alone, where it cannot be written; what was there before is then as it was.
     """
-    envs = ranks.share_bytes(save_arrays(state.place))
+    envs = ranks.all_gather_bytes(save_arrays(state.env_snapshot))
     if ranks.rank:
         return
     moments = {"flat": state.flat.detach(), **state.optimizer.moments}
     files = {
-        "policy.safetensors": policy_bytes(state.kept(), cfg, state.steps, state.returns),
+        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.return_moments),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
@@ -178,8 +184,8 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
     facts = counters | {
         "format": FORMAT,
         "config": cfg.to_json(),
-        "score": state.mean_score() if len(state.window) == state.window.maxlen else None,
-        "window": list(state.window),
+        "score": state.mean_score() if len(state.recent_episodes) == state.recent_episodes.maxlen else None,
+        "window": list(state.recent_episodes),
         "ranks": ranks.count,
         "files": {name: [len(data), digest(data)] for name, data in files.items()},
     }
@@ -233,7 +239,7 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
             whole = 1
         except ValueError as error:
             damage, whole = str(error), 0
-        if ranks.least(whole):
+        if ranks.all_reduce_min(whole):
             break
         aside.append(checkpoint)
     else:
@@ -245,21 +251,21 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
     try:
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
         moments = load_tensors(files["optimizer.safetensors"])
-        state.mean.copy_(state.flat.detach())
-        ranks.least(0)  # all have it, and what follows is written to where they have it from
+        state.ema_params.copy_(state.flat.detach())
+        ranks.all_reduce_min(0)  # all have it, and what follows is written to where they have it from
         state.flat.data.copy_(moments.pop("flat"))
         for name, moment in moments.items():
             state.optimizer.moments[name].copy_(moment)
         saved = load_arrays(files["envs.safetensors"])
-        carry = [float(saved.pop(f"{n}/carry")[0]) for n in state.games.indices]
-        lost = state.games.restore(saved)
-        kept = [0.0 if n in lost else c for n, c in zip(state.games.indices, carry, strict=True)]
-        state.carry = torch.tensor(kept, dtype=torch.float64)
+        carry = [float(saved.pop(f"{n}/carry")[0]) for n in state.envs.indices]
+        lost = state.envs.restore(saved)
+        kept = [0.0 if n in lost else c for n, c in zip(state.envs.indices, carry, strict=True)]
+        state.running_return = torch.tensor(kept, dtype=torch.float64)
         for name in COUNTERS:
             setattr(state, name, facts.get(name, getattr(state, name)))  # `spread` is younger than format 4
         state.ranks = facts["ranks"]
-        state.window.extend(Episode(*e) for e in facts["window"])
+        state.recent_episodes.extend(Episode(*e) for e in facts["window"])
     except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise UserError(f"'{checkpoint}' is of another program or environment: {error}") from error
-    state.mark()
-    return [n for part in ranks.share_bytes(json.dumps(lost).encode()) for n in json.loads(part)]
+    state.snapshot_envs()
+    return [n for part in ranks.all_gather_bytes(json.dumps(lost).encode()) for n in json.loads(part)]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """Transitions without their order: one row each, [B, ...]; observations prepared by the policy, or windows."""
+    """Transitions without their order: one row each, [B, ...]; observations preprocessed by the policy, or windows."""
 
     obs: Array | Windows
     action: Array
@@ -71,16 +71,16 @@ def minibatches(
     Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games
     (`columns`) to give its share of a minibatch that all ranks learn from. `arrays`: of NumPy, as an MLP has them.
     """
-    horizon, n = rollout.action.shape[:2]
-    rows = (rollout.prepared, rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
-    flat: list[Any] = [x.numpy().reshape(horizon * n, *x.shape[2:]) if arrays else x.flatten(0, 1) for x in rows]
-    parts, seen = cfg.minibatches(horizon), rollout.windows
+    num_steps, n = rollout.action.shape[:2]
+    rows = (rollout.preprocessed, rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
+    flat: list[Any] = [x.numpy().reshape(num_steps * n, *x.shape[2:]) if arrays else x.flatten(0, 1) for x in rows]
+    parts, seen = cfg.minibatches(num_steps), rollout.windows
     if parts == 1:
-        yield Batch(seen[: horizon * n] if seen else flat[0], *flat[1:])
+        yield Batch(seen[: num_steps * n] if seen else flat[0], *flat[1:])
         return  # the lesson's way: everything at once
-    draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((horizon, cfg.games))
+    draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((num_steps, cfg.num_envs))
     order: Array = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
-    size = horizon // parts * n
+    size = num_steps // parts * n
     starts = range(0, len(order), size)
     if arrays:
         shuffled = [x.take(order, 0) for x in flat]  # small: all minibatches at once
@@ -107,16 +107,16 @@ class Update(NamedTuple):
     """of this rank's samples: parameters of the new policy and the old one, log probabilities, the critic's error"""
 
 
-def present(cfg: Config, state: State) -> Config:
+def annealed(cfg: Config, state: State) -> Config:
     """The Config with objective and regularizer as they stand in this iteration."""
     iteration, progress, now = state.iteration, state.progress(cfg), copy(cfg)
-    push = {"objective": cfg.objective.at(iteration, progress), "regularizer": cfg.regularizer.at(iteration, progress)}
+    push = {"objective": cfg.objective.at(iteration, progress), "entropy": cfg.entropy.at(iteration, progress)}
     vars(now).update(push)  # not by `replace`, which checks everything again: a hundredth of a rollout of CartPole
     return now
 
 
 @contextmanager
-def flushed() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """Numbers below 1e-38 count as 0: processors take many times as long for them, and units that rest have many."""
     torch.set_flush_denormal(True)
     try:
@@ -132,15 +132,15 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
     The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Where its gradient is not finite nothing is
     changed: the update is skipped `cfg.skip_updates` times a run, then Fault is raised.
     """
-    objective, bonus, policy = cfg.objective, cfg.regularizer, state.policy
+    objective, bonus, policy = cfg.objective, cfg.entropy, state.policy
     gradient: Any = policy.bound.gradient if policy.bound else state.gradient
-    state.games.pulse.rest()
+    state.envs.heartbeat.rest()
     if isinstance(cfg.normalize, OverMinibatch):
-        batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.mean))
+        batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.all_reduce_mean))
     if policy.bound and isinstance(batch.obs, Tensor):
         batch = Batch(*(x.numpy() for x in vars(batch).values()))
     kl, pieces, own = 0.0, list[tuple[Array, ...]](), state.optimizer.part
-    steered = isinstance(cfg.rate, AdaptiveRate) or cfg.max_kl < math.inf
+    steered = isinstance(cfg.learning_rate, AdaptiveRate) or cfg.target_kl < math.inf
     for piece, share in batch.pieces(policy.piece(batch.obs)):
         new, value, pull = policy.traced(piece.obs)
         old, logp = policy.distribution(piece.params, known=True), new.log_prob(piece.action)
@@ -157,7 +157,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         pull(down, steep * (cfg.value_coef * each), add=bool(pieces))
         kl += each * float(new.kl(old).sum()) if steered else math.nan
         pieces.append((new.params, piece.params, logp, piece.logp, error))
-    found = Update(*ranks.sum(gradient, kl, state.gradients, own), pieces)
+    found = Update(*ranks.reduce_gradient(gradient, kl, state.gradients, own), pieces)
     if not found.grad_norm < float("inf"):
         state.skipped += 1
         if state.skipped > cfg.skip_updates:
@@ -166,23 +166,23 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
         return found
     if found.grad_norm > cfg.max_grad_norm:
         gradient[own] *= cfg.max_grad_norm / found.grad_norm
-    state.rate = cfg.rate(state.rate, found.kl, state.progress(cfg))
-    state.optimizer.step(state.rate)
+    state.learning_rate = cfg.learning_rate(state.learning_rate, found.kl, state.progress(cfg))
+    state.optimizer.step(state.learning_rate)
     if len(state.gradients) > 1:
-        ranks.least(0)  # all have stepped their parts
+        ranks.all_reduce_min(0)  # all have stepped their parts
     return found
 
 
 @torch.no_grad()
-def figures(updates: Sequence[Update], state: State, cfg: Config, ranks: Ranks) -> Tensor:
+def update_metrics(updates: Sequence[Update], state: State, cfg: Config, ranks: Ranks) -> Tensor:
     """What a rollout's updates have found, all ranks together: [updates, len(NAMES)]."""
-    epsilon = cfg.objective.epsilon if isinstance(cfg.objective, ClippedSurrogate) else 0.2
+    clip_range = cfg.objective.clip_range if isinstance(cfg.objective, ClippedSurrogate) else 0.2
     pieces = (piece for found in updates for piece in found.pieces)
     joined = (torch.as_tensor(namespace(some[0]).concatenate(some)) for some in zip(*pieces, strict=True))
     params, before, logp, logp_old, error = (x.reshape(len(updates), -1, *x.shape[1:]) for x in joined)
     new, old = (state.policy.distribution(x, known=True) for x in (params, before))
     ratio = (logp - logp_old).exp()
-    found = new.kl(old), clipped(ratio, epsilon), new.entropy(), error, (ratio - 1).abs(), ratio, ratio.square()
-    *means, ratio, square = ranks.mean(torch.stack(found).mean(2))  # of whole minibatches
+    found = new.kl(old), clipped(ratio, clip_range), new.entropy(), error, (ratio - 1).abs(), ratio, ratio.square()
+    *means, ratio, square = ranks.all_reduce_mean(torch.stack(found).mean(2))  # of whole minibatches
     norm = ratio.new_tensor([each.grad_norm for each in updates])
     return torch.stack((*means, ratio.square() / square, norm), 1)  # the last but one: Kish's effective sample size

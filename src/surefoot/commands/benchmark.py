@@ -19,7 +19,7 @@ from surefoot.envs import Env
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import Fault, UserError
-from surefoot.parallel.launch import choose_ranks, die_with_launcher, launch, leave, leave_because, usable_cores
+from surefoot.parallel.launch import choose_ranks, die_with_launcher, exit_now, exit_with_error, launch, usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Speed:
 
 
 def bare(env: Env, seconds: float) -> float:
-    """Steps per second of one environment alone in this process: an emulator takes a decision's frames in one call."""
+    """Steps per second of one environment alone in this process; an emulator plays a decision's frames in one call."""
     game: Any = env.make()
     if isinstance(env, Gymnasium):
         world, space = game.env, game.env.action_space
@@ -87,7 +87,7 @@ def bare(env: Env, seconds: float) -> float:
 
 
 class Stopwatch:
-    """The loop's watcher that measures: each stage, and the whole, for `seconds` after the first iterations."""
+    """The loop's callback that measures: each stage, and the whole, for `seconds` after the first iterations."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.begun, self.ended = seconds, float("inf"), 0.0
@@ -126,21 +126,21 @@ def measure(cfg: Config, seconds: float) -> Speed:
 
     from surefoot.algorithm.state import initial
     from surefoot.algorithm.train import train
-    from surefoot.parallel.heartbeat import VARIABLE, Pulse
+    from surefoot.parallel.heartbeat import VARIABLE, Heartbeat
     from surefoot.parallel.ranks import join
 
     ranks = join(cfg.timeout)
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
-    state = initial(cfg, ranks, Pulse.of(cfg.games // ranks.count, os.environ.get(VARIABLE)))
-    ranks.agree(False)  # all begin together
+    state = initial(cfg, ranks, Heartbeat.of(cfg.num_envs // ranks.count, os.environ.get(VARIABLE)))
+    ranks.any(False)  # all begin together
     before, watch = bare(cfg.env, seconds / 4), Stopwatch(seconds)
     train(cfg, state, ranks, watch)
     after = bare(cfg.env, seconds / 4)
-    state.games.close()
-    alone = float(ranks.mean(torch.tensor([before, after], dtype=torch.float64)).mean())
+    state.envs.close()
+    alone = float(ranks.all_reduce_mean(torch.tensor([before, after], dtype=torch.float64)).mean())
     spent = (watch.env_s, watch.act_s, watch.learn_s, watch.ended - watch.begun)
-    rates = (alone * ranks.count, *(watch.steps * cfg.games / max(s, 1e-9) for s in spent))
+    rates = (alone * ranks.count, *(watch.steps * cfg.num_envs / max(s, 1e-9) for s in spent))
     return Speed(ranks.count, *(round(rate, 1) for rate in rates))
 
 
@@ -151,8 +151,8 @@ def bench(cfg: Config, seconds: float = 5.0, ranks: int = 0) -> Iterator[Speed]:
     """
     if not 0 < seconds < float("inf"):
         raise UserError(f"seconds is {seconds}; allowed is above 0, finite")
-    possible = [n for n in range(1, usable_cores() + 1) if cfg.games % n == 0]
-    return (launched(cfg, seconds, n) for n in ([choose_ranks(ranks, cfg.games)] if ranks else possible))
+    possible = [n for n in range(1, usable_cores() + 1) if cfg.num_envs % n == 0]
+    return (launched(cfg, seconds, n) for n in ([choose_ranks(ranks, cfg.num_envs)] if ranks else possible))
 
 
 def launched(cfg: Config, seconds: float, count: int) -> Speed:
@@ -160,7 +160,7 @@ def launched(cfg: Config, seconds: float, count: int) -> Speed:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "speed.json")
         order = json.dumps([cfg.to_json(), seconds, str(out)])
-        launch([sys.executable, "-m", "surefoot.commands.benchmark", order], count, cfg.games // count, cfg.timeout)
+        launch([sys.executable, "-m", "surefoot.commands.benchmark", order], count, cfg.num_envs // count, cfg.timeout)
         return Speed(**json.loads(out.read_text()))
 
 
@@ -173,9 +173,11 @@ def print_bench(cfg: Config, seconds: float, ranks: int, as_json: bool) -> None:
 
         print(json.dumps({"task": cfg.task, "config": cfg.to_json(), "machine": machine(), "speeds": figures}))
         return
-    parts = cfg.minibatches(cfg.horizon[0])
-    size = cfg.minibatch or "all"
-    print(f"{cfg.task}: {cfg.games} games x {cfg.horizon[0]} decisions, {cfg.epochs} x {parts} updates of {size}")
+    parts = cfg.minibatches(cfg.num_steps[0])
+    size = cfg.minibatch_size or "all"
+    print(
+        f"{cfg.task}: {cfg.num_envs} games x {cfg.num_steps[0]} decisions, {cfg.num_epochs} x {parts} updates of {size}"
+    )
     print(f"{'ranks':>5}{'bare':>10}{'emulate':>10}{'act':>10}{'learn':>10}{'loop':>10}   of bare")
     for s in speeds:
         row = "".join(f"{rate:>10,.0f}" for rate in (s.bare, s.emulate, s.act, s.learn, s.loop))
@@ -190,6 +192,6 @@ if __name__ == "__main__":  # one rank of a measurement, as `bench` launches it
         speed = measure(Config.from_json(config), duration)
         if int(os.environ["RANK"]) == 0:
             Path(out).write_text(json.dumps(asdict(speed)))
-        leave(0)
+        exit_now(0)
     except UserError as mistake:
-        leave_because(mistake)
+        exit_with_error(mistake)

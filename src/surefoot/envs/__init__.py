@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surefoot.errors import Fault
-    from surefoot.parallel.heartbeat import Pulse
+    from surefoot.parallel.heartbeat import Heartbeat
 
     Array = NDArray[Any]
 
 
-class Game(Protocol):
+class Environment(Protocol):
     """One environment; its episode depends only on the seed of `reset` and the actions since."""
 
     observation_space: spaces.Space[Any]
@@ -74,7 +74,7 @@ class Episode(NamedTuple):
 
 
 @dataclass
-class Steps:
+class StepResult:
     """What one decision in each of N games brought."""
 
     reward: list[float]
@@ -85,7 +85,7 @@ class Steps:
     lost: list[int]
     """games that raised and were made anew: this decision never was, their rows hold a new episode's first"""
 
-    def take(self, games: list[int], other: Steps) -> None:
+    def take(self, games: list[int], other: StepResult) -> None:
         """Take over what another decision brought to some games, and which of them it lost."""
         for i in games:
             self.reward[i] = other.reward[i]
@@ -94,7 +94,7 @@ class Steps:
         self.lost = other.lost
 
 
-def make(env: Env, render: bool = False) -> Game:
+def make(env: Env, render: bool = False) -> Environment:
     """A game; raises Fault where its own program fails, UserError where it cannot be had."""
     with making(env):
         return env.make(render)
@@ -113,28 +113,32 @@ def making(env: Env) -> Iterator[None]:
         raise Fault(f"the environment {env} cannot be made: {type(error).__name__}: {error}") from error
 
 
-class Games:
+class EnvVector:
     """The games `indices` of a run, stepped one after another in this process, or as a VectorEnv.
 
-    `restarts`: how often, in all, a game that raises may be made again; `pulse` shows a watchdog where we are.
+    `restarts`: how often, in all, a game that raises may be made again; `heartbeat` shows a watchdog where we are.
     """
 
-    def __init__(self, env: Env, seed: int, indices: range, restarts: int = 0, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self, env: Env, seed: int, indices: range, restarts: int = 0, heartbeat: Heartbeat | None = None
+    ) -> None:
         import numpy as np
 
         from surefoot.envs.spaces import blank
         from surefoot.errors import UserError
-        from surefoot.parallel.heartbeat import Pulse
+        from surefoot.parallel.heartbeat import Heartbeat
 
         self.env, self.indices, self.seed, self.restarts = env, indices, seed, restarts
-        self.pulse = pulse or Pulse.of(len(indices))
-        self.pulse.make(0)
+        self.heartbeat = heartbeat or Heartbeat.of(len(indices))
+        self.heartbeat.make(0)
         with making(env):
             self.vector = env.together(len(indices)) if isinstance(env, Gymnasium) else None
         if self.vector is not None and restarts:
             self.vector.env.close()
             raise UserError(f"env_restarts is {restarts}; allowed is 0 with a VectorEnv, whose games fail together")
-        self.games: list[Game] = self.vector.games if self.vector else [self.make(i) for i in range(len(indices))]
+        self.games: list[Environment] = (
+            self.vector.games if self.vector else [self.make(i) for i in range(len(indices))]
+        )
         first = self.games[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         row = blank(first.observation_space)
@@ -150,9 +154,9 @@ class Games:
     def __len__(self) -> int:
         return len(self.games)
 
-    def make(self, i: int) -> Game:
-        """Game i, new."""
-        self.pulse.make(i)
+    def make(self, i: int) -> Environment:
+        """Environment i, new."""
+        self.heartbeat.make(i)
         return make(self.env)
 
     def reset(self, i: int, out: Array) -> None:
@@ -161,7 +165,7 @@ class Games:
 
         n, k = self.indices[i], self.episodes[i]
         seed = integer(self.seed, Purpose.RESETS, 0 if self.vector else n, k) + (n if self.vector else 0)
-        self.pulse.begin(i, -1 if self.vector else seed)
+        self.heartbeat.begin(i, -1 if self.vector else seed)
         self.episodes[i] += 1
         self.score[i], self.length[i] = 0.0, 0
         try:
@@ -176,24 +180,24 @@ class Games:
         for i in range(len(self)):
             self.reset(i, self.obs[i])
         self.check(self.obs)
-        self.pulse.rest()
+        self.heartbeat.rest()
 
-    def step(self, actions: Any, out: Array, only: Sequence[int] | None = None) -> Steps:
+    def step(self, actions: Any, out: Array, only: Sequence[int] | None = None) -> StepResult:
         """One decision in every game, or in those of `only`; the next observations go into `out` [N, ...].
 
         Raises Fault where a game raises and no restart is left, or where a number is not finite.
         """
         n = len(self)
-        steps = Steps([0.0] * n, [False] * n, [False] * n, {}, [])
+        steps = StepResult([0.0] * n, [False] * n, [False] * n, {}, [])
         self.played += only is None
-        self.pulse.decide(actions if isinstance(actions, list) else [], self.length, only is not None)
+        self.heartbeat.decide(actions if isinstance(actions, list) else [], self.length, only is not None)
         if self.vector is not None:
-            self.pulse.at(n)
+            self.heartbeat.at(n)
             try:
                 self.vector.step(actions)
             except (Exception, SystemExit) as error:
                 raise self.fault(n, error) from error
-        games, at = self.games, self.pulse.at
+        games, at = self.games, self.heartbeat.at
         for i in range(n) if only is None else only:
             at(i)
             try:
@@ -214,7 +218,7 @@ class Games:
                     self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.played))
                     self.reset(i, out[i])
         self.check(out)
-        self.pulse.rest()
+        self.heartbeat.rest()
         self.obs = out
         return steps
 
@@ -230,7 +234,7 @@ class Games:
         """What there is to say of game i, which failed."""
         from surefoot.errors import Fault
 
-        return Fault(f"{self.pulse.where(i, self.indices.start + i)} failed: {type(error).__name__}: {error}")
+        return Fault(f"{self.heartbeat.where(i, self.indices.start + i)} failed: {type(error).__name__}: {error}")
 
     def restart(self, i: int, out: Array, error: BaseException) -> None:
         """Make game i again and begin a new episode, where that is allowed; what went wrong is said."""
@@ -266,7 +270,7 @@ class Games:
         from surefoot.rng import Purpose, integer
 
         lost = []
-        self.pulse.end()  # playing a long episode again is no alarm
+        self.heartbeat.end()  # playing a long episode again is no alarm
         for i, n in enumerate(self.indices):
             fields = {k.split("/", 1)[1]: v for k, v in saved.items() if k.startswith(f"{n}/")}
             self.episodes[i], self.length[i] = (int(x) for x in fields.pop("counters"))
@@ -278,9 +282,9 @@ class Games:
                 self.reset(i, self.obs[i])
                 lost.append(n)
             else:
-                self.pulse.begin(i, integer(self.seed, Purpose.RESETS, n, self.episodes[i] - 1))
-                self.pulse.end()
-        self.pulse.rest()
+                self.heartbeat.begin(i, integer(self.seed, Purpose.RESETS, n, self.episodes[i] - 1))
+                self.heartbeat.end()
+        self.heartbeat.rest()
         return lost
 
     def close(self) -> None:

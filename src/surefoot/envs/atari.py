@@ -48,9 +48,9 @@ class Pong:
     palette: bool = False
     """frames hold palette indices, for exact colours in the network (LessonCNN); otherwise the mean of RGB"""
 
-    def make(self, render: bool = False) -> PongGame:
+    def make(self, render: bool = False) -> PongEnv:
         """A game of this kind; it can always be rendered."""
-        return PongGame(self)
+        return PongEnv(self)
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Atari:
     stack: int = 4
     """frames the policy sees at once"""
 
-    def make(self, render: bool = False) -> AtariGame:
+    def make(self, render: bool = False) -> AtariEnv:
         """A game of this kind; it can always be rendered."""
-        return AtariGame(self)
+        return AtariEnv(self)
 
 
 def ids() -> list[str]:
@@ -104,7 +104,7 @@ def lesson_table() -> Array:
     return table
 
 
-class PongGame(Console):
+class PongEnv(Console):
     """One emulator with the lesson's preprocessing; observations uint8 [2, 80, 80], older frame first."""
 
     def __init__(self, spec: Pong) -> None:
@@ -149,7 +149,7 @@ class PongGame(Console):
             self.frames[1] = np.frombuffer(screen.tobytes().translate(self.gray), np.uint8).reshape(80, 80)
 
 
-class AtariGame(Console):
+class AtariEnv(Console):
     """One emulator with the literature's preprocessing; observations uint8 [stack, size, size], oldest frame first."""
 
     def __init__(self, spec: Atari) -> None:

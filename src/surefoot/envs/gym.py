@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_REPLAY = 100_000  # decisions: a longer episode is not restored, a new one begins
 EXTRAS = ("mujoco", "box2d", "classic-control")
-HERE: dict[str, Callable[..., Any]] = {}  # functions that only this process knows, by the names in Gymnasium.id
+LOCAL_MAKERS: dict[str, Callable[..., Any]] = {}  # functions that only this process knows, by the names in Gymnasium.id
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Gymnasium:
     kwargs: tuple[str, ...] = ()
     """what it is made with, each NAME=VALUE with a value of Python's, or words: is_slippery=False map_name=8x8"""
 
-    def make(self, render: bool = False) -> GymnasiumGame:
+    def make(self, render: bool = False) -> GymnasiumEnv:
         """An environment of this kind; `render`: one whose pictures can be taken."""
-        return GymnasiumGame(self, render)
+        return GymnasiumEnv(self, render)
 
     def together(self, count: int) -> Vector | None:
         """A VectorEnv of `count` games, which are stepped at once; None where they are made one by one."""
         vector: Vector | None = open_env(self, count=count)
         if vector is not None:
-            vector.games = [GymnasiumGame(self, False, seat) for seat in vector.seats]
+            vector.games = [GymnasiumEnv(self, False, seat) for seat in vector.seats]
             vector.translate = vector.games[0].translate
         return vector
 
@@ -79,14 +79,14 @@ def describe(maker: Any) -> Gymnasium:
                 raise UserError(f"{name} can neither be copied nor made again ({error}): {cure}") from error
 
         _require_gymnasium(maker, type(maker).__name__)
-    name = f"{name}#{len(HERE)}"
-    HERE[name] = make
+    name = f"{name}#{len(LOCAL_MAKERS)}"
+    LOCAL_MAKERS[name] = make
     return Gymnasium(name)
 
 
 def is_local(env: object) -> TypeGuard[Gymnasium]:
     """Whether an environment can be made in this process alone."""
-    return isinstance(env, Gymnasium) and env.id in HERE
+    return isinstance(env, Gymnasium) and env.id in LOCAL_MAKERS
 
 
 @functools.cache
@@ -110,9 +110,9 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
     make: Any = functools.partial(gymnasium.make, id, disable_env_checker=True)
     try:
         if "#" in id:
-            if id not in HERE:
+            if id not in LOCAL_MAKERS:
                 raise UserError(f"'{id}' was made by a function of another program: name a module:function")
-            make = HERE[id]
+            make = LOCAL_MAKERS[id]
         elif name and not re.search(r"-v\d+$", name):
             make = importlib.import_module(module)
             try:
@@ -230,7 +230,7 @@ def examine(of: Gymnasium) -> bool:
         env.close()
 
 
-class GymnasiumGame:
+class GymnasiumEnv:
     """One Gymnasium environment; its observations are rows as `envs.spaces` lays them."""
 
     goes_on = False

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surefoot.models.policy import Patches, PixelConv, Policy, bf16_units
 
 
-class Packed(nn.Module):
+class PackedLayer(nn.Module):
     """A layer of a player and its ReLU as one, with weights laid out for oneDNN once, not in every call."""
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype, relu: bool) -> None:
@@ -37,12 +37,12 @@ class Packed(nn.Module):
         return made
 
 
-def player(policy: Policy, arrays: bool = False) -> Policy:
+def inference_policy(policy: Policy, arrays: bool = False) -> Policy:
     """The same policy to play with: for images a copy with weights rounded, and laid out for few games, once.
 
     `arrays`: on a processor its heads are computed with NumPy, and so is what depends on them: small calls.
     """
-    if not isinstance(policy.prepare, Patches):
+    if not isinstance(policy.preprocess, Patches):
         return policy
     copied = copy.deepcopy(policy, {id(p): p.detach() for p in policy.parameters()})  # no weights are copied here
     copied.bf16, dtype = False, torch.bfloat16 if policy.bf16 else policy.actor.weight.dtype
@@ -51,7 +51,7 @@ def player(policy: Policy, arrays: bool = False) -> Policy:
     for i, (layer, after) in enumerate(pairwise([*copied.body, None])):
         if packs and isinstance(layer, nn.Conv2d | nn.Linear):
             relu = isinstance(after, nn.ReLU)
-            copied.body[i] = Packed(layer, dtype, relu)
+            copied.body[i] = PackedLayer(layer, dtype, relu)
             if relu:
                 copied.body[i + 1] = nn.Identity()
         elif isinstance(layer, PixelConv):

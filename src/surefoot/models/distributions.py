@@ -249,7 +249,7 @@ class DiagonalGaussian:
         return total((shift * shift + namespace(shift).expm1(2 * log_ratio)) / 2 - log_ratio)
 
 
-class Independent(Categorical):
+class MultiCategorical(Categorical):
     """Several choices at once, each a Categorical of its own. `logits` [..., sum of sizes], actions int64 [..., D]."""
 
     def __init__(self, logits: Array, sizes: tuple[int, ...], known: bool = False) -> None:
@@ -310,4 +310,4 @@ def head(space: spaces.Space[Any]) -> Head:
         size = int(np.prod(space.shape))
         return Head(size, (size,), DiagonalGaussian)
     sizes = choices(space)
-    return Head(sum(sizes), (len(sizes),), partial(Independent, sizes=sizes))
+    return Head(sum(sizes), (len(sizes),), partial(MultiCategorical, sizes=sizes))

@@ -149,16 +149,18 @@ def _convolutional(
 
     from surefoot.envs.spaces import MASK, blank, masked, parts
     from surefoot.models.distributions import head
-    from surefoot.models.policy import Joined, Policy, Vector, orthogonal
+    from surefoot.models.policy import DictEncoder, Policy, Vector, orthogonal
 
     layout, mask, top = parts(observation), masked(observation, action), head(action)
     images = [part for part in layout if len(part.shape) == 3 or part.is_image()]
     _require(len(images) > 0, f"{name} sees images [channels, height, width], not {observation.shape or observation}")
-    eyes = [_eye(part, step, look) for part in images]
-    prepare, body = eyes[0]
+    image_encoders = [_image_encoder(part, step, look) for part in images]
+    prepare, body = image_encoders[0]
     if images[0].path:
         rest = Vector([part for part in layout if part not in images and not (mask and part.path == MASK)])
-        joined = Joined(images, [nn.Sequential(first, *convolutions) for first, convolutions in eyes], rest)
+        joined = DictEncoder(
+            images, [nn.Sequential(first, *convolutions) for first, convolutions in image_encoders], rest
+        )
         prepare, body = nn.Identity(), nn.Sequential(joined)
     try:
         width = body(prepare(torch.from_numpy(blank(observation))[None])).shape[1]
@@ -170,19 +172,19 @@ def _convolutional(
     return orthogonal(Policy(prepare, body, actor, critic, top, masks=mask))
 
 
-def _eye(part: Part, step: int, look: Callable[[int], list[nn.Module]]) -> tuple[nn.Module, nn.Sequential]:
+def _image_encoder(part: Part, step: int, look: Callable[[int], list[nn.Module]]) -> tuple[nn.Module, nn.Sequential]:
     """What cuts an image into patches, and the convolutions; floats are seen as they are."""
     import numpy as np
     from torch import nn
 
-    from surefoot.models.policy import Flat, Patches
+    from surefoot.models.policy import FlattenChannelsLast, Patches
 
     size = part.shape if len(part.shape) == 3 else (1, *part.shape)
     last = size[2] < min(size[:2])  # [height, width, channels]
     first, *others = look(size[2 if last else 0] * step**2)
     if part.dtype == np.float32:
         vars(first).update(background=0.0, scale=1.0)
-    return Patches(step, last), nn.Sequential(first, *others, Flat())
+    return Patches(step, last), nn.Sequential(first, *others, FlattenChannelsLast())
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,12 @@ class MLP:
 
         from surefoot.envs.spaces import masked, parts
         from surefoot.models.distributions import head
-        from surefoot.models.policy import Pair, Policy, Vector, orthogonal
+        from surefoot.models.policy import ActorCriticLinear, Policy, Vector, orthogonal
 
         mask, top, prepare = masked(observation, action), head(action), Vector(parts(observation), self.running)
         _require(prepare.width > mask, f"there is nothing to see in {observation}")
         sizes, last = (prepare.width - mask, *self.hidden), self.hidden[-1]
-        layers = [(Pair(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
+        layers = [(ActorCriticLinear(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
         body = nn.Sequential(*(layer for both in layers for layer in both))
         actor, critic = nn.Linear(last, top.outputs), nn.Linear(last, 1)
         return orthogonal(Policy(prepare, body, actor, critic, top, mask, self.std))

@@ -136,4 +136,4 @@ class MuonSteps:
         self.rest.step(rate)
 
 
-Steps = AdamSteps | MuonSteps
+StepResult = AdamSteps | MuonSteps

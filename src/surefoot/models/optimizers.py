@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from surefoot.models.optimizer_steps import Steps
+    from surefoot.models.optimizer_steps import StepResult
     from surefoot.models.policy import Policy
 
 
@@ -25,7 +25,7 @@ class Adam:
 
     def build(
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
-    ) -> Steps:
+    ) -> StepResult:
         """For a policy whose parameters are views of `flat`."""
         from surefoot.models.optimizer_steps import AdamSteps, parts
 
@@ -51,7 +51,7 @@ class Muon:
 
     def build(
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
-    ) -> Steps:
+    ) -> StepResult:
         """For a policy whose parameters are views of `flat`."""
         from surefoot.models.optimizer_steps import MuonSteps
 

@@ -120,7 +120,7 @@ class Residual(nn.Module):
         return torch.add(x, self.last(F.relu(self.first(F.relu(x)))))
 
 
-class Flat(nn.Module):
+class FlattenChannelsLast(nn.Module):
     """[B, C, H, W] to [B, H W C]: the order in which convolutions leave their numbers, so nothing moves."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,22 +228,22 @@ class Vector(nn.Module):
         return f"width={self.width}"
 
 
-class Joined(nn.Module):
-    """The parts of a Dict, each embedded, side by side: images by `eyes`, all else by one Vector."""
+class DictEncoder(nn.Module):
+    """The parts of a Dict, each embedded, side by side: images by `image_encoders`, all else by one Vector."""
 
-    def __init__(self, images: Sequence[Part], eyes: Sequence[nn.Module], rest: Vector) -> None:
+    def __init__(self, images: Sequence[Part], image_encoders: Sequence[nn.Module], rest: Vector) -> None:
         super().__init__()
         self.images, self.rest = images, rest
-        self.eyes = nn.ModuleList(eyes)
+        self.image_encoders = nn.ModuleList(image_encoders)
 
     def forward(self, row: Tensor) -> Tensor:
         """Bytes [B, row] to floats [B, all widths]."""
-        seen = [eye(part_of(row, part)) for part, eye in zip(self.images, self.eyes, strict=True)]
+        seen = [eye(part_of(row, part)) for part, eye in zip(self.images, self.image_encoders, strict=True)]
         rest = [self.rest(row).to(seen[0].dtype)] if self.rest.width else []  # a mask is not seen
         return torch.cat([*seen, *rest], 1)
 
 
-class Pair(nn.Module):
+class ActorCriticLinear(nn.Module):
     """Two fully connected layers side by side, the actor's and the critic's, computed at once."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -290,9 +290,9 @@ class Policy(nn.Module):
         std: float = 0.6,
     ) -> None:
         super().__init__()
-        self.prepare, self.body = prepare, body
+        self.preprocess, self.body = prepare, body
         self.actor, self.critic = actor, critic
-        self.pairs = [layer for layer in body if isinstance(layer, Pair)]
+        self.pairs = [layer for layer in body if isinstance(layer, ActorCriticLinear)]
         """of an MLP: the layers between observation and heads"""
         self.distribution, self.draws, self.masks = head.distribution, head.draws, masks
         """distribution: that with some parameters, as a rollout stores them; draws: shape of the noise for an action"""
@@ -307,17 +307,17 @@ class Policy(nn.Module):
 
     def forward(self, obs: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`obs` [B, ...] to (distribution over B actions, value [B], memory); a policy without a critic has V = 0."""
-        return self.judge(self.prepare(obs), memory)
+        return self.judge(self.preprocess(obs), memory)
 
-    def judge(self, prepared: Tensor | Windows, memory: None = None) -> tuple[Distribution, Tensor, None]:
+    def judge(self, preprocessed: Tensor | Windows, memory: None = None) -> tuple[Distribution, Tensor, None]:
         """`forward` for observations that went through `prepare`."""
-        x, allowed = self._see(prepared)
+        x, allowed = self._see(preprocessed)
         out, value = self._heads(x)
         return self._choose(out, allowed), value, memory
 
     def windows(self, *parts: Tensor) -> Windows | None:
         """Prepared images [..., rows, columns, C] as convolutions see them; None where that is of no use."""
-        if not isinstance(self.prepare, Patches) or not parts[0].is_cpu:
+        if not isinstance(self.preprocess, Patches) or not parts[0].is_cpu:
             return None
         images, convolutions = [x.flatten(0, -4) for x in parts], list[Shape]()
         for layer in self.body:
@@ -329,19 +329,19 @@ class Policy(nn.Module):
         return windows(images, convolutions) if convolutions and small else None
 
     @torch.no_grad()
-    def judged(self, prepared: Tensor | Windows) -> tuple[Tensor, Tensor]:
-        """The distributions' numbers and the values for many prepared observations, as an update will find them."""
-        size = self.piece(prepared)
-        rows: Any = (prepared[i : i + size] for i in range(0, len(prepared), size))
+    def judged(self, preprocessed: Tensor | Windows) -> tuple[Tensor, Tensor]:
+        """The distributions' numbers and the values for many preprocessed observations, as an update will find them."""
+        size = self.piece(preprocessed)
+        rows: Any = (preprocessed[i : i + size] for i in range(0, len(preprocessed), size))
         pieces = (self.traced(x.numpy()) if self.bound else self.judge(x) for x in rows)
         params, values = zip(*((dist.params, value) for dist, value, _ in pieces), strict=True)
         return torch.cat([*map(torch.as_tensor, params)]), torch.cat([*map(torch.as_tensor, values)])
 
-    def piece(self, prepared: Array | Windows) -> int:
-        """How many rows of prepared observations are judged or learned from at once."""
-        if isinstance(prepared, Windows):
+    def piece(self, preprocessed: Array | Windows) -> int:
+        """How many rows of preprocessed observations are judged or learned from at once."""
+        if isinstance(preprocessed, Windows):
             return PIECE
-        row: int = math.prod(prepared.shape[1:]) * (2 if self.bf16 else 4)
+        row: int = math.prod(preprocessed.shape[1:]) * (2 if self.bf16 else 4)
         return max(1, min(PIECE, KEPT // row))
 
     def _heads(self, x: Tensor, rounded: dict[str, Tensor] | None = None) -> tuple[Array, Array]:
@@ -355,7 +355,7 @@ class Policy(nn.Module):
         return self.actor(features), features.new_zeros(len(x)) if self.critic is None else self.critic(own)[:, 0]
 
     def _features(self, x: Any, rounded: dict[str, Tensor]) -> Tensor:
-        """What the body makes of prepared observations, or of their windows."""
+        """What the body makes of preprocessed observations, or of their windows."""
         dtype = torch.bfloat16 if self.bf16 else self.actor.weight.dtype
         for i, layer in enumerate(self.body):
             if isinstance(x, Windows) and isinstance(layer, nn.ReLU):
@@ -379,7 +379,7 @@ class Policy(nn.Module):
             return None
         layers = [(np.ascontiguousarray(w[0].T), b[0]) for w, b, _, _ in self.bound.hidden]
         weight, bias, *_ = self.bound.actor
-        top, prepare, masks = np.ascontiguousarray(weight.T), self.prepare.forward, self.masks
+        top, prepare, masks = np.ascontiguousarray(weight.T), self.preprocess.forward, self.masks
         sigma = np.exp(self.bound.log_std[0]) if self.bound.log_std else None
 
         def act(obs: Array, noise: Array) -> Array:
@@ -394,14 +394,14 @@ class Policy(nn.Module):
 
         return act
 
-    def traced(self, prepared: Array) -> tuple[Distribution, Array, Callable[..., None]]:
+    def traced(self, preprocessed: Array) -> tuple[Distribution, Array, Callable[..., None]]:
         """`judge` for learning: distribution and value, and what adds to the parameters' gradients, or sets them.
 
         It is given the loss's gradient by the distribution's numbers, as `score` has it, and by the values. From there
         on autograd goes back through a network; but an MLP's layers are so small that its notes would take longer than
         the arithmetic, so their chain rule is written out, over arrays.
         """
-        x, allowed = self._see(prepared)
+        x, allowed = self._see(preprocessed)
         out, value, back = self._pairs(x) if isinstance(x, np.ndarray) else self._layers(x)
 
         def pull(slope: Array, value_slope: Array, add: bool = True) -> None:
@@ -475,16 +475,16 @@ class Policy(nn.Module):
 
         return x[0] @ actor[0].T + actor[1], x[1] @ critic[0][0] + critic[1], back
 
-    def _see(self, prepared: Array) -> tuple[Array, Array | None]:
+    def _see(self, preprocessed: Array) -> tuple[Array, Array | None]:
         """What the body sees, and which actions are allowed, where a mask says so."""
         allowed = None
         if self.masks:
-            prepared, allowed = prepared[:, : -self.masks], prepared[:, -self.masks :] > 0
-        if isinstance(prepared, np.ndarray):
+            preprocessed, allowed = preprocessed[:, : -self.masks], preprocessed[:, -self.masks :] > 0
+        if isinstance(preprocessed, np.ndarray):
             assert self.bound is not None
-            return prepared.astype(self.bound.gradient.dtype, copy=False), allowed
-        asis = isinstance(prepared, Windows) or prepared.dtype == torch.uint8
-        return prepared if asis else prepared.to(self.actor.weight.dtype), allowed
+            return preprocessed.astype(self.bound.gradient.dtype, copy=False), allowed
+        asis = isinstance(preprocessed, Windows) or preprocessed.dtype == torch.uint8
+        return preprocessed if asis else preprocessed.to(self.actor.weight.dtype), allowed
 
     def _choose(self, out: Array, allowed: Array | None) -> Distribution:
         """The distribution that the actor's numbers stand for."""
@@ -513,9 +513,9 @@ def orthogonal(policy: Policy) -> Policy:
     2021, section 3.2 (a small last policy layer matters most); Goyal et al. 2017, section 5.1 (residual units).
     """
     for layer in policy.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | Pair):
+        if isinstance(layer, nn.Linear | nn.Conv2d | ActorCriticLinear):
             gain = 0.01 if layer is policy.actor else 1.0 if layer is policy.critic else math.sqrt(2)
-            for weight in layer.weight if isinstance(layer, Pair) else [layer.weight]:
+            for weight in layer.weight if isinstance(layer, ActorCriticLinear) else [layer.weight]:
                 nn.init.orthogonal_(weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from surefoot.errors import Fault, UserError, note
-from surefoot.parallel.heartbeat import VARIABLE, Pulse, Watchdog
+from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
 
-POLITE = 130  # the exit code of a rank that a signal has stopped and that was saved
+EXIT_STOPPED = 130  # the exit code of a rank that a signal has stopped and that was saved
 HANGING = 5.0  # the same where one has hung: the others save
 PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
 
@@ -37,13 +37,13 @@ def usable_cores(root: Path = Path("/")) -> int:
     return cores
 
 
-def choose_ranks(asked: int, games: int) -> int:
+def choose_ranks(asked: int, num_envs: int) -> int:
     """`asked` if it divides the games; for 0 the largest divisor of them that is not above the usable cores."""
     if asked == 0:
-        return max(n for n in range(1, min(games, usable_cores()) + 1) if games % n == 0)
-    if asked < 1 or games % asked:
-        divisors = ", ".join(str(n) for n in range(1, games + 1) if games % n == 0)
-        raise UserError(f"ranks is {asked}; allowed are divisors of the {games} games: {divisors}")
+        return max(n for n in range(1, min(num_envs, usable_cores()) + 1) if num_envs % n == 0)
+    if asked < 1 or num_envs % asked:
+        divisors = ", ".join(str(n) for n in range(1, num_envs + 1) if num_envs % n == 0)
+        raise UserError(f"ranks is {asked}; allowed are divisors of the {num_envs} environments: {divisors}")
     return asked
 
 
@@ -71,26 +71,26 @@ def die_with_launcher() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End this rank at once, with all it has to say: gloo's threads now and then abort an orderly end of Python."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def leave_because(mistake: UserError) -> NoReturn:
+def exit_with_error(mistake: UserError) -> NoReturn:
     """End this rank; its launcher raises the mistake."""
     with suppress(OSError):
-        last_word(os.environ[VARIABLE]).write_text(str(mistake))
-    leave(1 if isinstance(mistake, Fault) else 2)
+        error_file(os.environ[VARIABLE]).write_text(str(mistake))
+    exit_now(1 if isinstance(mistake, Fault) else 2)
 
 
-def last_word(memory: str | Path) -> Path:
+def error_file(memory: str | Path) -> Path:
     """The file that says what a rank has ended of, beside the memory that it shares with its launcher."""
     return Path(memory).with_suffix(".word")
 
 
-def launch(command: list[str], count: int, games: int, timeout: float) -> int:
+def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int:
     """Run `count` copies of a command; returns 0, or the signal after which they have saved and stopped.
 
     The first SIGINT or SIGTERM is passed on, so that the ranks save and stop; the second ends them; so does silence
@@ -107,12 +107,12 @@ def launch(command: list[str], count: int, games: int, timeout: float) -> int:
     ranks: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as folder:
         memory = [Path(folder, str(rank)) for rank in range(count)]
-        dog = Watchdog([Pulse.lay(path, games) for path in memory], timeout)
+        dog = Watchdog([Heartbeat.lay(path, num_envs) for path in memory], timeout)
         complaints = [path.with_suffix(".err") for path in memory]
-        heard = Heard(complaints)
+        heard = StderrForwarder(complaints)
         failed: int | str | None = None
         try:
-            with PassingOn(ranks) as signals:
+            with SignalForwarder(ranks) as signals:
                 for rank in range(count):
                     own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: str(memory[rank])}
                     with open(complaints[rank], "wb") as complaint:
@@ -143,7 +143,7 @@ def launch(command: list[str], count: int, games: int, timeout: float) -> int:
             raise KeyboardInterrupt
         if isinstance(failed, str):
             raise Fault(failed)
-        code, said = ranks[failed].returncode, last_word(memory[failed])
+        code, said = ranks[failed].returncode, error_file(memory[failed])
         with suppress(OSError):
             print(heard.rest(failed), end="", file=sys.stderr, flush=True)
         if said.exists():
@@ -152,7 +152,7 @@ def launch(command: list[str], count: int, games: int, timeout: float) -> int:
         raise Fault(f"rank {failed} {cause}")
 
 
-class Heard:
+class StderrForwarder:
     """What ranks write to their standard error: our own sentences are passed on at once, and each only once."""
 
     def __init__(self, files: list[Path]) -> None:
@@ -180,14 +180,14 @@ class Heard:
         return b"".join(line for line in lines if not line.startswith(b"surefoot: ")).decode(errors="replace")
 
 
-def watch(ranks: list[subprocess.Popen[bytes]], dog: Watchdog, heard: Heard) -> int | str | None:
+def watch(ranks: list[subprocess.Popen[bytes]], dog: Watchdog, heard: StderrForwarder) -> int | str | None:
     """Wait until all have ended well (None), one has failed (which), or one is silent (a sentence about it)."""
     while True:
         codes = [p.poll() for p in ranks]
         heard.pass_on()
-        bad = [i for i, code in enumerate(codes) if code not in (None, 0, POLITE)]
+        bad = [i for i, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
         if bad:  # a rank ended by a signal is the cause, or one that says why; one that lost its connection is not
-            return min(bad, key=lambda i: min(codes[i] or 0, 0) or not last_word(heard.files[i]).exists())
+            return min(bad, key=lambda i: min(codes[i] or 0, 0) or not error_file(heard.files[i]).exists())
         if None not in codes:
             return None
         if verdict := dog.verdict():
@@ -217,13 +217,13 @@ def stops() -> list[int]:
     return [signal.SIGINT, signal.SIGTERM, *closed]
 
 
-class PassingOn:
+class SignalForwarder:
     """While it is open, SIGINT and SIGTERM are passed on as SIGTERM once; the second time they interrupt."""
 
     def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
         self.ranks, self.seen = ranks, 0
 
-    def __enter__(self) -> PassingOn:
+    def __enter__(self) -> SignalForwarder:
         def handle(number: int, _: object) -> None:
             if self.seen:
                 raise KeyboardInterrupt

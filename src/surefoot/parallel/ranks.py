@@ -32,23 +32,23 @@ class Ranks:
     patience: float = math.inf
     """seconds after which one that has not come is given up"""
 
-    def columns(self, games: int) -> slice:
+    def columns(self, num_envs: int) -> slice:
         """This rank's share of the games."""
-        share = games // self.count
+        share = num_envs // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def table(self, rows: int, row: Tensor) -> Tensor:
+    def alloc_shared(self, rows: int, row: Tensor) -> Tensor:
         """Zeros for a policy's numbers [rows and one for each rank's gradient, P], the same memory for all ranks.
 
         Where they have none in common there is one gradient: this rank's own.
         """
         size = (rows + self.count) * row.nbytes
-        shared = common(self, size) if self.count > 1 and row.is_cpu else None
+        shared = map_shared(self, size) if self.count > 1 and row.is_cpu else None
         if shared is None:
             return row.new_zeros(rows + 1, len(row))
         return shared.view(row.dtype).view(rows + self.count, -1)
 
-    def sum(
+    def reduce_gradient(
         self, gradient: Array, number: float, everyones: Tensor | None = None, own: slice = slice(None)
     ) -> tuple[float, float]:
         """Replace the gradient, in place, by its sum over the ranks; returns the number's sum and the gradient's norm.
@@ -60,27 +60,27 @@ class Ranks:
             return number, math.sqrt(gradient.dot(gradient))
         tensor = torch.as_tensor(gradient)
         if everyones is not None and len(everyones) > 1:
-            number = float(self.everyone(torch.tensor(number, dtype=torch.float64)).sum())  # all have written
+            number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())  # all have written
             part = tensor[own]
             for rank, other in enumerate(everyones):
                 if rank != self.rank:
                     part += other[own]
-            return number, math.sqrt(self.everyone(part.dot(part)).sum())  # all have read
+            return number, math.sqrt(self.all_gather(part.dot(part)).sum())  # all have read
         shared = memory(self, tensor.nbytes + 8) if tensor.is_cpu else None
         if shared is None:
             dist.all_reduce(tensor)
-            number = float(self.everyone(torch.tensor(number, dtype=torch.float64)).sum())
+            number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())
         else:
             array, size = tensor.numpy(), tensor.nbytes
             board = next(shared.boards)
             parts, numbers = board[:, :size].view(array.dtype), board[:, -8:].view(np.float64)
             parts[self.rank], numbers[self.rank] = array, number
-            shared.meet()  # all have written
+            shared.barrier()  # all have written
             parts.sum(0, out=array)
             number = float(numbers.sum())
         return number, math.sqrt(gradient.dot(gradient))
 
-    def everyone(self, numbers: Array) -> Tensor:
+    def all_gather(self, numbers: Array) -> Tensor:
         """Every rank's numbers, of the same shape on each: [ranks, ...]."""
         own = torch.as_tensor(numbers).contiguous()
         if self.count == 1:
@@ -92,38 +92,38 @@ class Ranks:
             return torch.stack(parts)
         array, board = own.numpy(), next(shared.boards)[:, : own.nbytes]
         board[self.rank] = array.reshape(-1).view(np.uint8)
-        shared.meet()
+        shared.barrier()
         return torch.from_numpy(board.copy().view(array.dtype).reshape(self.count, *array.shape))
 
-    def mean(self, numbers: Array) -> Tensor:
+    def all_reduce_mean(self, numbers: Array) -> Tensor:
         """The ranks' mean of some numbers."""
-        return self.everyone(numbers).sum(0) / self.count
+        return self.all_gather(numbers).sum(0) / self.count
 
     def gather(self, columns: Tensor) -> Tensor:
         """[T, own games] of every rank, side by side: [T, games]."""
-        return torch.cat(self.everyone(columns).unbind(), 1)
+        return torch.cat(self.all_gather(columns).unbind(), 1)
 
-    def own(self, everything: Tensor) -> Tensor:
+    def local_columns(self, everything: Tensor) -> Tensor:
         """This rank's columns of [T, games]."""
         return everything[:, self.columns(everything.shape[1])]
 
-    def follow(self, numbers: Tensor) -> None:
+    def broadcast(self, numbers: Tensor) -> None:
         """Make them, in place, rank 0's."""
-        numbers.copy_(self.everyone(numbers)[0])
+        numbers.copy_(self.all_gather(numbers)[0])
 
-    def least(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
-        return int(self.everyone(torch.tensor(number)).min())
+        return int(self.all_gather(torch.tensor(number)).min())
 
-    def agree(self, decision: bool) -> bool:
+    def any(self, decision: bool) -> bool:
         """Whether any rank has decided so."""
-        return self.least(not decision) == 0
+        return self.all_reduce_min(not decision) == 0
 
-    def share_bytes(self, data: bytes) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Every rank's bytes, on every rank."""
-        sizes = self.everyone(torch.tensor(len(data))).tolist()
+        sizes = self.all_gather(torch.tensor(len(data))).tolist()
         padded = torch.frombuffer(bytearray(data.ljust(max(1, *sizes), b"\0")), dtype=torch.uint8)
-        return [bytes(part[:size].numpy()) for part, size in zip(self.everyone(padded), sizes, strict=True)]
+        return [bytes(part[:size].numpy()) for part, size in zip(self.all_gather(padded), sizes, strict=True)]
 
 
 class Shared:
@@ -142,7 +142,7 @@ class Shared:
         self.mine, self.others = ranks.rank, [i for i in range(ranks.count) if i != ranks.rank]
         self.pids[self.mine], self.patience = os.getpid(), ranks.patience
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all ranks are here: microseconds where they come together, which sockets take a hundred of.
 
         The counters rely on stores being seen in the order they were made, as on x86.
@@ -156,11 +156,11 @@ class Shared:
                 if tries > 20_000:  # some milliseconds: another is far behind
                     time.sleep(1e-4)
                     if tries % 5_000 == 0:
-                        self.doubt(other, time.monotonic() - began)
+                        self.check_alive(other, time.monotonic() - began)
                 elif tries > 200:
                     os.sched_yield()
 
-    def doubt(self, other: int, waited: float) -> None:
+    def check_alive(self, other: int, waited: float) -> None:
         """Raise RuntimeError where a rank that is waited for will not come any more."""
         try:
             os.kill(self.pids[other], 0)  # 0, all of us, where it has not written its own yet
@@ -174,11 +174,11 @@ class Shared:
 def memory(ranks: Ranks, size: int) -> Shared | None:
     """What the ranks of one machine share for exchanges of so many bytes each; None where there is nothing `common`."""
     size = 2 * ranks.count * (-size // 8 * -8) + ranks.count * Shared.LINE  # whole numbers of 8 bytes
-    seen = common(ranks, size)
+    seen = map_shared(ranks, size)
     return None if seen is None else Shared(ranks, seen)
 
 
-def common(ranks: Ranks, size: int) -> Tensor | None:
+def map_shared(ranks: Ranks, size: int) -> Tensor | None:
     """So many bytes, zeros, that all ranks of one machine see; None where they are on several, or it cannot be had.
 
     They have no name: they go with the processes, however these end.

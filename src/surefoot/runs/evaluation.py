@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
-from surefoot.envs import Env, Episode, Game, make
+from surefoot.envs import Env, Episode, Environment, make
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.spaces import blank
@@ -26,9 +26,9 @@ from surefoot.errors import Fault, Interrupted, UserError, note
 from surefoot.parallel.launch import usable_cores
 from surefoot.models.networks import MLP
 from surefoot.rng import Purpose, integer, stream
-from surefoot.fast.packed import player
+from surefoot.fast.packed import inference_policy
 from surefoot.models.policy import Policy
-from surefoot.parallel.heartbeat import Pulse
+from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.parallel.ranks import Ranks
 from surefoot.runs.evaluation_workers import dealt
 
@@ -132,7 +132,7 @@ def evaluate(
     the last bits of a network's output depend on the batch, and with them, rarely, an action).
     """
     start = perf_counter()
-    policy = player(policy)
+    policy = inference_policy(policy)
     waiting = iter(episodes)
     slots = [_Slot(make(env), seed, next(waiting), alive) for _ in range(min(parallel, len(episodes)))]
     playing = list(slots)
@@ -172,7 +172,7 @@ def evaluate_shared(
     episodes: range,
     seed: int,
     ranks: Ranks,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     show: Callable[[str], None],
     playing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
@@ -187,14 +187,14 @@ def evaluate_shared(
 
     try:
         with playing():
-            part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress, alive=pulse.rest)
+            part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress, alive=heartbeat.rest)
     except (Fault, Interrupted) as cause:  # what was trained is saved
         if isinstance(cause, Fault):
             note(f"{cause}; this evaluation is given up")
-    pulse.end()  # the others may take longer
-    if ranks.agree(part is None) or part is None:
+    heartbeat.end()  # the others may take longer
+    if ranks.any(part is None) or part is None:
         return None
-    parts = [json.loads(data) for data in ranks.share_bytes(json.dumps([part.scores, part.lengths]).encode())]
+    parts = [json.loads(data) for data in ranks.all_gather_bytes(json.dumps([part.scores, part.lengths]).encode())]
     scores, lengths = _in_order(parts)
     return replace(part, scores=scores, lengths=lengths)
 
@@ -208,7 +208,7 @@ def _in_order(parts: list[list[list[Any]]]) -> Iterator[list[Any]]:
 class _Slot:
     """One game of the evaluation, and the episode it is playing."""
 
-    def __init__(self, game: Game, seed: int, episode: int, alive: Callable[[], None]) -> None:
+    def __init__(self, game: Environment, seed: int, episode: int, alive: Callable[[], None]) -> None:
         self.game, self.seed, self.alive = game, seed, alive
         self.obs = blank(game.observation_space)
         self.begin(episode)

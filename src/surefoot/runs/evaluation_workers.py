@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.errors import Fault, UserError
-from surefoot.parallel.launch import die_with_launcher, launch, leave, leave_because
+from surefoot.parallel.launch import die_with_launcher, launch, exit_now, exit_with_error
 
 
 def dealt(
@@ -82,6 +82,6 @@ if __name__ == "__main__":
     sys.path += [path for path in paths if path not in sys.path]  # what our launcher can import we can
     try:
         play(Path(where), episodes, seed, greedy)
-        leave(0)
+        exit_now(0)
     except UserError as mistake:
-        leave_because(mistake)
+        exit_with_error(mistake)

@@ -75,7 +75,7 @@ class Progress:
 
 
 class Reporter:
-    """The loop's watcher: metrics and progress on rank 0, checkpoints on all."""
+    """The loop's callback: metrics and progress on rank 0, checkpoints on all."""
 
     def __init__(self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool) -> None:
         self.cfg, self.run_dir, self.ranks = cfg, run_dir, ranks
@@ -96,7 +96,7 @@ class Reporter:
 
     def done(self, state: State) -> bool:
         """The run is over: planned end, time limit, goal reached, or asked to stop."""
-        full = len(state.window) == state.window.maxlen and state.mean_score() >= self.cfg.stop_at
+        full = len(state.recent_episodes) == state.recent_episodes.maxlen and state.mean_score() >= self.cfg.stop_at
         return self.stop or full or state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
 
     @contextmanager
@@ -138,7 +138,7 @@ class Reporter:
         try:
             save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
-                data = policy_bytes(state.kept(), self.cfg, state.steps, state.returns)
+                data = policy_bytes(state.ema_policy(), self.cfg, state.steps, state.return_moments)
                 replace_file(self.run_dir / "policy.safetensors", data)
         except OSError as error:
             if last:
@@ -148,18 +148,18 @@ class Reporter:
 
     def evaluate(self, state: State, played: int) -> float:
         """Where it is time, after so many decisions: the kept policy's mean score, and the best one so far is kept."""
-        cfg, pulse, show = self.cfg, state.games.pulse, self.progress.show
+        cfg, heartbeat, show = self.cfg, state.envs.heartbeat, self.progress.show
         if not cfg.eval_every or state.steps // cfg.eval_every == (state.steps - played) // cfg.eval_every:
             return float("nan")
-        policy, first = state.kept(), OTHERS + state.iteration * cfg.eval_games
+        policy, first = state.ema_policy(), OTHERS + state.iteration * cfg.eval_games
         episodes = range(first, first + cfg.eval_games)
-        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, pulse, show, self.playing)
-        pulse.rest()
+        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, heartbeat, show, self.playing)
+        heartbeat.rest()
         if found is None:
             return float("nan")
         if found.mean >= self.best and self.ranks.rank == 0:
             try:
-                replace_file(self.run_dir / BEST, policy_bytes(policy, cfg, state.steps, state.returns))
+                replace_file(self.run_dir / BEST, policy_bytes(policy, cfg, state.steps, state.return_moments))
                 self.best = found.mean
             except OSError as error:
                 note(f"{unwritable(error, self.run_dir)}; the best policy stays the one before")
@@ -171,12 +171,12 @@ class Reporter:
         state.seconds = self.before + now - self.started
         error = target - rollout.value
         moments = torch.stack([m for x in (target.double(), error.double()) for m in (x.mean(), x.square().mean())])
-        mean, square, error_mean, error_square = self.ranks.mean(moments).tolist()
-        score = self.evaluate(state, len(rollout.reward) * self.cfg.games)
+        mean, square, error_mean, error_square = self.ranks.all_reduce_mean(moments).tolist()
+        score = self.evaluate(state, len(rollout.reward) * self.cfg.num_envs)
         if self.metrics is None:
             return
         spent, self.shown = now - self.shown, now
-        lengths = [e.length for e in state.window]
+        lengths = [e.length for e in state.recent_episodes]
         spread = square - mean**2
         scores = [e.score for e in rollout.episodes]
         row: Row = {
@@ -185,15 +185,15 @@ class Reporter:
             "seconds": round(state.seconds, 3),
             "episodes": state.episodes,
             "return_mean": state.mean_score(),
-            "return_window": len(state.window),
+            "return_window": len(state.recent_episodes),
             "return_iteration": sum(scores) / len(scores) if scores else float("nan"),
             "length_mean": sum(lengths) / len(lengths) if lengths else float("nan"),
             "evaluation": score,
-            "steps_per_second": round(len(rollout.reward) * self.cfg.games / spent, 1),
+            "steps_per_second": round(len(rollout.reward) * self.cfg.num_envs / spent, 1),
             "env_s": round(rollout.env_s, 4),
             "act_s": round(rollout.act_s, 4),
             "learn_s": round(learn_s, 4),
-            "learning_rate": state.rate,
+            "learning_rate": state.learning_rate,
             "explained_variance": 1 - (error_square - error_mean**2) / spread if spread > 0 else float("nan"),
             "ratio_drift_first": float(stats[0, NAMES.index("ratio_drift")]),
         }
@@ -210,7 +210,7 @@ class Reporter:
         left = max(0.0, state.seconds * (1 / done - 1))
         busy = row["env_s"] + row["act_s"] + row["learn_s"]
         shares = " ".join(f"{name} {row[key] / busy:.0%}" for name, key in STAGES)
-        score = f"{row['return_mean']:.1f}" if state.window else "-"
+        score = f"{row['return_mean']:.1f}" if state.recent_episodes else "-"
         return (
             f"{min(1, done):4.0%} step {row['step']:,} · score {score} (mean of last {row['return_window']}) · "
             f"{row['steps_per_second']:,.0f} steps/s · {clock(state.seconds)} gone, {clock(left)} left · {shares}"
@@ -229,11 +229,11 @@ def why_flat(row: Row) -> str:
     if row["grad_norm"]:
         return (
             f"the policy has played the same actions for {FLAT} iterations (entropy {row['entropy']:.0e}): "
-            "it cannot find anything better; give it a larger --regularizer.coefficient or a lower learning rate"
+            "it cannot find anything better; give it a larger --entropy.coef or a lower learning rate"
         )
     return (
         f"nothing was learned for {FLAT} iterations: all games agree, no action was better than another; where the "
-        "task is not solved, play more --games or a longer --horizon, so that some of them are paid differently"
+        "task is not solved, play more --num-envs or a longer --num-steps, so that some of them are paid differently"
     )
 
 
@@ -297,7 +297,7 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
             f"| its interquartile mean | {result.iqm:.2f} (95 % interval {iqm_low:.2f} to {iqm_high:.2f}) |",
         ]
     lines += [
-        f"| training score | {state.mean_score():.2f}, mean of the last {len(state.window)} episodes |",
+        f"| training score | {state.mean_score():.2f}, mean of the last {len(state.recent_episodes)} episodes |",
         f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} decisions/s) |",
         f"| decisions | {state.steps:,} in {state.iteration:,} iterations, {state.episodes:,} episodes |",
         "| where the time went | " + ", ".join(f"{name} {s / total:.0%}" for name, s in time.items()) + " |",

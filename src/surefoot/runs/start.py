@@ -65,9 +65,9 @@ def discard(run_dir: Path) -> None:
         run_dir.parent.rmdir()
 
 
-CARE = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
+RUNTIME_FIELDS = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
 """how a run is looked after"""
-MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *CARE)
+MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *RUNTIME_FIELDS)
 
 
 def read_config(run_dir: Path) -> Config:
@@ -85,7 +85,7 @@ def read_config(run_dir: Path) -> Config:
 def same_run(cfg: Config, run_dir: Path) -> None:
     """Raise UserError where the run that is there is another one; its end and its looking after may differ."""
     theirs = read_config(run_dir)
-    names = [f.name for f in fields(cfg) if f.name not in CARE]
+    names = [f.name for f in fields(cfg) if f.name not in RUNTIME_FIELDS]
     differing = [name for name in names if getattr(cfg, name) != getattr(theirs, name)]
     if differing:
         what = ", ".join(differing)
@@ -129,7 +129,7 @@ def start(
             raise UserError(f"'{cfg.env.id}' can be made in this process alone: for more ranks name module:function")
         ranks = 1
     alone = isinstance(cfg.network, MLP)  # which updates faster than ranks can meet
-    count = choose_ranks(world() or ranks or ranks_of(found, cfg.games) or alone, cfg.games)
+    count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or alone, cfg.num_envs)
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
         same_run(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
@@ -145,7 +145,7 @@ def start(
             stopped = run(cfg, run_dir, source, quiet, started)
         else:
             order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])
-            stopped = launch([sys.executable, "-m", "surefoot.runs.worker", order], count, cfg.games // count, cfg.timeout)
+            stopped = launch([sys.executable, "-m", "surefoot.runs.worker", order], count, cfg.num_envs // count, cfg.timeout)
     except KeyboardInterrupt:
         if saved := how_to_go_on(run_dir):
             note(saved)
@@ -214,12 +214,12 @@ def unwritable(error: OSError, run_dir: Path) -> Fault:
     return Fault(f"'{error.filename or run_dir}' cannot be written ({error.strerror or error}): make room, or mend it")
 
 
-def ranks_of(found: list[Path], games: int) -> int:
+def ranks_of(found: list[Path], num_envs: int) -> int:
     """How many ranks wrote the newest checkpoint that can be read; 0 where there are too few cores now, or none."""
     for checkpoint in reversed(found):
         with suppress(OSError, ValueError, KeyError, TypeError):
             count = int(unseal(read_plain(checkpoint / "state.json"))["ranks"])
-            return count if 0 < count <= usable_cores() and games % count == 0 else 0
+            return count if 0 < count <= usable_cores() and num_envs % count == 0 else 0
     return 0
 
 

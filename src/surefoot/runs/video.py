@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from surefoot.models.distributions import DiagonalGaussian, Distribution, Independent
+from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.envs.spaces import blank
 from surefoot.errors import UserError
 from surefoot.runs.evaluation import load_policy
@@ -99,7 +99,7 @@ def _bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
     if isinstance(dist, DiagonalGaussian):
         return [min(1.0, max(0.0, (a + 1) / 2)) for a in action], set()
     odds = dist.probabilities()[0].tolist()
-    if not isinstance(dist, Independent):
+    if not isinstance(dist, MultiCategorical):
         return odds, {action}
     sizes = [choice.params.shape[-1] for choice in dist.choices]
     return odds, {sum(sizes[:d]) + a for d, a in enumerate(action)}

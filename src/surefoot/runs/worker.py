@@ -23,11 +23,11 @@ from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
 from surefoot.runs.evaluation import BEST, Evaluation, evaluate_shared, load_policy
 from surefoot.runs.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.parallel.launch import HANGING, POLITE, die_with_launcher, leave, leave_because, stops
+from surefoot.parallel.launch import HANGING, EXIT_STOPPED, die_with_launcher, exit_now, exit_with_error, stops
 from surefoot.algorithm.train import train as train_loop
 from surefoot.runs.metrics import read
 from surefoot.models.policy import Policy, bf16_units
-from surefoot.parallel.heartbeat import OVER, VARIABLE, Pulse, Watchdog
+from surefoot.parallel.heartbeat import OVER, VARIABLE, Heartbeat, Watchdog
 from surefoot.parallel.ranks import Ranks, join
 from surefoot.runs.reporter import Progress, Reporter, card, curve
 from surefoot.runs.start import Run, call, read_config, unwritable
@@ -41,24 +41,24 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     """
     ranks = join(cfg.timeout)
     shared = os.environ.get(VARIABLE)
-    pulse = Pulse.of(cfg.games // ranks.count, shared)
+    heartbeat = Heartbeat.of(cfg.num_envs // ranks.count, shared)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
         stack.enter_context(threadpool_limits(1, "blas"))  # NumPy's
-        hung = stack.enter_context(watch_over(pulse, cfg.timeout, ranks.rank)) if shared is None else []
-        state = initial(cfg, ranks, pulse)
-        stack.callback(state.games.close)
-        state.returns = load_source(state.policy, cfg, source)
-        state.mean.copy_(state.flat.detach())
+        hung = stack.enter_context(watch_over(heartbeat, cfg.timeout, ranks.rank)) if shared is None else []
+        state = initial(cfg, ranks, heartbeat)
+        stack.callback(state.envs.close)
+        state.return_moments = load_source(state.policy, cfg, source)
+        state.ema_params.copy_(state.flat.detach())
         if ranks.rank == 0:
             stack.enter_context(alone_in(run_dir))
-        ranks.agree(False)  # nobody looks into the directory before it is ours
+        ranks.any(False)  # nobody looks into the directory before it is ours
         prepare(cfg, state, run_dir, ranks)
         reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
         stack.callback(reporter.close)
-        stack.callback(pulse.end)
-        if ranks.agree(reporter.done(state)) and (run_dir / "report.md").exists():
+        stack.callback(heartbeat.end)
+        if ranks.any(reporter.done(state)) and (run_dir / "report.md").exists():
             return 0  # nothing is left to do
         if ranks.rank == 0:
             write_config(cfg, run_dir)
@@ -66,17 +66,17 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
             for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
                 (run_dir / name).unlink(missing_ok=True)
         goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
-        who = f"{cfg.games} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
+        who = f"{cfg.num_envs} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
         reporter.say(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}")
-        with polite_stop(reporter, again=shared is not None):
+        with graceful_shutdown(reporter, again=shared is not None):
             train_loop(cfg, state, ranks, reporter)
-            pulse.end()
+            heartbeat.end()
             reporter.save(state, last=True)
         fault = reporter.fault or next(iter(hung), None)
-        failed = ranks.agree(fault is not None)
+        failed = ranks.any(fault is not None)
         if fault:
             raise fault
-        stopped = ranks.agree(failed or reporter.stop)
+        stopped = ranks.any(failed or reporter.stop)
         if not stopped:
             finish(cfg, run_dir, state, ranks, quiet)
         elif not failed:
@@ -163,7 +163,7 @@ def revision() -> str | None:
 
 
 @contextmanager
-def polite_stop(reporter: Reporter, again: bool) -> Iterator[None]:
+def graceful_shutdown(reporter: Reporter, again: bool) -> Iterator[None]:
     """The first SIGINT or SIGTERM stops and saves, the second ends the program at once; SIGUSR1 saves and goes on.
 
     `again`: more of them may be meant politely: whoever signals a whole process group reaches a rank directly and
@@ -195,7 +195,7 @@ def polite_stop(reporter: Reporter, again: bool) -> Iterator[None]:
 
 
 @contextmanager
-def watch_over(pulse: Pulse, timeout: float, rank: int) -> Iterator[list[Fault]]:
+def watch_over(heartbeat: Heartbeat, timeout: float, rank: int) -> Iterator[list[Fault]]:
     """Watch this process from a thread, where no launcher does: a hanging environment is broken off, or all ends.
 
     Yields a list that then holds the Fault, which is raised where nobody stops politely: games are made, or reset.
@@ -203,14 +203,14 @@ def watch_over(pulse: Pulse, timeout: float, rank: int) -> Iterator[list[Fault]]
     hung, over, here = list[Fault](), threading.Event(), threading.get_ident()
 
     def watch() -> None:
-        dog = Watchdog([pulse], timeout, rank)
+        dog = Watchdog([heartbeat], timeout, rank)
         while (verdict := dog.verdict()) is None:
             if over.wait(min(1.0, timeout / 4)):
                 return
         hung.append(Fault(verdict[1]))
         if here == threading.main_thread().ident:  # no other can be interrupted
             signal.pthread_kill(here, signal.SIGINT)
-        if not over.wait(HANGING) and pulse.cells[0] != OVER:
+        if not over.wait(HANGING) and heartbeat.cells[0] != OVER:
             note(verdict[1])
             os._exit(1)
 
@@ -243,9 +243,9 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     if cfg.eval_episodes:
-        policy = load_policy(run_dir, cfg.device)[0] if (run_dir / BEST).exists() else state.kept()
+        policy = load_policy(run_dir, cfg.device)[0] if (run_dir / BEST).exists() else state.ema_policy()
         episodes = range(cfg.eval_episodes)
-        result = evaluate_shared(policy, cfg.env, episodes, cfg.seed, ranks, state.games.pulse, progress.show)
+        result = evaluate_shared(policy, cfg.env, episodes, cfg.seed, ranks, state.envs.heartbeat, progress.show)
     if ranks.rank:
         return
     curve(run_dir, run_dir / "curve.png")
@@ -270,6 +270,6 @@ if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     config, where, origin, silent, began, sys.argv = json.loads(sys.argv[1])
     try:
         stopped = run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
-        leave(POLITE if stopped else 0)
+        exit_now(EXIT_STOPPED if stopped else 0)
     except (UserError, OSError) as error:
-        leave_because(error if isinstance(error, UserError) else unwritable(error, Path(where)))
+        exit_with_error(error if isinstance(error, UserError) else unwritable(error, Path(where)))
