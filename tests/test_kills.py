@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import surefoot
-from surefoot.algorithm.state import look
 from surefoot.models.networks import MLP
+from surefoot.runs.checkpoint import look
 from surefoot.runs.files import checkpoints
 from surefoot.runs.metrics import read
 

@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 import surefoot
-from surefoot.algorithm.state import initial, look
+from surefoot.algorithm.state import initial
 from surefoot.config import Config
 from surefoot.errors import UserError
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores
 from surefoot.parallel.ranks import Ranks, Shared
+from surefoot.runs.checkpoint import look
 from surefoot.runs.files import checkpoints
 from surefoot.runs.metrics import read
 from twin import EVERYTHING

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 import surefoot
 import worlds
 from surefoot.algorithm import train as loop
-from surefoot.algorithm.state import initial, look, save
+from surefoot.algorithm.state import initial
 from surefoot.commands import cli
 from surefoot.config import Config
 from surefoot.envs import EnvVector, Episode
@@ -42,6 +42,7 @@ from surefoot.parallel.ranks import Ranks
 from surefoot.runs import evaluation, files, metrics
 from surefoot.runs import video as videos
 from surefoot.runs import worker as runner
+from surefoot.runs.checkpoint import look, save
 from surefoot.runs.files import checkpoints
 from surefoot.runs.metrics import read
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import surefoot
-from surefoot.algorithm.state import KEEP, initial, restore, save
+from surefoot.algorithm.state import initial
 from surefoot.config import AdaptiveRate, Config, FixedRate
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
@@ -22,6 +22,7 @@ from surefoot.presets import PONG
 from surefoot.runs import evaluation
 from surefoot.runs import reporter as report
 from surefoot.runs import worker as runner
+from surefoot.runs.checkpoint import KEEP, restore, save
 from surefoot.runs.evaluation import evaluate
 from surefoot.runs.files import checkpoints, seal, unseal
 from surefoot.runs.metrics import read

@@ -21,7 +21,7 @@ from surefoot.runs.files import replace_file
 from surefoot.algorithm.update import NAMES
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.start import call, unwritable
-from surefoot.algorithm.state import save
+from surefoot.runs.checkpoint import save
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,7 +31,8 @@ from surefoot.parallel.heartbeat import OVER, VARIABLE, Heartbeat, Watchdog
 from surefoot.parallel.ranks import Ranks, join
 from surefoot.runs.reporter import Progress, Reporter, card, curve
 from surefoot.runs.start import Run, call, read_config, unwritable
-from surefoot.algorithm.state import State, initial, restore
+from surefoot.algorithm.state import State, initial
+from surefoot.runs.checkpoint import restore
 
 
 def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
