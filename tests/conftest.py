@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import worlds  # noqa: F401 (registers the environments)
-from surefoot.config import Config, FixedRate
+from surefoot.algorithm.schedules import FixedRate
+from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP
 from surefoot.presets import CARTPOLE

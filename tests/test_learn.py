@@ -12,9 +12,10 @@ import surefoot
 from surefoot.algorithm.advantages import FutureReturn, OverGames
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Reinforce
 from surefoot.algorithm.rollout import Rollout, collect
+from surefoot.algorithm.schedules import AdaptiveRate, LinearRate
 from surefoot.algorithm.state import State, initial, laid_out
 from surefoot.algorithm.update import NAMES, Batch, annealed, minibatches, update, update_metrics
-from surefoot.config import AdaptiveRate, Config, LinearRate
+from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium, GymnasiumEnv
 from surefoot.errors import Fault, UserError
 from surefoot.models import policy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import surefoot
-from surefoot.algorithm.advantages import (
-    GAE,
-    EpisodeReturn,
-    FutureReturn,
-    OverBatch,
-    OverGames,
-    ScaledReward,
-    Unnormalized,
-)
+from surefoot.algorithm.advantages import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.algorithm.rewards import ScaledReward
+from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
 from surefoot.commands.cli import Train, parse
-from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
+from surefoot.config import Config
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
 from surefoot.models.networks import MLP, LessonCNN, SmallCNN
@@ -181,64 +176,64 @@ def test_a_whole_number_is_read_as_a_float_where_a_float_belongs() -> None:
 
 
 NAN = math.nan
-BAD: list[tuple[str, dict[str, Any]]] = [
-    ("num_envs", {"num_envs": 0}),
-    ("num_epochs", {"num_epochs": 0}),
-    ("seed", {"seed": -1}),
-    ("seed", {"seed": 2**63}),
-    ("minibatch_size", {"minibatch_size": -1}),
-    ("minibatch_size", {"minibatch_size": 500}),  # no divisor of 32 * 64 = 2,048
-    ("minibatch_size", {"minibatch_size": 4096}),  # more than there is
-    ("minibatch_size", {"minibatch_size": 16}),  # a divisor, but 128 parts of a game's 64 decisions
-    ("minibatch_size", {"minibatch_size": 1024, "num_steps": (64, 63)}),  # fits the first stage only
-    ("minibatch_size", {"minibatch_size": 512, "from_reset": True}),
-    ("num_steps", {"num_steps": ()}),
-    ("num_steps", {"num_steps": (64, 0)}),
-    ("total_steps", {"total_steps": -1}),
-    ("total_steps", {"total_steps": 0, "total_iterations": 0}),
-    ("total_iterations", {"total_iterations": -1}),
-    ("eval_episodes", {"eval_episodes": -1}),
-    ("value_coef", {"value_coef": NAN}),
-    ("value_coef", {"value_coef": -0.5}),
-    ("max_grad_norm", {"max_grad_norm": 0.0}),
-    ("max_grad_norm", {"max_grad_norm": NAN}),
-    ("ema_decay", {"ema_decay": 1.0}),
-    ("Adam.eps", {"optimizer": Adam(eps=0.0)}),
-    ("Muon.momentum", {"optimizer": Muon(momentum=1.0)}),
-    ("max_seconds", {"max_seconds": NAN}),
-    ("save_every", {"save_every": 0.0}),
-    ("stop_at", {"stop_at": NAN}),
-    ("initial", {"learning_rate": FixedRate(NAN)}),
-    ("initial", {"learning_rate": LinearRate(0.0)}),
-    ("initial", {"learning_rate": FixedRate(math.inf)}),
-    ("value_clip", {"value_clip": 0.0}),
-    ("target_kl", {"target_kl": NAN}),
-    ("limit", {"reward": ScaledReward(-1.0)}),
-    ("desired_kl", {"learning_rate": AdaptiveRate(desired_kl=0.0)}),
-    ("gamma", {"advantage": GAE(gamma=1.1)}),
-    ("gamma", {"advantage": FutureReturn(gamma=NAN)}),
-    ("gae_lambda", {"advantage": GAE(gae_lambda=-0.1)}),
-    ("clip_range", {"objective": ClippedSurrogate(clip_range=-0.1)}),
-    ("decay", {"objective": ClippedSurrogate(decay=1.5)}),
-    ("coef", {"entropy": Entropy(coef=NAN)}),
-    ("frame_skip", {"env": Pong(frame_skip=(4, 2))}),
-    ("frame_skip", {"env": Pong(frame_skip=(0, 4))}),
-    ("frame_skip", {"env": Pong(frame_skip=())}),
-    ("frame_skip", {"env": Pong(frame_skip=(2, 3, 4))}),
-    ("sticky", {"env": Pong(sticky=1.5)}),
-    ("noop_max", {"env": Pong(noop_max=-1)}),
-    ("scale", {"network": SmallCNN(scale=0.0)}),
-    ("std", {"network": MLP(std=0.0)}),
-    ("stride", {"network": SmallCNN(stride=(4, 0))}),
-    ("hidden", {"network": MLP(hidden=())}),
-    ("hidden", {"network": MLP(hidden=(64, 2**40))}),
+BAD: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+    ("num_envs", lambda: {"num_envs": 0}),
+    ("num_epochs", lambda: {"num_epochs": 0}),
+    ("seed", lambda: {"seed": -1}),
+    ("seed", lambda: {"seed": 2**63}),
+    ("minibatch_size", lambda: {"minibatch_size": -1}),
+    ("minibatch_size", lambda: {"minibatch_size": 500}),  # no divisor of 32 * 64 = 2,048
+    ("minibatch_size", lambda: {"minibatch_size": 4096}),  # more than there is
+    ("minibatch_size", lambda: {"minibatch_size": 16}),  # a divisor, but 128 parts of a game's 64 decisions
+    ("minibatch_size", lambda: {"minibatch_size": 1024, "num_steps": (64, 63)}),  # fits the first stage only
+    ("minibatch_size", lambda: {"minibatch_size": 512, "from_reset": True}),
+    ("num_steps", lambda: {"num_steps": ()}),
+    ("num_steps", lambda: {"num_steps": (64, 0)}),
+    ("total_steps", lambda: {"total_steps": -1}),
+    ("total_steps", lambda: {"total_steps": 0, "total_iterations": 0}),
+    ("total_iterations", lambda: {"total_iterations": -1}),
+    ("eval_episodes", lambda: {"eval_episodes": -1}),
+    ("value_coef", lambda: {"value_coef": NAN}),
+    ("value_coef", lambda: {"value_coef": -0.5}),
+    ("max_grad_norm", lambda: {"max_grad_norm": 0.0}),
+    ("max_grad_norm", lambda: {"max_grad_norm": NAN}),
+    ("ema_decay", lambda: {"ema_decay": 1.0}),
+    ("Adam.eps", lambda: {"optimizer": Adam(eps=0.0)}),
+    ("Muon.momentum", lambda: {"optimizer": Muon(momentum=1.0)}),
+    ("max_seconds", lambda: {"max_seconds": NAN}),
+    ("save_every", lambda: {"save_every": 0.0}),
+    ("stop_at", lambda: {"stop_at": NAN}),
+    ("initial", lambda: {"learning_rate": FixedRate(NAN)}),
+    ("initial", lambda: {"learning_rate": LinearRate(0.0)}),
+    ("initial", lambda: {"learning_rate": FixedRate(math.inf)}),
+    ("value_clip", lambda: {"value_clip": 0.0}),
+    ("target_kl", lambda: {"target_kl": NAN}),
+    ("limit", lambda: {"reward": ScaledReward(-1.0)}),
+    ("desired_kl", lambda: {"learning_rate": AdaptiveRate(desired_kl=0.0)}),
+    ("gamma", lambda: {"advantage": GAE(gamma=1.1)}),
+    ("gamma", lambda: {"advantage": FutureReturn(gamma=NAN)}),
+    ("gae_lambda", lambda: {"advantage": GAE(gae_lambda=-0.1)}),
+    ("clip_range", lambda: {"objective": ClippedSurrogate(clip_range=-0.1)}),
+    ("decay", lambda: {"objective": ClippedSurrogate(decay=1.5)}),
+    ("coef", lambda: {"entropy": Entropy(coef=NAN)}),
+    ("frame_skip", lambda: {"env": Pong(frame_skip=(4, 2))}),
+    ("frame_skip", lambda: {"env": Pong(frame_skip=(0, 4))}),
+    ("frame_skip", lambda: {"env": Pong(frame_skip=())}),
+    ("frame_skip", lambda: {"env": Pong(frame_skip=(2, 3, 4))}),
+    ("sticky", lambda: {"env": Pong(sticky=1.5)}),
+    ("noop_max", lambda: {"env": Pong(noop_max=-1)}),
+    ("scale", lambda: {"network": SmallCNN(scale=0.0)}),
+    ("std", lambda: {"network": MLP(std=0.0)}),
+    ("stride", lambda: {"network": SmallCNN(stride=(4, 0))}),
+    ("hidden", lambda: {"network": MLP(hidden=())}),
+    ("hidden", lambda: {"network": MLP(hidden=(64, 2**40))}),
 ]
 
 
 @pytest.mark.parametrize(("name", "values"), BAD, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BAD)])
-def test_a_bad_value_is_refused_by_its_name(name: str, values: dict[str, Any]) -> None:
+def test_a_bad_value_is_refused_by_its_name(name: str, values: Callable[[], dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=rf"^(\w+\.)?{name} is "):
-        Config(**values)
+        Config(**values())
 
 
 @pytest.mark.parametrize(

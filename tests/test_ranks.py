@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from surefoot.runs.checkpoint import look
 
 import surefoot
 from surefoot.algorithm.state import initial
@@ -19,7 +20,6 @@ from surefoot.config import Config
 from surefoot.errors import UserError
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores
 from surefoot.parallel.ranks import Ranks, Shared
-from surefoot.runs.checkpoint import look
 from surefoot.runs.files import checkpoints
 from surefoot.runs.metrics import read
 from twin import EVERYTHING

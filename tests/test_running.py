@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import surefoot
-from surefoot.algorithm.advantages import OverBatch, ScaledReward
+from surefoot.algorithm.advantages import OverBatch
+from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.running_stats import merge, of_games, past_return
 from surefoot.algorithm.state import State, initial
 from surefoot.config import Config

@@ -12,7 +12,7 @@ import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 import surefoot
-from surefoot.algorithm.advantages import SignReward
+from surefoot.algorithm.rewards import SignReward
 from surefoot.algorithm.rollout import collect
 from surefoot.envs import EnvVector
 from surefoot.envs.atari import Atari

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from surefoot.runs.checkpoint import KEEP, restore, save
 
 import surefoot
+from surefoot.algorithm.schedules import AdaptiveRate, FixedRate
 from surefoot.algorithm.state import initial
-from surefoot.config import AdaptiveRate, Config, FixedRate
+from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
 from surefoot.models.networks import SmallCNN
@@ -22,7 +24,6 @@ from surefoot.presets import PONG
 from surefoot.runs import evaluation
 from surefoot.runs import reporter as report
 from surefoot.runs import worker as runner
-from surefoot.runs.checkpoint import KEEP, restore, save
 from surefoot.runs.evaluation import evaluate
 from surefoot.runs.files import checkpoints, seal, unseal
 from surefoot.runs.metrics import read

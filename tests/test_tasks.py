@@ -14,11 +14,13 @@ import torch
 import makers
 import surefoot
 import worlds
-from surefoot.algorithm.advantages import OverMinibatch, ScaledReward
+from surefoot.algorithm.advantages import OverMinibatch
 from surefoot.algorithm.objectives import ClippedSurrogate, clipped_value_loss, value_loss
+from surefoot.algorithm.rewards import ScaledReward
+from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import initial
 from surefoot.commands.cli import main
-from surefoot.config import Config, FixedRate
+from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium, warned
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN

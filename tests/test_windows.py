@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import surefoot
 import surefoot.fast.windows as module
-from surefoot.config import FixedRate
+from surefoot.algorithm.schedules import FixedRate
 from surefoot.fast.windows import Windows, windows
 from surefoot.models.networks import ImpalaCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam

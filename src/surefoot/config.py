@@ -10,62 +10,15 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from surefoot.algorithm.advantages import GAE, Advantage, Normalize, OverBatch, RawReward, Reward
+from surefoot.algorithm.advantages import GAE, Advantage, Normalize, OverBatch
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, EntropyBonus, Objective
+from surefoot.algorithm.rewards import RawReward, Reward
+from surefoot.algorithm.schedules import AdaptiveRate, LearningRate
 from surefoot.envs import Env
 from surefoot.envs.atari import Pong
-from surefoot.errors import UserError
+from surefoot.errors import UserError, require
 from surefoot.models.networks import Network, SmallCNN
 from surefoot.models.optimizers import Adam, Optimizer
-
-
-@dataclass(frozen=True)
-class FixedRate:
-    """The learning rate, the same all the time."""
-
-    initial: float = 1e-4
-    """step size"""
-
-    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
-        return self.initial
-
-
-@dataclass(frozen=True)
-class LinearRate:
-    """The learning rate, falling in a straight line to 0 at the end of the run."""
-
-    initial: float = 2.5e-4
-    """step size at the start"""
-
-    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
-        return self.initial * max(0.0, 1 - progress)
-
-
-@dataclass(frozen=True)
-class AdaptiveRate:
-    """The learning rate, moved after each minibatch by how far the policy has moved: KL(old || new).
-
-    Source: Schulman et al. 2017, section 4 (there for the penalty); Rudin et al. 2022 (for the rate).
-    """
-
-    initial: float = 1e-3
-    """step size at the start"""
-    desired_kl: float = 0.02
-    """times 1.5 below half of this divergence (in nats), divided by 1.5 above twice"""
-    end_factor: float = 1.0
-    """factor on the target at the end of the run; in between it falls at a constant rate, end_factor^progress"""
-    cap: float = 5e-3
-    """never above this"""
-    floor: float = 1e-5
-    """never below this"""
-
-    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
-        target = self.desired_kl * self.end_factor ** min(1.0, progress)
-        factor = 1.5 if kl < target / 2 else 1 / 1.5 if kl > target * 2 else 1.0
-        return min(self.cap, max(self.floor, learning_rate * factor))
-
-
-LearningRate = FixedRate | LinearRate | AdaptiveRate
 
 
 @dataclass(frozen=True)
@@ -147,39 +100,27 @@ class Config:
         for name, kind in _hints(Config).items():
             _build(kind, _plain(getattr(self, name)), name)
         for name in ("num_envs", "num_epochs", "eval_games"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         counts = ("minibatch_size", "total_steps", "total_iterations", "env_restarts", "skip_updates")
         for name in (*counts, "eval_every", "eval_episodes", "seed", "value_coef"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _check(self.seed < 2**63, "seed", self.seed, "below 2^63")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for name in ("max_grad_norm", "max_seconds", "save_every", "timeout", "value_clip", "target_kl"):
-            _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _check(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
-        _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
-        _check(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
-        _check(
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
+        require(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
+        require(
             len(self.num_steps) > 0 and min(self.num_steps) >= 1,
             "num_steps",
             self.num_steps,
             "one or more numbers from 1",
         )
-        _check(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
-        how = (
-            self.reward,
-            self.advantage,
-            self.normalize,
-            self.objective,
-            self.entropy,
-            self.learning_rate,
-            self.optimizer,
-        )
-        for part in (self.env, self.network, *how):
-            for f in dataclasses.fields(part):
-                _check_knob(f"{type(part).__name__}.{f.name}", f.name, getattr(part, f.name))
-        _check(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
-        _check(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
+        require(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
+        require(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
+        require(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
         if self.minibatch_size:
-            _check(
+            require(
                 not self.from_reset,
                 "minibatch_size",
                 self.minibatch_size,
@@ -206,37 +147,6 @@ class Config:
     def from_json(data: Any) -> Config:
         """The Config that `to_json` wrote; raises UserError where it is not one."""
         return typing.cast(Config, _build(Config, data, "config"))
-
-
-def _check(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"{name} is {value}; allowed is {allowed}")
-
-
-def _check_knob(full: str, name: str, value: Any) -> None:
-    """Knobs of the chosen parts: fractions are fractions, and nothing is negative or NaN."""
-    if isinstance(value, bool | str):
-        return
-    if name in ("filters", "kernel", "stride"):
-        _check(isinstance(value, tuple) and len(value) == 2, full, value, "two numbers")
-    if name == "kwargs":
-        return  # the environment's own
-    if name == "actions":
-        _check(len(value) >= 2, full, value, "two or more buttons")
-        return
-    numbers = value if isinstance(value, tuple) else (value,)
-    top = 1.0 if name in ("gamma", "gae_lambda", "decay", "sticky", "until") else math.inf
-    _check(all(0 <= x <= top and x < math.inf for x in numbers), full, value, f"from 0 to {top:g}, finite")
-    if full == "AdaptiveRate.end_factor":
-        _check(value > 0, full, value, "above 0")
-    _check(name not in ("momentum", "memory") or value < 1, full, value, "from 0 to below 1")
-    sizes = ("filters", "kernel", "stride", "hidden", "frame_skip", "size", "stack")
-    if name in (*sizes, "initial", "eps", "desired_kl", "scale", "std", "until"):
-        _check(all(x > 0 for x in numbers) and len(numbers) > 0, full, value, "above 0")
-    # units, pixels, frames: what is larger is a slip of the pen, and takes all memory
-    _check(name not in sizes or max(numbers) <= 16_384, full, value, "at most 16,384")
-    if name == "frame_skip":
-        _check(len(value) <= 2 and value[0] <= value[-1], full, value, "one number, or two, the smaller first")
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """What can end a run before its time: a user's mistake, a fault on the way, a signal; and how it is said."""
 
+import math
 import sys
 from contextlib import suppress
 
@@ -20,3 +21,29 @@ def note(sentence: str) -> None:
     """Say something on standard error, at once; where nobody can hear it, nothing else is lost."""
     with suppress(OSError, ValueError):
         print(f"surefoot: {sentence}", file=sys.stderr, flush=True)
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise UserError where a value is not allowed: "NAME is VALUE; allowed is ..."."""
+    if not ok:
+        raise UserError(f"{name} is {value}; allowed is {allowed}")
+
+
+def require_range(
+    part: object, *names: str, low: float = 0, high: float = math.inf, above: bool = False, below: bool = False
+) -> None:
+    """Raise UserError unless these numbers of a part, or all numbers of a tuple, are from `low` to `high` and finite.
+
+    `above`: `low` itself is not allowed; `below`: `high` itself is not.
+    """
+    most = f" and {'below' if below else 'at most'} {high:g}" if high < math.inf else ", finite"
+    below = below or high == math.inf
+    for name in names:
+        value = getattr(part, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        ok = [
+            isinstance(x, int | float) and low <= x <= high and not ((above and x == low) or (below and x == high))
+            for x in numbers
+        ]
+        allowed = f"{'above' if above else 'at least'} {low:g}{most}"
+        require(len(ok) > 0 and all(ok), f"{type(part).__name__}.{name}", value, allowed)

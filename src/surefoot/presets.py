@@ -8,19 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from surefoot.algorithm.advantages import (
-    GAE,
-    EpisodeReturn,
-    FutureReturn,
-    OverBatch,
-    OverGames,
-    RawReward,
-    ScaledReward,
-    SignReward,
-    Unnormalized,
-)
+from surefoot.algorithm.advantages import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
-from surefoot.config import AdaptiveRate, Config, FixedRate, LinearRate
+from surefoot.algorithm.rewards import RawReward, ScaledReward, SignReward
+from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
+from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong, ids
 from surefoot.envs.gym import Gymnasium, describe, named
 from surefoot.errors import UserError

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from surefoot.errors import require_range
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -134,6 +136,9 @@ class EpisodeReturn:
     gamma: float = 0.995
     """discount per decision"""
 
+    def __post_init__(self) -> None:
+        require_range(self, "gamma", high=1)
+
     def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         total = episode_return(rollout.reward, rollout.ended, self.gamma)
         return total, total
@@ -145,6 +150,9 @@ class FutureReturn:
 
     gamma: float = 0.995
     """discount per decision"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "gamma", high=1)
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         future = future_return(rollout.reward, rollout.ended, self.gamma)
@@ -159,6 +167,9 @@ class GAE:
     """discount per decision"""
     gae_lambda: float = 0.95
     """lambda: 0 trusts the critic, 1 trusts the rewards"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "gamma", "gae_lambda", high=1)
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         r = rollout
@@ -194,6 +205,9 @@ class OverBatch:
     memory: float = 0.0
     """of earlier rollouts, a rollout; 0: none, each is taken for itself"""
 
+    def __post_init__(self) -> None:
+        require_range(self, "memory", high=1, below=True)
+
     def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
         """[T, N] to [T, N]; `spread` is s as it was before the rollout."""
         return normalize_over_batch(weight, spread)
@@ -224,39 +238,3 @@ class OverMinibatch:
 
 Advantage = EpisodeReturn | FutureReturn | GAE
 Normalize = Unnormalized | OverGames | OverBatch | OverMinibatch
-
-
-@dataclass(frozen=True)
-class RawReward:
-    """What the environment pays."""
-
-    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
-        """[T, N] to [T, N]."""
-        return reward
-
-
-@dataclass(frozen=True)
-class SignReward:
-    """Only whether it pays, and which way: -1, 0 or 1. Scores stay raw. Source: Mnih et al. 2013."""
-
-    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
-        """[T, N] to [T, N]."""
-        return reward.sign()
-
-
-@dataclass(frozen=True)
-class ScaledReward:
-    """Divided by the running deviation of the discounted return so far, so that returns are of size 1.
-
-    Scores stay raw. Source: Engstrom et al. 2020, section 3 (as the field's libraries do it).
-    """
-
-    limit: float = 10.0
-    """never beyond this"""
-
-    def __call__(self, reward: Tensor, deviation: float = 1.0) -> Tensor:
-        """[T, N] to [T, N]; `deviation` as it was before the rollout."""
-        return (reward / deviation).clamp(-self.limit, self.limit)
-
-
-Reward = RawReward | SignReward | ScaledReward

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from surefoot.arrays import Array, namespace
+from surefoot.errors import require_range
 
 if TYPE_CHECKING:
     from surefoot.models.distributions import Distribution
@@ -118,6 +119,10 @@ class ClippedSurrogate:
     end_factor: float = 1.0
     """factor on clip_range at the end of the run; in between it moves in a straight line"""
 
+    def __post_init__(self) -> None:
+        require_range(self, "clip_range", "end_factor")
+        require_range(self, "decay", high=1)
+
     def at(self, iteration: int, progress: float = 0.0) -> ClippedSurrogate:
         """This objective as it stands at an iteration, when `progress` (0 to 1) of the run is done."""
         return ClippedSurrogate(self.clip_range * self.decay**iteration * straight_line(self.end_factor, progress))
@@ -151,6 +156,10 @@ class Entropy:
     until: float = 1.0
     """the part of the run after which it is there"""
 
+    def __post_init__(self) -> None:
+        require_range(self, "coef", "end_factor")
+        require_range(self, "until", high=1, above=True)
+
     def at(self, iteration: int, progress: float) -> Entropy:
         """This bonus as it stands when `progress` (0 to 1) of the run is done."""
         return Entropy(self.coef * straight_line(self.end_factor, progress / self.until))
@@ -172,6 +181,10 @@ class OldPolicyCrossEntropy:
     """its weight at the start"""
     decay: float = 0.995
     """factor on the weight after each iteration"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "coef")
+        require_range(self, "decay", high=1)
 
     def at(self, iteration: int, progress: float) -> OldPolicyCrossEntropy:
         """This bonus as it stands at an iteration: coef times decay^iteration."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surefoot.algorithm.advantages import ScaledReward, discounted_sum
+from surefoot.algorithm.advantages import discounted_sum
+from surefoot.algorithm.rewards import ScaledReward
 from surefoot.arrays import Array
 from surefoot.models.policy import Vector
 

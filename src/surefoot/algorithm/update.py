@@ -22,8 +22,8 @@ from surefoot.algorithm.objectives import (
     value_loss,
     value_slope,
 )
+from surefoot.algorithm.schedules import AdaptiveRate
 from surefoot.arrays import Array, namespace
-from surefoot.config import AdaptiveRate
 from surefoot.errors import Fault
 from surefoot.rng import Purpose, stream
 

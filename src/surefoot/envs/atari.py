@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from surefoot.envs.console import Console
+from surefoot.envs.console import Console, require_randomness
+from surefoot.errors import require, require_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +49,11 @@ class Pong:
     palette: bool = False
     """frames hold palette indices, for exact colours in the network (LessonCNN); otherwise the mean of RGB"""
 
+    def __post_init__(self) -> None:
+        require(len(self.actions) >= 2, "Pong.actions", self.actions, "two or more buttons")
+        require_range(self, "opening")
+        require_randomness(self)
+
     def make(self, render: bool = False) -> PongEnv:
         """A game of this kind; it can always be rendered."""
         return PongEnv(self)
@@ -76,6 +82,10 @@ class Atari:
     """pixels of an edge"""
     stack: int = 4
     """frames the policy sees at once"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "size", "stack", low=1, high=16_384)
+        require_randomness(self)
 
     def make(self, render: bool = False) -> AtariEnv:
         """A game of this kind; it can always be rendered."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from surefoot.errors import require, require_range
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -35,6 +37,16 @@ class Randomness(Protocol):
     def noop_max(self) -> int:
         """An episode starts with 1 to this many frames without a button; 0: none."""
         ...
+
+
+def require_randomness(spec: Randomness) -> None:
+    """Raise UserError where a description's randomness is out of range."""
+    require_range(spec, "frame_skip", low=1, high=16_384)
+    require_range(spec, "sticky", high=1)
+    require_range(spec, "noop_max")
+    skip, name = spec.frame_skip, type(spec).__name__
+    two = not isinstance(skip, tuple) or (len(skip) <= 2 and skip[0] <= skip[-1])
+    require(two, f"{name}.frame_skip", skip, "one number, or two, the smaller first")
 
 
 class Console:

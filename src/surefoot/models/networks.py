@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from surefoot.errors import UserError
+from surefoot.errors import UserError, require, require_range
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from surefoot.models.policy import Policy
 
     Space = spaces.Space[Any]
+
+MAX_UNITS = 16_384  # of a layer; more is a slip of the pen, and takes all memory
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ class SmallCNN:
     scale: float = 64.0
     """then divided by this"""
 
+    def __post_init__(self) -> None:
+        require_range(self, "filters", "kernel", "stride", "hidden", low=1, high=MAX_UNITS)
+        for name in ("filters", "kernel", "stride"):
+            require(len(getattr(self, name)) == 2, f"SmallCNN.{name}", getattr(self, name), "two numbers")
+        require_range(self, "background")
+        require_range(self, "scale", above=True)
+
     def build(self, observation: Space, action: Space) -> Policy:
         """For images and Dicts with images in them, and any actions."""
         shape = tuple(zip(self.filters, self.kernel, self.stride, strict=True))
@@ -89,6 +98,9 @@ class NatureCNN:
 
     scale: float = 255.0
     """pixels are divided by this"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "scale", above=True)
 
     def build(self, observation: Space, action: Space) -> Policy:
         """For images and Dicts with images in them, and any actions; 1,687,719 parameters for Pong's six."""
@@ -197,6 +209,10 @@ class MLP:
     """see numbers by their running mean and deviation"""
     std: float = 0.6
     """deviation of continuous actions at the start"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "hidden", low=1, high=MAX_UNITS)
+        require_range(self, "std", above=True)
 
     def build(self, observation: Space, action: Space) -> Policy:
         """For any observations and actions."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from surefoot.errors import require_range
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -22,6 +24,9 @@ class Adam:
 
     eps: float = 1e-8
     """added to the root mean square"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "eps", above=True)
 
     def build(
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
@@ -48,6 +53,11 @@ class Muon:
     """of a layer whose weights are one matrix, where that divides them; 0: all"""
     eps: float = 1e-8
     """Adam's, for heads and biases"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "momentum", high=1, below=True)
+        require_range(self, "units")
+        require_range(self, "eps", above=True)
 
     def build(
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1

@@ -1,0 +1,67 @@
+"""Learning rate schedules: called after each minibatch with the present rate, its KL divergence and the progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surefoot.errors import require_range
+
+
+@dataclass(frozen=True)
+class FixedRate:
+    """A constant learning rate."""
+
+    initial: float = 1e-4
+    """step size"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "initial", above=True)
+
+    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
+        return self.initial
+
+
+@dataclass(frozen=True)
+class LinearRate:
+    """A learning rate that falls linearly to 0 at the end of the run."""
+
+    initial: float = 2.5e-4
+    """step size at the start"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "initial", above=True)
+
+    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
+        return self.initial * max(0.0, 1 - progress)
+
+
+@dataclass(frozen=True)
+class AdaptiveRate:
+    """A learning rate that is adapted after each minibatch to keep KL(old || new) near a desired value.
+
+    Below half of it the rate is multiplied by 1.5, above twice it is divided by 1.5. Sources: Schulman et al. 2017,
+    section 4 (there for the penalty's coefficient); Rudin et al. 2022 (for the learning rate).
+    """
+
+    initial: float = 1e-3
+    """step size at the start"""
+    desired_kl: float = 0.02
+    """KL divergence of one update, in nats, that the rate is steered towards"""
+    end_factor: float = 1.0
+    """factor on desired_kl at the end of the run; in between it is end_factor^progress"""
+    cap: float = 5e-3
+    """largest learning rate"""
+    floor: float = 1e-5
+    """smallest learning rate"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "initial", "desired_kl", "end_factor", above=True)
+        require_range(self, "cap", "floor")
+
+    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
+        target = self.desired_kl * self.end_factor ** min(1.0, progress)
+        factor = 1.5 if kl < target / 2 else 1 / 1.5 if kl > target * 2 else 1.0
+        return min(self.cap, max(self.floor, learning_rate * factor))
+
+
+LearningRate = FixedRate | LinearRate | AdaptiveRate
