@@ -1,0 +1,132 @@
+"""Checkpoints: everything a run is between two iterations, saved whole or not at all, loaded without pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from surefoot.algorithm.state import State
+from surefoot.config import Config
+from surefoot.envs import Episode
+from surefoot.errors import UserError, note
+from surefoot.parallel.ranks import Ranks
+from surefoot.runs.evaluation import FORMAT, policy_bytes
+from surefoot.runs.files import checkpoints, digest, read_plain, seal, unseal, write_folder
+
+KEEP = 3
+FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
+COUNTERS = ("learning_rate", "steps", "iteration", "seconds", "episodes", "skipped", "return_moments", "advantage_std")
+
+def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
+    """Write checkpoints/STEPS, whole or not at all, then drop older ones: KEEP stay, and the best. Every rank calls it.
+
+    Raises OSError, on rank 0 alone, where it cannot be written; what was there before is then as it was.
+    """
+    envs = ranks.all_gather_bytes(save_arrays(state.env_snapshot))
+    if ranks.rank:
+        return
+    moments = {"flat": state.flat.detach(), **state.optimizer.moments}
+    files = {
+        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.return_moments),
+        "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
+        "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
+    }
+    counters = {name: getattr(state, name) for name in COUNTERS}
+    facts = counters | {
+        "format": FORMAT,
+        "config": cfg.to_json(),
+        "score": state.mean_score() if len(state.recent_episodes) == state.recent_episodes.maxlen else None,
+        "window": list(state.recent_episodes),
+        "ranks": ranks.count,
+        "files": {name: [len(data), digest(data)] for name, data in files.items()},
+    }
+    write_folder(run_dir / "checkpoints" / f"{state.steps:09d}", {"state.json": seal(facts), **files})
+    found = checkpoints(run_dir)
+    best = max(found, key=lambda checkpoint: (_score(checkpoint), checkpoint))
+    for old in found[:-KEEP]:
+        if old != best:
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.writing")))
+
+
+def _score(checkpoint: Path) -> float:
+    """Mean score of the last 100 episodes before a checkpoint; the least there is where it has none."""
+    try:
+        facts = unseal(read_plain(checkpoint / "state.json"))
+        return -math.inf if facts["score"] is None else float(facts["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf
+
+
+def look(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A checkpoint's facts and files; raises UserError for another format, ValueError where anything is damaged."""
+    name = "state.json"
+    try:
+        if checkpoint.is_symlink():
+            raise ValueError("it lies behind a link")
+        facts = unseal(read_plain(checkpoint / name))
+        if facts["format"] != FORMAT:
+            raise UserError(f"'{checkpoint}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
+        files = {}
+        for name in FILES:
+            size, expected = facts["files"][name]
+            files[name] = read_plain(checkpoint / name, size)
+            if digest(files[name]) != expected:
+                raise ValueError("its SHA-256 is not the one in state.json")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"'{checkpoint / name}' is damaged: {error}") from error
+    return facts, files
+
+
+def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
+    """Make a first state that of the newest whole checkpoint; damaged ones are named and set aside.
+
+    Returns, on rank 0, the games that did not replay to where they were and begin new episodes. Raises UserError
+    where no checkpoint is whole. Every rank calls it.
+    """
+    damage, aside = "", []
+    for checkpoint in reversed(checkpoints(run_dir)):
+        try:
+            facts, files = look(checkpoint)
+            whole = 1
+        except ValueError as error:
+            damage, whole = str(error), 0
+        if ranks.all_reduce_min(whole):
+            break
+        aside.append(checkpoint)
+    else:
+        raise UserError(f"no checkpoint in '{run_dir}' is whole: {damage}")
+    for bad in aside if ranks.rank == 0 else []:
+        shutil.rmtree(f"{bad}.damaged", ignore_errors=True)
+        bad.rename(f"{bad}.damaged")
+        note(f"{damage}; its checkpoint is set aside, '{checkpoint}' is used")
+    try:
+        state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
+        moments = load_tensors(files["optimizer.safetensors"])
+        state.ema_params.copy_(state.flat.detach())
+        ranks.all_reduce_min(0)  # all have it, and what follows is written to where they have it from
+        state.flat.data.copy_(moments.pop("flat"))
+        for name, moment in moments.items():
+            state.optimizer.moments[name].copy_(moment)
+        saved = load_arrays(files["envs.safetensors"])
+        carry = [float(saved.pop(f"{n}/carry")[0]) for n in state.envs.indices]
+        lost = state.envs.restore(saved)
+        kept = [0.0 if n in lost else c for n, c in zip(state.envs.indices, carry, strict=True)]
+        state.running_return = torch.tensor(kept, dtype=torch.float64)
+        for name in COUNTERS:
+            setattr(state, name, facts.get(name, getattr(state, name)))  # `spread` is younger than format 4
+        state.ranks = facts["ranks"]
+        state.recent_episodes.extend(Episode(*e) for e in facts["window"])
+    except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"'{checkpoint}' is of another program or environment: {error}") from error
+    state.snapshot_envs()
+    return [n for part in ranks.all_gather_bytes(json.dumps(lost).encode()) for n in json.loads(part)]
