@@ -56,6 +56,14 @@ def launcher(program: str, folder: Path) -> Iterator[tuple[subprocess.Popen[byte
             os.close(ear.handle)
 
 
+def listening(pid: int) -> list[str]:
+    """The addresses at which a process (Linux) listens for TCP connections, as the kernel writes them."""
+    files = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
+    sockets = (line.split() for line in lines)
+    return [each[1].split(":")[0] for each in sockets if each[3] == "0A" and f"socket:[{each[9]}]" in files]
+
+
 def gone_within(seconds: float, pids: list[int]) -> bool:
     """Whether all of these processes end in time."""
     for pid in pids:

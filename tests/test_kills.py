@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from surefoot.runs.checkpoint import look
 
 import surefoot
 from surefoot.models.networks import MLP
+from surefoot.runs.checkpoint import look
 from surefoot.runs.files import checkpoints
 from surefoot.runs.metrics import read
 

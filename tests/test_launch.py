@@ -12,8 +12,8 @@ import pytest
 
 from processes import RANK, Ear, gone_within, launcher
 from surefoot.errors import Fault, UserError
-from surefoot.parallel.heartbeat import Watchdog
-from surefoot.parallel.launch import StderrForwarder, error_file, launch, watch
+from surefoot.parallel.heartbeat import VARIABLE, Watchdog
+from surefoot.parallel.launch import StderrForwarder, error_file, launch, rank_and_world, watch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
@@ -88,3 +88,35 @@ def test_the_cause_is_the_rank_that_was_killed_or_says_why_and_not_one_that_lost
     error_file(files[1]).write_text("the cause")
     assert watch(exits, dog, StderrForwarder(files)) == 1
     assert watch([*exits, killed], dog, StderrForwarder(files)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("RANK", "one", "RANK is 'one'; allowed is a whole number from 0 to 1, as torchrun sets it"),
+        ("RANK", "2", "RANK is '2'; allowed is a whole number from 0 to 1, as torchrun sets it"),
+        ("RANK", "-1", "RANK is '-1'; allowed is a whole number from 0 to 1, as torchrun sets it"),
+        ("WORLD_SIZE", "", "WORLD_SIZE is ''; allowed is a whole number from 1 to 1000000, as torchrun sets it"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is '0'; allowed is a whole number from 1 to 1000000, as torchrun sets it"),
+        (
+            "MASTER_PORT",
+            "65536",
+            "MASTER_PORT is '65536'; allowed is a whole number from 1 to 65535, as torchrun sets it",
+        ),
+        ("MASTER_ADDR", " ", "MASTER_ADDR is empty; torchrun sets it to the address where the ranks meet"),
+    ],
+)
+def test_malformed_variables_of_torchrun_are_refused_in_a_sentence(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    fine = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    for key, text in fine.items():
+        monkeypatch.setenv(key, text)
+    assert rank_and_world() == (1, 2)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        rank_and_world()
+    assert str(caught.value) == says
+    monkeypatch.delenv(name)
+    assert rank_and_world() == (0, 0)  # not started by torchrun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,14 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from surefoot.runs.checkpoint import look
 
 import surefoot
+from processes import launcher, listening
 from surefoot.algorithm.state import initial
 from surefoot.config import Config
 from surefoot.errors import UserError
+from surefoot.parallel.heartbeat import VARIABLE
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores
 from surefoot.parallel.ranks import Ranks, Shared
+from surefoot.runs.checkpoint import look
 from surefoot.runs.files import checkpoints
 from surefoot.runs.metrics import read
 from twin import EVERYTHING
@@ -33,6 +36,40 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for count in (1, 2, 4):
         assert launch([sys.executable, script, str(out)], count, 8 // count, 300.0) == 0
     return out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's list of sockets")
+def test_ranks_of_one_machine_open_no_port_to_others(tmp_path: Path) -> None:
+    """They find each other by a file that no other user can reach, and listen on the loopback interface alone."""
+    program = """
+from surefoot.parallel.launch import store_file
+from surefoot.parallel.ranks import join
+assert join().any(me == 1)
+tell(store_file())
+signal.pause()
+"""
+    with launcher(program, tmp_path) as (process, ear):
+        ranks = ear.lines(2)
+        store = Path(ranks[0][2])
+        assert store.exists()
+        assert (store.parent.stat().st_mode & 0o777, store.parent.stat().st_uid) == (0o700, os.getuid())
+        for pid in (process.pid, *(pid for _, pid, _ in ranks)):
+            assert set(listening(pid)) <= {"0100007F", f"{1 << 24:032X}"}  # 127.0.0.1 and ::1
+
+
+def test_ranks_that_torchrun_starts_meet_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.delenv(VARIABLE, raising=False)
+    program = "from surefoot.parallel.ranks import join; r = join(); print(r.rank, r.all_reduce_min(5 + r.rank))"
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, **place, "RANK": rank}, stdout=-1, text=True
+        )
+        for rank in "01"
+    ]
+    assert [process.communicate(timeout=60)[0] for process in ranks] == ["0 5\n", "1 5\n"]
 
 
 def test_a_rank_that_is_gone_or_late_is_not_waited_for() -> None:

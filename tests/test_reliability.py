@@ -25,7 +25,6 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from surefoot.runs.checkpoint import look, save
 
 import surefoot
 import worlds
@@ -43,6 +42,7 @@ from surefoot.parallel.ranks import Ranks
 from surefoot.runs import evaluation, files, metrics
 from surefoot.runs import video as videos
 from surefoot.runs import worker as runner
+from surefoot.runs.checkpoint import look, save
 from surefoot.runs.files import checkpoints
 from surefoot.runs.metrics import read
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from surefoot.runs.checkpoint import KEEP, restore, save
 
 import surefoot
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate
@@ -24,6 +23,7 @@ from surefoot.presets import PONG
 from surefoot.runs import evaluation
 from surefoot.runs import reporter as report
 from surefoot.runs import worker as runner
+from surefoot.runs.checkpoint import KEEP, restore, save
 from surefoot.runs.evaluation import evaluate
 from surefoot.runs.files import checkpoints, seal, unseal
 from surefoot.runs.metrics import read

@@ -47,10 +47,37 @@ def choose_ranks(asked: int, num_envs: int) -> int:
     return asked
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and how many there are, as `launch` or torchrun started it; (0, 0) where it is on its own."""
+    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
+        return 0, 0
+    if VARIABLE not in os.environ:
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+            return 0, 0
+        if not os.environ["MASTER_ADDR"].strip():
+            raise UserError("MASTER_ADDR is empty; torchrun sets it to the address where the ranks meet")
+        from_environment("MASTER_PORT", 1, 65_535)
+    count = from_environment("WORLD_SIZE", 1, 1_000_000)
+    return from_environment("RANK", 0, count - 1), count
+
+
+def from_environment(name: str, low: int, high: int) -> int:
+    """The whole number in an environment variable. Raises UserError."""
+    text = os.environ[name]
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+        raise UserError(f"{name} is {text!r}; allowed is a whole number from {low} to {high}, as torchrun sets it")
+    return int(text)
+
+
 def world() -> int:
-    """How many ranks this process was started as one of, by us or by torchrun; 0 where it is on its own."""
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return int(os.environ["WORLD_SIZE"]) if set(names) <= set(os.environ) else 0
+    """How many ranks this process was started as one of; 0 where it is on its own."""
+    return rank_and_world()[1]
+
+
+def store_file() -> str | None:
+    """The file through which ranks that `launch` started on this machine find each other; None under torchrun."""
+    shared = os.environ.get(VARIABLE)
+    return None if shared is None else str(Path(shared).with_name("store"))
 
 
 def die_with_launcher() -> None:
@@ -98,14 +125,11 @@ def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int
     at once; of the rest only what the failed rank wrote, at the end: the others only suffered from it. Raises
     UserError or Fault with the last word of the failed rank, KeyboardInterrupt where no rank could stop politely.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    loopback = socket.if_indextoname(1)  # whatever it is called, it is the first on Linux and macOS
+    shared = os.environ | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": loopback}
+    shared |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     ranks: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:  # nobody else may enter it (mode 0700)
         memory = [Path(folder, str(rank)) for rank in range(count)]
         dog = Watchdog([Heartbeat.lay(path, num_envs) for path in memory], timeout)
         complaints = [path.with_suffix(".err") for path in memory]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from surefoot.arrays import Array
-from surefoot.parallel.launch import world
+from surefoot.parallel.launch import rank_and_world, store_file
 
 ROOM = 1 << 18  # bytes; what is larger goes by sockets, but gradients
 
@@ -205,11 +205,18 @@ def map_shared(ranks: Ranks, size: int) -> Tensor | None:
 
 
 def join(timeout: float = 300.0) -> Ranks:
-    """This process's place, from torchrun's variables; joins the others where there are any.
+    """This process's place among the ranks that `launch` or torchrun started; connects them where there are several.
 
+    Those that `launch` started find each other by a file, and gloo listens on the loopback interface alone.
     `timeout`: seconds after which a watchdog would have found out that one is silent; connections wait for longer.
     """
-    count, patience = max(1, world()), 2 * timeout + 300
+    (rank, count), patience = rank_and_world(), 2 * timeout + 300
+    wait = timedelta(seconds=patience)
     if count > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
-    return Ranks(int(os.environ.get("RANK", "0")) if count > 1 else 0, count, patience)
+        if path := store_file():
+            store = dist.FileStore(path, count)  # type: ignore[attr-defined]
+            store.set_timeout(wait)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=wait)
+        else:
+            dist.init_process_group("gloo", timeout=wait)  # at MASTER_ADDR and MASTER_PORT
+    return Ranks(rank, max(1, count), patience)

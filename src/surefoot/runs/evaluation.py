@@ -18,18 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
-from surefoot.envs import Env, Episode, Environment, make
+from surefoot.envs import Env, Environment, Episode, make
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
-from surefoot.parallel.launch import usable_cores
-from surefoot.models.networks import MLP
-from surefoot.rng import Purpose, integer, stream
 from surefoot.fast.packed import inference_policy
+from surefoot.models.networks import MLP
 from surefoot.models.policy import Policy
 from surefoot.parallel.heartbeat import Heartbeat
+from surefoot.parallel.launch import usable_cores
 from surefoot.parallel.ranks import Ranks
+from surefoot.rng import Purpose, integer, stream
 from surefoot.runs.evaluation_workers import dealt
 
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot.errors import Fault, UserError
-from surefoot.parallel.launch import die_with_launcher, launch, exit_now, exit_with_error
+from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch
 
 
 def dealt(

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from surefoot.algorithm.update import NAMES
 from surefoot.errors import Fault, Interrupted, note
+from surefoot.runs.checkpoint import save
 from surefoot.runs.evaluation import BEST, evaluate_shared, policy_bytes
 from surefoot.runs.files import replace_file
-from surefoot.algorithm.update import NAMES
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.start import call, unwritable
-from surefoot.runs.checkpoint import save
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surefoot.config import Config
-    from surefoot.runs.evaluation import Evaluation
-    from surefoot.parallel.ranks import Ranks
     from surefoot.algorithm.rollout import Rollout
     from surefoot.algorithm.state import State
+    from surefoot.config import Config
+    from surefoot.parallel.ranks import Ranks
+    from surefoot.runs.evaluation import Evaluation
 
 
 def clock(seconds: float) -> str:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from surefoot.config import Config
 from surefoot.envs.gym import is_local
 from surefoot.errors import Fault, UserError, note
-from surefoot.runs.files import checkpoints, read_plain, replace_file, unseal
-from surefoot.parallel.launch import choose_ranks, launch, usable_cores, world
-from surefoot.runs.metrics import read
 from surefoot.models.networks import MLP
+from surefoot.parallel.launch import choose_ranks, launch, usable_cores, world
+from surefoot.runs.files import checkpoints, read_plain, replace_file, unseal
+from surefoot.runs.metrics import read
 
 if TYPE_CHECKING:
     from surefoot.runs.evaluation import Evaluation

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.envs.spaces import blank
 from surefoot.errors import UserError
-from surefoot.runs.evaluation import load_policy
+from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.rng import Purpose, integer, stream
+from surefoot.runs.evaluation import load_policy
 
 Picture = NDArray[np.uint8]
 PANEL = 200

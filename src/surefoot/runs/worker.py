@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from surefoot.algorithm.state import State, initial
+from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
-from surefoot.runs.evaluation import BEST, Evaluation, evaluate_shared, load_policy
-from surefoot.runs.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.parallel.launch import HANGING, EXIT_STOPPED, die_with_launcher, exit_now, exit_with_error, stops
-from surefoot.algorithm.train import train as train_loop
-from surefoot.runs.metrics import read
 from surefoot.models.policy import Policy, bf16_units
 from surefoot.parallel.heartbeat import OVER, VARIABLE, Heartbeat, Watchdog
+from surefoot.parallel.launch import EXIT_STOPPED, HANGING, die_with_launcher, exit_now, exit_with_error, stops
 from surefoot.parallel.ranks import Ranks, join
+from surefoot.runs.checkpoint import restore
+from surefoot.runs.evaluation import BEST, Evaluation, evaluate_shared, load_policy
+from surefoot.runs.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
+from surefoot.runs.metrics import read
 from surefoot.runs.reporter import Progress, Reporter, card, curve
 from surefoot.runs.start import Run, call, read_config, unwritable
-from surefoot.algorithm.state import State, initial
-from surefoot.runs.checkpoint import restore
 
 
 def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
