@@ -1,4 +1,4 @@
-"""One run, whole, as one frozen value: checked when built, to and from JSON. Imports neither torch nor numpy."""
+"""All settings of a run as one frozen dataclass, checked when created, to and from JSON; without torch and numpy."""
 
 from __future__ import annotations
 
@@ -23,78 +23,78 @@ from surefoot.models.optimizers import Adam, Optimizer
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on. Two runs with equal Configs on the same machine are the same run."""
+    """All settings of a run. Equal Configs on the same machine with the same number of ranks give the same run."""
 
     env: Env = field(default_factory=Pong)
-    """the game"""
+    """the environment"""
     network: Network = field(default_factory=SmallCNN)
-    """the policy's network"""
+    """network of the policy and the value function"""
     num_envs: int = 32
-    """games played in parallel"""
+    """parallel environments, all ranks together"""
     num_steps: tuple[int, ...] = (64,)
-    """decisions per game in one rollout; several numbers are stages, each for an equal share of the run"""
+    """steps per environment in one rollout; several numbers: stages, each for an equal share of the run"""
     from_reset: bool = False
-    """start every rollout with new games and stop it where the first one ends (the lesson's trajectories)"""
+    """reset all environments before every rollout and end it with the first episode that ends, as the lesson does"""
     reward: Reward = field(default_factory=RawReward)
-    """what is learned of the rewards; scores are always raw"""
+    """rewards as they are learned from; scores are always raw"""
     advantage: Advantage = field(default_factory=GAE)
-    """what an action deserves"""
+    """advantage estimator"""
     normalize: Normalize = field(default_factory=OverBatch)
-    """how it is compared"""
+    """normalisation of advantages"""
     objective: Objective = field(default_factory=ClippedSurrogate)
-    """how hard the policy is pushed"""
+    """policy objective"""
     entropy: EntropyBonus = field(default_factory=Entropy)
-    """what keeps it exploring"""
+    """entropy bonus"""
     value_coef: float = 0.5
-    """weight of the critic's squared error"""
+    """coefficient of the value loss"""
     value_clip: float = math.inf
-    """how far the critic may move from its old value before moving on towards the target wins nothing"""
+    """clip range of the value loss (as in OpenAI's PPO2); inf: not clipped"""
     num_epochs: int = 3
-    """passes over each rollout"""
+    """epochs over each rollout"""
     recompute: bool = False
-    """the critic, which learns in every pass, judges the rollout anew before each further one"""
+    """recompute values and advantages before every further epoch"""
     target_kl: float = math.inf
-    """an update that finds the policy further than this from the old one, in nats, ends a rollout's passes"""
+    """stop a rollout's epochs once the KL divergence from the old policy (nats) exceeds this; inf: never"""
     minibatch_size: int = 0
-    """decisions per update; 0: the whole rollout"""
+    """environment steps in a minibatch, all environments together; 0: the whole rollout"""
     learning_rate: LearningRate = field(default_factory=AdaptiveRate)
-    """The learning rate"""
+    """learning rate schedule"""
     max_grad_norm: float = 1.0
-    """longer gradients are shortened to this"""
+    """largest global norm of the gradient; a longer one is scaled down to it"""
     optimizer: Optimizer = field(default_factory=Adam)
-    """how a gradient becomes a step"""
+    """optimizer"""
     ema_decay: float = 0.0
-    """the policy that is kept is a moving average over the iterations, this much of it old; 0: the newest"""
+    """the policy that is evaluated and saved is a moving average over iterations with this decay; 0: the newest"""
     total_steps: int = 1_000_000
-    """decisions of the whole run, all games together; 0: no bound"""
+    """environment steps of the whole run, all environments together (a frame skip counts once); 0: no limit"""
     total_iterations: int = 0
-    """rollouts of the whole run; 0: no bound"""
+    """iterations (rollouts) of the whole run; 0: no limit"""
     max_seconds: float = math.inf
     """stop training after this time"""
     stop_at: float = math.inf
-    """stop training when the last 100 finished episodes score this on average"""
+    """stop training when the mean score of the last 100 episodes reaches this"""
     save_every: float = 60.0
     """seconds between checkpoints"""
     env_restarts: int = 0
-    """environments that raise are made anew, this many times in one go of the run; 0: the first one ends it"""
+    """environments that crash are recreated, at most this many times until the run ends or is resumed"""
     skip_updates: int = 0
-    """updates whose gradient is not finite are skipped, this many in the whole run; 0: the first one ends it"""
+    """updates whose gradient is not finite are skipped, at most this many in the whole run"""
     timeout: float = 300.0
-    """seconds without a sign of life after which a hanging environment or a stopped process ends the run"""
+    """the run ends when an environment or a process has hung for this many seconds"""
     eval_every: int = 0
-    """decisions between evaluations during training, of which the best policy is kept; 0: none, the last is kept"""
+    """environment steps between evaluations during training, of which the best policy is kept; 0: no evaluations"""
     eval_games: int = 10
-    """full games of each of them"""
+    """episodes of each evaluation during training"""
     eval_episodes: int = 100
-    """episodes of the closing evaluation; 0: none"""
+    """episodes of the evaluation after training; 0: none"""
     seed: int = 1
-    """decides every random number of the run"""
+    """seed of all random numbers"""
     bf16: bool = False
-    """compute the network's body in bfloat16 on processors with units for it (AMX, AVX512-BF16); others ignore it"""
+    """compute the network's body in bfloat16 where the processor has instructions for it (AMX, AVX512-BF16)"""
     device: str = "cpu"
-    """where the network computes, as for torch.device"""
+    """device of the network, as for torch.device"""
     task: str = "pong"
-    """the preset or environment this came from"""
+    """the preset or environment these settings came from"""
 
     def __post_init__(self) -> None:
         for name, kind in _hints(Config).items():
@@ -119,33 +119,27 @@ class Config:
         require(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
         require(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
         require(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
-        if self.minibatch_size:
-            require(
-                not self.from_reset,
-                "minibatch_size",
-                self.minibatch_size,
-                "0 with from_reset: its rollouts vary in length",
-            )
-            for num_steps in self.num_steps:
-                parts, rest = divmod(self.num_envs * num_steps, self.minibatch_size)
-                if rest or num_steps % parts:
-                    sizes = [str(self.num_envs * d) for d in range(1, min(num_steps, 10_000) + 1) if num_steps % d == 0]
-                    allowed = (
-                        f"{', '.join(sizes)}: {self.num_envs} environments times a divisor of num_steps {num_steps}"
-                    )
-                    raise UserError(f"minibatch_size is {self.minibatch_size}; allowed is {allowed}")
+        if not self.minibatch_size:
+            return
+        require(not self.from_reset, "minibatch_size", self.minibatch_size, "0 with from_reset, whose rollouts vary")
+        for num_steps in self.num_steps:
+            count, rest = divmod(self.num_envs * num_steps, self.minibatch_size)
+            if rest or num_steps % count:
+                sizes = [str(self.num_envs * d) for d in range(1, min(num_steps, 10_000) + 1) if num_steps % d == 0]
+                allowed = f"{', '.join(sizes)}: {self.num_envs} environments times a divisor of num_steps {num_steps}"
+                require(False, "minibatch_size", self.minibatch_size, allowed)
 
     def minibatches(self, num_steps: int) -> int:
-        """Updates in one pass over a rollout."""
+        """Minibatches in one epoch over a rollout of `num_steps`."""
         return self.num_envs * num_steps // self.minibatch_size if self.minibatch_size else 1
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; a chosen part names its type."""
+        """As plain JSON values; each chosen part has its class name as `type`."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @staticmethod
     def from_json(data: Any) -> Config:
-        """The Config that `to_json` wrote; raises UserError where it is not one."""
+        """The Config that `to_json` wrote; raises UserError for anything else."""
         return typing.cast(Config, _build(Config, data, "config"))
 
 
@@ -164,12 +158,12 @@ def _plain(value: Any) -> Any:
 
 
 def _build(kind: Any, data: Any, where: str) -> Any:
-    """The value of type `kind` that `_plain` made `data` from."""
+    """The value of type `kind` from the JSON `data` that `_plain` made of it; `where` it stands is for errors."""
     if isinstance(kind, types.UnionType):
         name = data.get("type") if isinstance(data, dict) else None
         members = {member.__name__: member for member in typing.get_args(kind)}
         if not isinstance(name, str) or name not in members:
-            raise UserError(f"{where}: {name!r} is not one of {', '.join(members)}")
+            raise UserError(f"{where}: {name or data!r} is not one of {', '.join(members)}")
         return _build(members[name], {k: v for k, v in data.items() if k != "type"}, where)
     if dataclasses.is_dataclass(kind):
         hints = _hints(typing.cast(type, kind))

@@ -1,4 +1,4 @@
-"""What can end a run before its time: a user's mistake, a fault on the way, a signal; and how it is said."""
+"""Exceptions with a message for the user, and the range checks of settings."""
 
 import math
 import sys
@@ -6,19 +6,19 @@ from contextlib import suppress
 
 
 class UserError(Exception):
-    """A user's mistake: a sentence that names the value, what is allowed and what to do. Shown without a traceback."""
+    """A user's mistake, in one sentence: the value, what is allowed, what to do. No traceback; exit code 2."""
 
 
 class Fault(UserError):
-    """What a run cannot go on with: an environment that failed, a gradient that is not finite, a full disk."""
+    """An error that ends a run: an environment failed, the gradient is not finite, the disk is full. Exit code 1."""
 
 
 class Interrupted(BaseException):
-    """A signal came while games were played; no `except Exception` of an environment can swallow it."""
+    """A signal during a rollout; a BaseException, so that an environment's `except Exception` does not catch it."""
 
 
 def note(sentence: str) -> None:
-    """Say something on standard error, at once; where nobody can hear it, nothing else is lost."""
+    """Write a sentence to standard error at once; does nothing where that is closed."""
     with suppress(OSError, ValueError):
         print(f"surefoot: {sentence}", file=sys.stderr, flush=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from surefoot.algorithm.advantages import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
@@ -18,6 +18,7 @@ from surefoot.envs.gym import Gymnasium, describe, named
 from surefoot.errors import UserError
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
+from surefoot.other_words import OPTIONS, in_python
 
 LESSON_GAME = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), noop_max=0, opening=5, settle=True, palette=True)
 
@@ -241,7 +242,9 @@ def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: An
         if not isinstance(cfg.env, Gymnasium):
             raise UserError(f"'{cfg.task}' takes no kwargs: its fields are those of {type(cfg.env).__name__}")
         cfg = replace(cfg, env=replace(cfg.env, kwargs=kwargs))
-    unknown = set(fields) - set(vars(cfg))
-    if unknown:
-        raise UserError(f"a Config has no field {', '.join(sorted(unknown))}; it has {', '.join(vars(cfg))}")
+    for name, value in fields.items():
+        if name not in vars(cfg) or (OPTIONS.get(name, name) != name and not is_dataclass(value)):
+            here = in_python(name, cfg)
+            hint = f"surefoot calls it {here}" if here else f"it has {', '.join(vars(cfg))}"
+            raise UserError(f"{name} is {value}: {hint}" if name in vars(cfg) else f"there is no field {name}: {hint}")
     return replace(cfg, **fields)

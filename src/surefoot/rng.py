@@ -1,7 +1,7 @@
-"""Every random number of a run, as a pure function of (seed, purpose, counters): nothing to save, nothing shared.
+"""Counter-based random numbers: every stream is a pure function of (seed, purpose, counters), with no state to save.
 
-NumPy's Philox is keyed with seed and purpose and started at the counters, so two purposes never share a stream and
-one game's numbers do not depend on how many ranks play.
+NumPy's Philox gets seed and purpose as key and the counters as start, so two purposes never share a stream and an
+environment's random numbers do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Purpose(IntEnum):
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> Generator:
-    """A generator for (seed, purpose, up to three counters); the same arguments give the same numbers for ever."""
+    """A generator for (seed, purpose, up to three counters); the same arguments give the same numbers."""
     words = [0, *counters, 0, 0, 0][:4]
     return Generator(Philox(counter=np.array(words, np.uint64), key=np.array([seed, purpose], np.uint64)))
 
 
 def integer(seed: int, purpose: Purpose, *counters: int) -> int:
-    """A seed in [0, 2^31) for something that takes a seed of its own (an episode, torch's initialisation)."""
+    """A seed in [0, 2^31) for an episode or for torch's generator."""
     return int(stream(seed, purpose, *counters).integers(2**31))

@@ -22,6 +22,7 @@ import tyro
 
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
+from surefoot.other_words import on_command_line
 from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the race's clock counts from here
@@ -249,12 +250,16 @@ def sentence(complaint: str, command: type[Command], default: Any) -> str:
     """Tyro's boxed complaint as one sentence."""
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{4,}", " ", complaint)
     text = re.sub(r"\s+", " ", text).strip()
-    unknown = re.search(r"Unrecognized options: (\S+?),? ", text + " ")
+    unknown = re.search(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:=\S*)?,? ", text + " ")
     if unknown:
-        near = difflib.get_close_matches(unknown[1], options(default or command), 1)
-        return f"there is no option {unknown[1]}: " + (
-            f"did you mean {near[0]}?" if near else "--help lists the options"
-        )
+        known, here = options(default or command), on_command_line(unknown[1], getattr(default, "config", None))
+        near = difflib.get_close_matches(unknown[1], known, 1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+        if here and (default is not None or here in known):
+            hint = f"surefoot calls it {here}"
+        elif unknown[1] in known:
+            hint = "the part that was chosen lacks it; --help after the choice lists the options"
+        return f"there is no option {unknown[1]}: {hint}"
     text = re.sub(r"^(Parsing error|Value error|Missing from|Required options) ", "", text)
     return re.split(r" (?:Argument helptext|For full helptext|Available subcommands|Perhaps you meant)", text)[0]
 
