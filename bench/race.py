@@ -265,7 +265,8 @@ def judge() -> None:
     """Answer orders on standard input: [policy file, seed, rule] gets the scores of its games."""
     import torch
 
-    from surefoot.runs.evaluation import evaluate, load_policy
+    from surefoot.runs.evaluation import evaluate
+    from surefoot.runs.policy_file import load_policy
 
     torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import surefoot
 from surefoot.runs.metrics import Row, read
-from surefoot.runs.reporter import STAGES
+from surefoot.runs.report_card import STAGES
 
 KEEP = (
     "step",

@@ -27,8 +27,9 @@ from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
 from surefoot.runs import evaluation
-from surefoot.runs.evaluation import Evaluation, evaluate, evaluate_run, policy_bytes
-from surefoot.runs.worker import read_run
+from surefoot.runs.directory import read_run
+from surefoot.runs.evaluation import Evaluation, evaluate, evaluate_run
+from surefoot.runs.policy_file import policy_bytes
 
 SMALL = MLP((8,))
 

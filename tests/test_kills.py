@@ -18,7 +18,7 @@ import torch
 import surefoot
 from surefoot.models.networks import MLP
 from surefoot.runs.checkpoint import look
-from surefoot.runs.files import checkpoints
+from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
 
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}

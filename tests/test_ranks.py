@@ -23,7 +23,7 @@ from surefoot.parallel.heartbeat import VARIABLE
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores
 from surefoot.parallel.ranks import Ranks, Shared
 from surefoot.runs.checkpoint import look
-from surefoot.runs.files import checkpoints
+from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
 from twin import EVERYTHING
 

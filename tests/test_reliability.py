@@ -39,11 +39,11 @@ from surefoot.models.networks import MLP
 from surefoot.parallel import heartbeat as heartbeat
 from surefoot.parallel import launch
 from surefoot.parallel.ranks import Ranks
-from surefoot.runs import evaluation, files, metrics
+from surefoot.runs import directory, evaluation, files, metrics
 from surefoot.runs import video as videos
 from surefoot.runs import worker as runner
 from surefoot.runs.checkpoint import look, save
-from surefoot.runs.files import checkpoints
+from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
 
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
@@ -252,7 +252,7 @@ def test_a_changed_json_file_is_refused_in_a_sentence(name: str, finished: Path,
                 surefoot.resume(finished, ranks=1, quiet=True)
         file.write_bytes(files.seal(facts))  # as by somebody who means it: loads, or says why not
         with suppress(UserError):
-            cfg = runner.read_config(finished)
+            cfg = directory.read_config(finished)
             runner.prepare(cfg, initial(cfg, Ranks()), finished, Ranks())
     finally:
         file.write_bytes(before)

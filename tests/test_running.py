@@ -20,8 +20,9 @@ from surefoot.models.networks import MLP
 from surefoot.models.policy import Moments, Policy
 from surefoot.parallel.ranks import Ranks
 from surefoot.runs import worker as runner
+from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
-from surefoot.runs.files import checkpoints, unseal
+from surefoot.runs.files import unseal
 from surefoot.runs.reporter import Reporter
 from test_state import assert_same_run, interrupt_at
 

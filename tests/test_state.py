@@ -20,12 +20,13 @@ from surefoot.errors import UserError
 from surefoot.models.networks import SmallCNN
 from surefoot.parallel.ranks import Ranks
 from surefoot.presets import PONG
-from surefoot.runs import evaluation
+from surefoot.runs import directory, evaluation
 from surefoot.runs import reporter as report
 from surefoot.runs import worker as runner
 from surefoot.runs.checkpoint import KEEP, restore, save
+from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
-from surefoot.runs.files import checkpoints, seal, unseal
+from surefoot.runs.files import seal, unseal
 from surefoot.runs.metrics import read
 from surefoot.runs.reporter import Reporter
 
@@ -169,7 +170,7 @@ def test_an_old_evaluation_does_not_pass_for_a_new_policy(
     monkeypatch.setattr(runner, "Reporter", interrupt_at(8))
     with pytest.raises(KeyboardInterrupt):
         surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
-    second = runner.read_run(tmp_path / "a")
+    second = directory.read_run(tmp_path / "a")
     assert second.evaluation is None
     assert second.steps == 8 * 128
     assert surefoot.load_policy(tmp_path / "a")[2]["steps"] == 8 * 128
@@ -230,6 +231,31 @@ def test_a_newer_format_is_refused(small: Config, tmp_path: Path) -> None:
     file.write_bytes(seal(unseal(file.read_bytes()) | {"format": 99}))
     with pytest.raises(UserError, match="format 99"):
         surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["config.json", "state.json"])
+def test_a_run_of_an_earlier_version_is_refused_in_a_sentence_and_its_policy_read(
+    gone: bool, small: Config, tmp_path: Path
+) -> None:
+    run, says = (
+        tmp_path / "a",
+        r"earlier version of surefoot \(format 4; .*evaluate and video .* train TASK --from RUN`",
+    )
+    surefoot.train(small, run_dir=run, ranks=1, quiet=True)
+    for file in (run / "config.json", checkpoints(run)[-1] / "state.json"):
+        facts = unseal(file.read_bytes())
+        facts["config"]["games"] = facts["config"].pop("num_envs")
+        if facts.pop("format") and file.name == "state.json":
+            facts["format"] = 4
+        file.write_bytes(seal(facts))
+    if gone:
+        (run / "config.json").unlink()
+    with pytest.raises(UserError, match=says):
+        surefoot.resume(run, ranks=1, quiet=True, total_steps=10_000)
+    with pytest.raises(UserError, match=says):
+        surefoot.train(small, run_dir=run, ranks=1, quiet=True)
+    assert len(surefoot.evaluate(run, episodes=2).scores) == 2
+    assert surefoot.train(small, source=run, run_dir=tmp_path / "b", ranks=1, quiet=True).steps == small.total_steps
 
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:

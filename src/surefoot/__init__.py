@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from surefoot.config import Config
     from surefoot.envs import Env
     from surefoot.models.policy import Policy
+    from surefoot.runs.directory import Run
     from surefoot.runs.evaluation import Evaluation
-    from surefoot.runs.start import Run
 
 __version__ = "0.1.0"
 __all__ = ["bench", "evaluate", "load_policy", "picture", "resume", "summary", "train", "train_seeds", "video"]
@@ -81,7 +81,7 @@ def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, **end: Any) 
 
 
 def _read(run_dir: Path) -> Run:
-    from surefoot.runs.worker import read_run
+    from surefoot.runs.directory import read_run
 
     return read_run(run_dir)
 
@@ -111,9 +111,9 @@ def evaluate(
 
 def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
     """The policy of a run or policy file, its environment, and the facts in its header."""
-    from surefoot.runs import evaluation
+    from surefoot.runs import policy_file
 
-    return evaluation.load_policy(run, device)
+    return policy_file.load_policy(run, device)
 
 
 def video(

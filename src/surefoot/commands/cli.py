@@ -88,7 +88,8 @@ class Resume:
     """print nothing"""
 
     def __call__(self) -> None:
-        from surefoot.runs.start import MAY_CHANGE, resume
+        from surefoot.runs.directory import MAY_CHANGE
+        from surefoot.runs.start import resume
 
         changes = {k: getattr(self, k) for k in MAY_CHANGE if getattr(self, k) is not None}
         if not resume(self.run, self.quiet, self.ranks, **changes):

@@ -20,12 +20,14 @@ from surefoot.config import Config
 from surefoot.envs import Episode
 from surefoot.errors import UserError, note
 from surefoot.parallel.ranks import Ranks
-from surefoot.runs.evaluation import FORMAT, policy_bytes
-from surefoot.runs.files import checkpoints, digest, read_plain, seal, unseal, write_folder
+from surefoot.runs.directory import FORMAT, checkpoints, require_format
+from surefoot.runs.files import digest, read_plain, seal, unseal, write_folder
+from surefoot.runs.policy_file import policy_bytes
 
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
 COUNTERS = ("learning_rate", "steps", "iteration", "seconds", "episodes", "skipped", "return_moments", "advantage_std")
+
 
 def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
     """Write checkpoints/STEPS, whole or not at all, then drop older ones: KEEP stay, and the best. Every rank calls it.
@@ -74,8 +76,7 @@ def look(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         if checkpoint.is_symlink():
             raise ValueError("it lies behind a link")
         facts = unseal(read_plain(checkpoint / name))
-        if facts["format"] != FORMAT:
-            raise UserError(f"'{checkpoint}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
+        require_format(facts, checkpoint)
         files = {}
         for name in FILES:
             size, expected = facts["files"][name]
@@ -123,7 +124,7 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
         kept = [0.0 if n in lost else c for n, c in zip(state.envs.indices, carry, strict=True)]
         state.running_return = torch.tensor(kept, dtype=torch.float64)
         for name in COUNTERS:
-            setattr(state, name, facts.get(name, getattr(state, name)))  # `spread` is younger than format 4
+            setattr(state, name, facts[name])
         state.ranks = facts["ranks"]
         state.recent_episodes.extend(Episode(*e) for e in facts["window"])
     except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
 from surefoot.envs import Env, Environment, Episode, make
 from surefoot.envs.atari import Atari, Pong
-from surefoot.envs.gym import Gymnasium, is_local
+from surefoot.envs.gym import is_local
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
 from surefoot.fast.packed import inference_policy
@@ -31,10 +29,9 @@ from surefoot.parallel.launch import usable_cores
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer, stream
 from surefoot.runs.evaluation_workers import dealt
+from surefoot.runs.policy_file import load_policy, policy_bytes
 
 Array = NDArray[np.float64]
-BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training
-FORMAT = 4  # of a policy file, and of a checkpoint around it; 4: an MLP's layers are pairs
 
 
 @dataclass(frozen=True)
@@ -236,49 +233,6 @@ class _Slot:
         self.score += reward
         self.length += 1
         return (terminated or truncated) and not self.game.goes_on
-
-
-def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0)) -> bytes:
-    """A policy that loads without its run: safetensors, with environment and network as JSON in its header.
-
-    Running statistics of observations are among its tensors, those of `returns` in the header.
-    """
-    plain = cfg.to_json()
-    facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
-    facts["returns"] = list(returns)
-    tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
-    return save_tensors(tensors, {"surefoot": json.dumps(facts)})
-
-
-def load_policy(path: Path | str, device: str = "cpu", env: Env | None = None) -> tuple[Policy, Env, dict[str, Any]]:
-    """The policy of a run directory (with `eval_every` the best), checkpoint or file, its environment, its header.
-
-    `env` stands in for an environment that only the program which trained could make.
-    """
-    path = Path(path)
-    file = path / (BEST if (path / BEST).exists() else "policy.safetensors") if path.is_dir() else path
-    if not file.exists():
-        where = f"'{path}' holds no policy.safetensors" if path.is_dir() else f"there is no file '{path}'"
-        raise UserError(f"{where}: name a run directory or a policy file")
-    try:
-        with safe_open(file, "pt") as opened:
-            facts = json.loads((opened.metadata() or {})["surefoot"])
-            if facts["format"] != FORMAT:
-                raise UserError(f"'{file}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-        cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
-    lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
-    own = env if env and lost else cfg.env
-    game = make(own)
-    policy = cfg.network.build(game.observation_space, game.action_space)
-    game.close()
-    try:
-        policy.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"'{file}' does not fit its own network: {error}") from error
-    return policy.to(device).eval(), own, facts
 
 
 def evaluate_run(

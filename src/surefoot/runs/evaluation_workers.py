@@ -62,7 +62,8 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
     """Be one of the processes."""
     import torch
 
-    from surefoot.runs.evaluation import evaluate, load_policy
+    from surefoot.runs.evaluation import evaluate
+    from surefoot.runs.policy_file import load_policy
 
     torch.set_num_threads(1)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -95,12 +95,6 @@ def read_plain(path: Path, size: int | None = None) -> bytes:
     return path.read_bytes()
 
 
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = (p for p in (run_dir / "checkpoints").glob("*") if p.name.isdecimal() and p.is_dir())
-    return sorted(found, key=lambda p: int(p.name))
-
-
 @contextmanager
 def alone_in(run_dir: Path) -> Iterator[None]:
     """Hold a run directory, which is made where it is missing; raises UserError where another process holds it."""

@@ -1,8 +1,7 @@
-"""What a run shows: live progress on a terminal or in a log file, and the report card at the end."""
+"""What a run shows while it trains: a line of progress on a terminal or in a log, and rows of metrics."""
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import shutil
@@ -11,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from surefoot.algorithm.update import NAMES
 from surefoot.errors import Fault, Interrupted, note
 from surefoot.runs.checkpoint import save
-from surefoot.runs.evaluation import BEST, evaluate_shared, policy_bytes
+from surefoot.runs.directory import unwritable
+from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import replace_file
 from surefoot.runs.metrics import Metrics, Row, read
-from surefoot.runs.start import call, unwritable
+from surefoot.runs.policy_file import BEST, policy_bytes
+from surefoot.runs.report_card import STAGES, clock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
     from surefoot.algorithm.state import State
     from surefoot.config import Config
     from surefoot.parallel.ranks import Ranks
-    from surefoot.runs.evaluation import Evaluation
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 FLAT = 20  # iterations without anything learned before it is said
@@ -235,81 +228,3 @@ def why_flat(row: Row) -> str:
         f"nothing was learned for {FLAT} iterations: all games agree, no action was better than another; where the "
         "task is not solved, play more --num-envs or a longer --num-steps, so that some of them are paid differently"
     )
-
-
-STAGES = (("emulate", "env_s"), ("act", "act_s"), ("learn", "learn_s"))
-
-
-def curve(run_dir: Path, path: Path) -> None:
-    """The learning curve of a run as a picture."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    rows = [row for row in read(run_dir) if row["return_mean"] is not None]
-    figure = Figure((7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([row["step"] for row in rows], [row["return_mean"] for row in rows], color="#1f6f8b")
-    tried = [row for row in rows if row.get("evaluation") is not None]
-    if tried:
-        scores = [row["evaluation"] for row in tried]
-        axes.plot([row["step"] for row in tried], scores, ".", color="#d1495b", label="evaluations")
-        axes.legend(frameon=False)
-    axes.set_xlabel("decisions")
-    axes.set_ylabel("score, mean of the last 100 episodes")
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
-    axes.grid(alpha=0.3)
-    if len(rows) > 1:
-        first, last = (rows[i]["seconds"] / 60 for i in (0, -1))
-        top = axes.secondary_xaxis("top", functions=_step_to_minute(rows), xlabel="minutes")
-        top.set_xticks([x for x in MaxNLocator(6).tick_values(first, last) if first < x <= last])  # none for the start
-    figure.savefig(picture := io.BytesIO(), dpi=130)
-    replace_file(path, picture.getvalue())
-
-
-def _step_to_minute(rows: list[Row]) -> tuple[Any, Any]:
-    import numpy as np
-
-    steps = np.array([0] + [row["step"] for row in rows], float)
-    minutes = np.array([0] + [row["seconds"] / 60 for row in rows], float)
-    return lambda x: np.interp(x, steps, minutes), lambda x: np.interp(x, minutes, steps)
-
-
-def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pictures: list[str]) -> str:
-    """The report card as Markdown; written to report.md."""
-    rows = read(run_dir)
-    time = {name: sum(row[key] for row in rows) for name, key in STAGES}
-    total = sum(time.values()) or 1.0
-    if state.seconds >= cfg.max_seconds:
-        further = f"--max-seconds {2 * cfg.max_seconds:g}"
-    elif state.mean_score() >= cfg.stop_at:
-        further = "--stop-at inf"
-    elif cfg.total_steps and state.steps >= cfg.total_steps:
-        further = f"--total-steps {2 * cfg.total_steps}"
-    else:
-        further = f"--total-iterations {2 * cfg.total_iterations}"
-    lines = [f"# {cfg.task}, seed {cfg.seed}", "", "| | |", "|---|---|"]
-    if result is not None:
-        (low, high), (iqm_low, iqm_high) = result.interval, result.iqm_interval
-        whose = ", of the policy that did best on the way" if (run_dir / BEST).exists() else ""
-        lines += [
-            f"| score | **{result.mean:.2f}** (95 % interval {low:.2f} to {high:.2f}), "
-            f"{len(result.scores)} full episodes, actions sampled, seeds never trained on{whose} |",
-            f"| its interquartile mean | {result.iqm:.2f} (95 % interval {iqm_low:.2f} to {iqm_high:.2f}) |",
-        ]
-    lines += [
-        f"| training score | {state.mean_score():.2f}, mean of the last {len(state.recent_episodes)} episodes |",
-        f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} decisions/s) |",
-        f"| decisions | {state.steps:,} in {state.iteration:,} iterations, {state.episodes:,} episodes |",
-        "| where the time went | " + ", ".join(f"{name} {s / total:.0%}" for name, s in time.items()) + " |",
-        "",
-        *(f"![{Path(name).stem}]({name})" for name in pictures),
-        "",
-        "Next:",
-        "",
-        f"    {call('resume', run_dir)} {further}",
-        f"    {call('evaluate', run_dir)} --episodes 100",
-        f"    {call('video', run_dir)}",
-    ]
-    text = "\n".join(lines) + "\n"
-    replace_file(run_dir / "report.md", text.encode())
-    return text

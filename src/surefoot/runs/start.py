@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
-import os
 import shlex
-import shutil
 import signal
 import statistics
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -23,82 +19,21 @@ from surefoot.envs.gym import is_local
 from surefoot.errors import Fault, UserError, note
 from surefoot.models.networks import MLP
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores, world
-from surefoot.runs.files import checkpoints, read_plain, replace_file, unseal
+from surefoot.runs.directory import (
+    MAY_CHANGE,
+    checkpoints,
+    discard,
+    how_to_go_on,
+    new_dir,
+    read_config,
+    same_run,
+    unwritable,
+)
+from surefoot.runs.files import read_plain, replace_file, unseal
 from surefoot.runs.metrics import read
 
 if TYPE_CHECKING:
-    from surefoot.runs.evaluation import Evaluation
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended: where it is, and how good it was."""
-
-    path: Path
-    config: Config
-    evaluation: Evaluation | None
-    steps: int
-    seconds: float
-
-
-def new_dir(task: str) -> Path:
-    """A new directory runs/TASK-DATE-TIME, with a number behind where another run has begun in the same second."""
-    if world() > 1:
-        raise UserError("name a --run-dir: ranks started by torchrun must agree on it")
-    name = f"{task.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
-    for number in itertools.count(1):
-        where = Path("runs", name if number == 1 else f"{name}-{number}")
-        try:
-            where.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"'{where}' cannot be made ({error.strerror}): name a --run-dir") from error
-    return where
-
-
-def discard(run_dir: Path) -> None:
-    """Remove a directory, and the one it lies in, where nothing was begun."""
-    with suppress(OSError):
-        run_dir.rmdir()
-        run_dir.parent.rmdir()
-
-
-RUNTIME_FIELDS = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
-"""how a run is looked after"""
-MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *RUNTIME_FIELDS)
-
-
-def read_config(run_dir: Path) -> Config:
-    """The Config of a run directory; from its newest checkpoint, where config.json is gone."""
-    file, found = run_dir / "config.json", checkpoints(run_dir)
-    wrong = ""
-    for source in [c / "state.json" for c in reversed(found)] if found and not file.exists() else [file]:
-        try:
-            return Config.from_json(unseal(read_plain(source))["config"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            wrong = wrong or f"its {source.name} cannot be used ({error})"
-    raise UserError(f"'{run_dir}' is not a run directory: {wrong}")
-
-
-def same_run(cfg: Config, run_dir: Path) -> None:
-    """Raise UserError where the run that is there is another one; its end and its looking after may differ."""
-    theirs = read_config(run_dir)
-    names = [f.name for f in fields(cfg) if f.name not in RUNTIME_FIELDS]
-    differing = [name for name in names if getattr(cfg, name) != getattr(theirs, name)]
-    if differing:
-        what = ", ".join(differing)
-        raise UserError(
-            f"'{run_dir}' holds a run with another Config ({what}): choose another --run-dir, or resume that one"
-        )
-
-
-def call(command: str, run_dir: Path) -> str:
-    """`surefoot COMMAND RUN` as it can be typed here: with the program's place where it is not on the path."""
-    beside = Path(sys.executable).with_name("surefoot")
-    program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(os.path.relpath(beside))
-    return f"{program} {command} {shlex.quote(str(run_dir))}"
+    pass
 
 
 def start(
@@ -145,7 +80,9 @@ def start(
             stopped = run(cfg, run_dir, source, quiet, started)
         else:
             order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])
-            stopped = launch([sys.executable, "-m", "surefoot.runs.worker", order], count, cfg.num_envs // count, cfg.timeout)
+            stopped = launch(
+                [sys.executable, "-m", "surefoot.runs.worker", order], count, cfg.num_envs // count, cfg.timeout
+            )
     except KeyboardInterrupt:
         if saved := how_to_go_on(run_dir):
             note(saved)
@@ -201,17 +138,6 @@ def start_seeds(
                 print(f"{name.replace('_', ' ')}, {len(found)} seeds: mean {mean:.2f}, from {low:.2f} to {high:.2f}")
     replace_file(run_dir / "seeds.json", json.dumps(facts, indent=1).encode())
     return run_dir, True
-
-
-def how_to_go_on(run_dir: Path) -> str:
-    """What to do with a run that has ended before its time; empty where nothing was saved."""
-    first = int(os.environ.get("RANK", "0")) == 0
-    return f"what was saved goes on with: {call('resume', run_dir)}" if first and checkpoints(run_dir) else ""
-
-
-def unwritable(error: OSError, run_dir: Path) -> Fault:
-    """The sentence about a file of a run that cannot be written."""
-    return Fault(f"'{error.filename or run_dir}' cannot be written ({error.strerror or error}): make room, or mend it")
 
 
 def ranks_of(found: list[Path], num_envs: int) -> int:

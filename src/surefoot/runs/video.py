@@ -14,7 +14,7 @@ from surefoot.envs.spaces import blank
 from surefoot.errors import UserError
 from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.rng import Purpose, integer, stream
-from surefoot.runs.evaluation import load_policy
+from surefoot.runs.policy_file import load_policy
 
 Picture = NDArray[np.uint8]
 PANEL = 200

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,12 @@ from surefoot.parallel.heartbeat import OVER, VARIABLE, Heartbeat, Watchdog
 from surefoot.parallel.launch import EXIT_STOPPED, HANGING, die_with_launcher, exit_now, exit_with_error, stops
 from surefoot.parallel.ranks import Ranks, join
 from surefoot.runs.checkpoint import restore
-from surefoot.runs.evaluation import BEST, Evaluation, evaluate_shared, load_policy
-from surefoot.runs.files import alone_in, checkpoints, read_plain, replace_file, seal, unseal
-from surefoot.runs.metrics import read
-from surefoot.runs.reporter import Progress, Reporter, card, curve
-from surefoot.runs.start import Run, call, read_config, unwritable
+from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
+from surefoot.runs.evaluation import evaluate_shared
+from surefoot.runs.files import alone_in, replace_file, seal
+from surefoot.runs.policy_file import BEST, load_policy
+from surefoot.runs.report_card import card, curve
+from surefoot.runs.reporter import Progress, Reporter
 
 
 def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
@@ -127,16 +127,8 @@ def agree_on(number: float, run_dir: Path, ranks: Ranks) -> None:
 def write_config(cfg: Config, run_dir: Path) -> None:
     """Write config.json: the Config, and how this run was begun and gone on with."""
     before = history(run_dir) if checkpoints(run_dir) else []
-    facts = {"config": cfg.to_json(), "history": [*before, {"command": sys.argv, **machine()}]}
+    facts = {"format": FORMAT, "config": cfg.to_json(), "history": [*before, {"command": sys.argv, **machine()}]}
     replace_file(run_dir / "config.json", seal(facts))
-
-
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """How a run was begun and gone on with: commands, versions, machines; empty where it is not known."""
-    try:
-        return [dict(entry) for entry in unseal(read_plain(run_dir / "config.json"))["history"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def machine() -> dict[str, Any]:
@@ -224,18 +216,6 @@ def watch_over(heartbeat: Heartbeat, timeout: float, rank: int) -> Iterator[list
         raise hung[0] from None
     finally:
         over.set()
-
-
-def read_run(run_dir: Path) -> Run:
-    """What a run's files say of it."""
-    rows = read(run_dir)
-    last = rows[-1] if rows else {"step": 0, "seconds": 0.0}
-    file = run_dir / "evaluation.json"
-    result = None
-    if file.exists():
-        facts = json.loads(file.read_text())
-        result = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
-    return Run(run_dir, read_config(run_dir), result, int(last["step"]), float(last["seconds"]))
 
 
 def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) -> None:

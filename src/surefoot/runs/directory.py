@@ -1,0 +1,149 @@
+"""The directory of a run: where it lies, what its files say, and how it is named to a user. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surefoot.config import Config
+from surefoot.errors import Fault, UserError
+from surefoot.parallel.launch import world
+from surefoot.runs.files import read_plain, unseal
+from surefoot.runs.metrics import read
+
+if TYPE_CHECKING:
+    from surefoot.runs.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: where it is, and how good it was."""
+
+    path: Path
+    config: Config
+    evaluation: Evaluation | None
+    steps: int
+    seconds: float
+
+
+def new_dir(task: str) -> Path:
+    """A new directory runs/TASK-DATE-TIME, with a number behind where another run has begun in the same second."""
+    if world() > 1:
+        raise UserError("name a --run-dir: ranks started by torchrun must agree on it")
+    name = f"{task.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        where = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            where.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"'{where}' cannot be made ({error.strerror}): name a --run-dir") from error
+    return where
+
+
+def discard(run_dir: Path) -> None:
+    """Remove a directory, and the one it lies in, where nothing was begun."""
+    with suppress(OSError):
+        run_dir.rmdir()
+        run_dir.parent.rmdir()
+
+
+FORMAT = 5  # of config.json and checkpoints; 5: the names of the options
+RUNTIME_FIELDS = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
+"""how a run is looked after"""
+MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *RUNTIME_FIELDS)
+
+
+def read_config(run_dir: Path) -> Config:
+    """The Config of a run directory; from its newest checkpoint, where config.json is gone."""
+    file, found = run_dir / "config.json", checkpoints(run_dir)
+    wrong = ""
+    for source in [c / "state.json" for c in reversed(found)] if found and not file.exists() else [file]:
+        try:
+            facts = unseal(read_plain(source))
+            require_format(facts, source)
+            return Config.from_json(facts["config"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            wrong = wrong or f"its {source.name} cannot be used ({error})"
+    raise UserError(f"'{run_dir}' is not a run directory: {wrong}")
+
+
+def same_run(cfg: Config, run_dir: Path) -> None:
+    """Raise UserError where the run that is there is another one; its end and its looking after may differ."""
+    theirs = read_config(run_dir)
+    names = [f.name for f in fields(cfg) if f.name not in RUNTIME_FIELDS]
+    differing = [name for name in names if getattr(cfg, name) != getattr(theirs, name)]
+    if differing:
+        what = ", ".join(differing)
+        raise UserError(
+            f"'{run_dir}' holds a run with another Config ({what}): choose another --run-dir, or resume that one"
+        )
+
+
+def call(command: str, run_dir: Path) -> str:
+    """`surefoot COMMAND RUN` as it can be typed here: with the program's place where it is not on the path."""
+    beside = Path(sys.executable).with_name("surefoot")
+    program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(os.path.relpath(beside))
+    return f"{program} {command} {shlex.quote(str(run_dir))}"
+
+
+def require_format(facts: dict[str, Any], where: Path) -> None:
+    """Raise UserError where a run's file was written by another version of surefoot."""
+    found = facts.get("format", 4)
+    if found == FORMAT:
+        return
+    version = "a later" if isinstance(found, int) and found > FORMAT else "an earlier"
+    raise UserError(
+        f"'{where}' was written by {version} version of surefoot (format {found}; this one reads {FORMAT}): evaluate "
+        "and video still read its policy, and `surefoot train TASK --from RUN` starts a new run from it"
+    )
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = (p for p in (run_dir / "checkpoints").glob("*") if p.name.isdecimal() and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name))
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    """How a run was begun and gone on with: commands, versions, machines; empty where it is not known."""
+    try:
+        return [dict(entry) for entry in unseal(read_plain(run_dir / "config.json"))["history"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def read_run(run_dir: Path) -> Run:
+    """What a run's files say of it."""
+    from surefoot.runs.evaluation import Evaluation
+
+    rows = read(run_dir)
+    last = rows[-1] if rows else {"step": 0, "seconds": 0.0}
+    file = run_dir / "evaluation.json"
+    result = None
+    if file.exists():
+        facts = json.loads(file.read_text())
+        result = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
+    return Run(run_dir, read_config(run_dir), result, int(last["step"]), float(last["seconds"]))
+
+
+def how_to_go_on(run_dir: Path) -> str:
+    """What to do with a run that has ended before its time; empty where nothing was saved."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    return f"what was saved goes on with: {call('resume', run_dir)}" if first and checkpoints(run_dir) else ""
+
+
+def unwritable(error: OSError, run_dir: Path) -> Fault:
+    """The sentence about a file of a run that cannot be written."""
+    return Fault(f"'{error.filename or run_dir}' cannot be written ({error.strerror or error}): make room, or mend it")
