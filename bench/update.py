@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from surefoot.algorithm.rollout import collect
 from surefoot.algorithm.state import initial
 from surefoot.algorithm.update import minibatches, update
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone
 from surefoot.presets import find
 from surefoot.rng import Purpose, stream
 from surefoot.runs.worker import revision
@@ -27,7 +27,7 @@ from surefoot.runs.worker import revision
 
 def measure(task: str, seconds: float) -> list[float]:
     """Seconds an update took, each the mean of a pass over eight minibatches of one rollout."""
-    cfg, ranks = find(task), Ranks()
+    cfg, ranks = find(task), Alone()
     state = initial(cfg, ranks)
     shape = cfg.num_steps[0], cfg.num_envs, *state.policy.draws
     noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))

@@ -19,13 +19,13 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium, GymnasiumEnv
 from surefoot.errors import Fault, UserError
 from surefoot.models import policy
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone
 
 
 def preprocessed(cfg: Config) -> tuple[State, Rollout, Batch]:
-    state = initial(cfg, Ranks())
+    state = initial(cfg, Alone())
     state.policy.double()
-    state.flat, state.gradients, state.optimizer, state.ema_params = laid_out(state.policy, cfg, Ranks())
+    state.flat, state.gradients, state.optimizer, state.ema_params = laid_out(state.policy, cfg, Alone())
     noise = torch.rand(16, cfg.num_envs, generator=torch.Generator().manual_seed(0))
     r = collect(state.policy, state.envs, noise)
     weight = torch.randn(16, cfg.num_envs, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_the_gradient_goes_up_the_mean_gain(small: Config) -> None:
     state, _, batch = preprocessed(cfg)
     before = state.flat.detach().clone()
     cfg0 = replace(cfg, learning_rate=LinearRate(0.0 + 1e-300))
-    update(state, batch, cfg0, Ranks())
+    update(state, batch, cfg0, Alone())
     gradient = state.gradient.clone()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -71,19 +71,19 @@ def test_pieces_give_the_same_gradient_and_figures(small: Config, monkeypatch: p
     cfg = replace(small, max_grad_norm=1e9)
     state, _, batch = preprocessed(cfg)
     before = state.flat.detach().clone()
-    whole = update(state, batch, cfg, Ranks())
+    whole = update(state, batch, cfg, Alone())
     gradient = state.gradient.clone()
     state.flat.data.copy_(before)
     monkeypatch.setattr(policy, "PIECE", 50)  # 128 rows: 43, 43 and 42
-    pieces = update(state, batch, cfg, Ranks())
+    pieces = update(state, batch, cfg, Alone())
     assert torch.allclose(gradient, state.gradient, rtol=0, atol=1e-12)
-    found = [update_metrics([u], state, cfg, Ranks()) for u in (whole, pieces)]
+    found = [update_metrics([u], state, cfg, Alone()) for u in (whole, pieces)]
     assert torch.allclose(*found, rtol=0, atol=1e-12)
 
 
 def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None:
     state, _, batch = preprocessed(small)
-    rows = update_metrics([update(state, batch, small, Ranks()) for _ in range(2)], state, small, Ranks())
+    rows = update_metrics([update(state, batch, small, Alone()) for _ in range(2)], state, small, Alone())
     stats, second = (dict(zip(NAMES, row.tolist(), strict=True)) for row in rows)
     assert stats["kl"] == pytest.approx(0, abs=1e-12)
     assert stats["ratio_drift"] == pytest.approx(0, abs=1e-12)
@@ -99,7 +99,7 @@ def test_an_mlp_plays_and_learns_the_same_in_arrays_and_in_tensors(small: Config
     cfg = replace(small, env=Gymnasium(env), entropy=Entropy(0.03), max_grad_norm=1e9, learning_rate=AdaptiveRate())
     found = []
     for arrays in (True, False):
-        state = initial(cfg, Ranks())
+        state = initial(cfg, Alone())
         assert state.policy.bound
         if not arrays:
             state.policy.bound = None
@@ -107,7 +107,7 @@ def test_an_mlp_plays_and_learns_the_same_in_arrays_and_in_tensors(small: Config
         with torch.no_grad():
             r = collect(state.policy, state.envs, noise)
             batch = next(minibatches(r, *cfg.advantage(r), cfg, 0, 0, slice(0, cfg.num_envs), arrays))
-            kl = update(state, batch, cfg, Ranks()).kl
+            kl = update(state, batch, cfg, Alone()).kl
         found.append((r.obs, r.preprocessed, r.action, r.logp, r.value, r.next_value, state.gradient, torch.tensor(kl)))
         state.envs.close()
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
@@ -143,7 +143,7 @@ def test_numbers_too_small_are_zero_while_learning_and_only_then(
 def test_long_gradients_are_shortened(small: Config) -> None:
     cfg = replace(small, max_grad_norm=1e-3)
     state, _, batch = preprocessed(cfg)
-    update(state, batch, cfg, Ranks())
+    update(state, batch, cfg, Alone())
     assert float(state.gradient.norm()) == pytest.approx(1e-3)
 
 
@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small: Config) -> None:
     before = state.flat.detach().clone()
     batch.weight[3] = float("nan")
     with pytest.raises(UserError, match="not finite"):
-        update(state, batch, small, Ranks())
+        update(state, batch, small, Alone())
     assert torch.equal(before, state.flat)
 
 
@@ -164,7 +164,7 @@ def test_nothing_is_learned_from_games_that_all_agree(small: Config) -> None:
     r.terminated[:] = False
     weight, target = FutureReturn(0.9)(r)
     batch = next(minibatches(r, OverGames()(weight), target, replace(cfg, minibatch_size=0), 0, 0, slice(0, 8)))
-    update(state, batch, cfg, Ranks())
+    update(state, batch, cfg, Alone())
     assert float(state.gradient.abs().max()) == 0
 
 
@@ -174,12 +174,12 @@ def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:
     state, _, batch = preprocessed(cfg)
     batch.logp = batch.logp - 0.0488  # ratio 1.05 everywhere
     batch.weight = torch.ones_like(batch.weight)
-    update(state, batch, annealed(cfg, state), Ranks())
+    update(state, batch, annealed(cfg, state), Alone())
     assert float(state.gradient.norm()) > 0
     state, _, batch2 = preprocessed(cfg)
     batch2.logp, batch2.weight = batch2.logp - 0.0488, torch.ones_like(batch2.weight)
     state.iteration = 3
-    update(state, batch2, annealed(cfg, state), Ranks())
+    update(state, batch2, annealed(cfg, state), Alone())
     assert float(state.gradient.norm()) == 0
 
 

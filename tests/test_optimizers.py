@@ -13,7 +13,7 @@ from surefoot.models.distributions import Categorical, Head
 from surefoot.models.optimizer_steps import AdamSteps, orthogonalize
 from surefoot.models.optimizers import Adam, Muon
 from surefoot.models.policy import Policy, flatten, matrices
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone
 from surefoot.presets import PONG
 
 
@@ -101,8 +101,8 @@ def test_ranks_that_step_parts_step_the_whole(kind: Adam | Muon, count: int) -> 
 
 
 def test_a_config_chooses_its_optimizer(small: Config) -> None:
-    assert isinstance(initial(replace(small, optimizer=Adam(eps=1e-5)), Ranks()).optimizer, AdamSteps)
-    state = initial(replace(small, optimizer=Muon()), Ranks())
+    assert isinstance(initial(replace(small, optimizer=Adam(eps=1e-5)), Alone()).optimizer, AdamSteps)
+    state = initial(replace(small, optimizer=Muon()), Alone())
     state.gradient.fill_(1.0)
     before = state.flat.detach().clone()
     state.optimizer.step(1e-3)

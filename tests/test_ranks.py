@@ -21,7 +21,7 @@ from surefoot.config import Config
 from surefoot.errors import UserError
 from surefoot.parallel.heartbeat import VARIABLE
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores
-from surefoot.parallel.ranks import Ranks, Shared
+from surefoot.parallel.ranks import LINE, Alone, Gloo, SharedMemory
 from surefoot.runs.checkpoint import look
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
@@ -73,8 +73,7 @@ def test_ranks_that_torchrun_starts_meet_at_its_address(monkeypatch: pytest.Monk
 
 
 def test_a_rank_that_is_gone_or_late_is_not_waited_for() -> None:
-    ranks = Ranks(0, 2, patience=10.0)
-    shared = Shared(ranks, torch.zeros(2 * Shared.LINE + 2 * 2 * 8, dtype=torch.uint8))
+    shared = SharedMemory(0, 2, 10.0, torch.zeros(2 * LINE, dtype=torch.uint8))
     shared.pids[1] = os.getpid()
     shared.check_alive(1, 9.0)
     with pytest.raises(RuntimeError, match="rank 1 has not come for 11 seconds"):
@@ -137,12 +136,12 @@ def test_a_run_of_two_ranks_goes_on_with_one(small: Config, tmp_path: Path) -> N
 def test_ranks_that_do_not_begin_alike_are_refused(small: Config, tmp_path: Path) -> None:
     from surefoot.runs.worker import prepare
 
-    class Strangers(Ranks):
-        def gather(self, columns: torch.Tensor) -> torch.Tensor:
+    class Strangers(Alone):
+        def gather_columns(self, columns: torch.Tensor) -> torch.Tensor:
             return torch.cat((columns, columns + 1), 1)
 
     with pytest.raises(UserError, match="do not begin at the same point"):
-        prepare(small, initial(small, Ranks()), tmp_path, Strangers())
+        prepare(small, initial(small, Alone()), tmp_path, Strangers())
 
 
 @pytest.mark.parametrize(("outer", "inner", "want"), [("max", "max", 8), ("400000", "max", 4), ("600000", "50000", 1)])
@@ -197,5 +196,5 @@ def test_the_cores_are_those_this_process_may_use() -> None:
 
 def test_a_ranks_columns_cover_the_games_once() -> None:
     for count in (1, 2, 4, 8):
-        covered = [n for rank in range(count) for n in range(8)[Ranks(rank, count).columns(8)]]
+        covered = [n for rank in range(count) for n in range(8)[Gloo(rank, count).columns(8)]]
         assert covered == list(range(8))

@@ -38,7 +38,7 @@ from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
 from surefoot.parallel import heartbeat as heartbeat
 from surefoot.parallel import launch
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone
 from surefoot.runs import directory, evaluation, files, metrics
 from surefoot.runs import video as videos
 from surefoot.runs import worker as runner
@@ -253,7 +253,7 @@ def test_a_changed_json_file_is_refused_in_a_sentence(name: str, finished: Path,
         file.write_bytes(files.seal(facts))  # as by somebody who means it: loads, or says why not
         with suppress(UserError):
             cfg = directory.read_config(finished)
-            runner.prepare(cfg, initial(cfg, Ranks()), finished, Ranks())
+            runner.prepare(cfg, initial(cfg, Alone()), finished, Alone())
     finally:
         file.write_bytes(before)
         for aside in finished.glob("checkpoints/*.damaged"):
@@ -288,15 +288,15 @@ def failing(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_before(
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = initial(small, Ranks())
-    save(state, small, tmp_path, Ranks())
+    state = initial(small, Alone())
+    save(state, small, tmp_path, Alone())
     before = look(checkpoints(tmp_path)[0])
     state.steps = 64
     moments = 0
     for at in range(1, 100):
         with failing(at, monkeypatch) as calls:
             try:
-                save(state, small, tmp_path, Ranks())
+                save(state, small, tmp_path, Alone())
             except OSError:
                 moments += 1
             else:
@@ -314,8 +314,8 @@ def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_befor
 
 def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(small: Config, tmp_path: Path) -> None:
     """A forked copy of this process saves, and is killed before and after each call that needs the disk."""
-    state = initial(small, Ranks())
-    save(state, small, tmp_path, Ranks())
+    state = initial(small, Alone())
+    save(state, small, tmp_path, Alone())
     before = look(checkpoints(tmp_path)[0])
     state.steps = 64
     seen = set()
@@ -323,7 +323,7 @@ def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(smal
         child = os.fork()
         if child == 0:
             killing_at(moment)
-            save(state, small, tmp_path, Ranks())
+            save(state, small, tmp_path, Alone())
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         found = checkpoints(tmp_path)
@@ -598,11 +598,11 @@ def test_how_a_run_is_looked_after_may_change_when_it_goes_on(small: Config, tmp
 
 
 def test_the_best_checkpoint_is_kept_and_can_be_evaluated(small: Config, tmp_path: Path) -> None:
-    state = initial(small, Ranks())
+    state = initial(small, Alone())
     for steps, score in ((100, 1.0), (200, 5.0), (300, 4.0), (400, 3.0), (500, 2.0), (600, 1.0)):
         state.steps = steps
         state.recent_episodes.extend([Episode(0, score, 6)] * 100)
-        save(state, small, tmp_path, Ranks())
+        save(state, small, tmp_path, Alone())
     assert [int(p.name) for p in checkpoints(tmp_path)] == [200, 400, 500, 600]
     assert len(surefoot.evaluate(checkpoints(tmp_path)[0], episodes=3).scores) == 3
 
@@ -695,7 +695,7 @@ def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Conf
     with pytest.raises(Fault, match="the gradient is not finite in iteration 1, after 0 decisions"):
         go(cfg, tmp_path / "a")
     go(cfg, tmp_path / "b", skip_updates=1000)
-    first = initial(cfg, Ranks()).policy.state_dict()
+    first = initial(cfg, Alone()).policy.state_dict()
     assert all(torch.equal(x, first[k]) for k, x in surefoot.load_policy(tmp_path / "b")[0].state_dict().items())
     facts, _ = look(checkpoints(tmp_path / "b")[-1])
     assert facts["skipped"] == 6 * 2 * 4

@@ -15,7 +15,7 @@ from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import NatureCNN
 from surefoot.models.policy import Policy
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone, Gloo
 from surefoot.rng import Purpose, integer, stream
 from twin import Notebook
 
@@ -118,7 +118,7 @@ def test_recomputed_weights_come_from_the_critic_as_it_is_then(small, monkeypatc
     for recompute, calls in ((False, 1), (True, small.num_epochs)):
         seen.clear()
         cfg = replace(small, recompute=recompute, total_iterations=1)
-        loop.train(cfg, initial(cfg, Ranks()), Ranks(), Notebook(cfg))
+        loop.train(cfg, initial(cfg, Alone()), Alone(), Notebook(cfg))
         assert len(seen) == calls
         for used, now in seen:
             torch.testing.assert_close(used, now)
@@ -166,7 +166,7 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
     """Before any update, what learning computes is what acting computed."""
     from surefoot.algorithm.update import minibatches
 
-    state = initial(small, Ranks())
+    state = initial(small, Alone())
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
     r = collect(state.policy, state.envs, noise)
     batch = next(minibatches(r, r.reward, r.reward, small, 0, 0, slice(0, 8)))
@@ -198,7 +198,7 @@ def test_images_stay_bytes_and_the_ratio_is_one(rounded: bool) -> None:
 def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
     from surefoot.algorithm.update import minibatches
 
-    state = initial(small, Ranks())
+    state = initial(small, Alone())
     r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
     parts = [b.weight for epoch in (0, 1) for b in minibatches(r, number, number, small, 3, epoch, slice(0, 8))]
@@ -213,7 +213,7 @@ def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
 def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
     from surefoot.algorithm.update import minibatches
 
-    state = initial(small, Ranks())
+    state = initial(small, Alone())
     r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
     whole = [set(b.weight.tolist()) for b in minibatches(r, number, number, small, 3, 1, slice(0, 8))]
@@ -240,10 +240,10 @@ def test_streams_are_pure_functions_of_their_counters(purpose: Purpose) -> None:
 def test_collecting_does_not_depend_on_how_the_games_are_shared(small) -> None:
     cfg = replace(small, env=Gymnasium("worlds:ScriptedMixed-truncated-v0"))
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
-    whole = initial(cfg, Ranks())
+    whole = initial(cfg, Alone())
     r = collect(whole.policy.double(), whole.envs, noise)
     for rank in (0, 1):
-        part = initial(cfg, Ranks(rank, 2))
+        part = initial(cfg, Gloo(rank, 2))
         own = slice(4 * rank, 4 * rank + 4)
         s = collect(part.policy.double(), part.envs, noise[:, own])
         for name in ("obs", "action", "reward", "terminated", "truncated"):

@@ -18,7 +18,7 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP
 from surefoot.models.policy import Moments, Policy
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone, Gloo
 from surefoot.runs import worker as runner
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
@@ -47,7 +47,7 @@ def test_moments_are_numpys() -> None:
     x = 1e4 + torch.randn(3, 50, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     now = nothing(5)
     for rollout in x:
-        now = merge(now, 50, of_games(rollout, Ranks()))
+        now = merge(now, 50, of_games(rollout, Alone()))
     everything = x.reshape(-1, 5).numpy()
     assert now[0] == 3 * 50 * 8
     np.testing.assert_allclose(now[1], everything.mean(0), rtol=1e-13)
@@ -56,9 +56,9 @@ def test_moments_are_numpys() -> None:
 
 def test_moments_have_the_same_bits_however_the_games_are_shared() -> None:
     x = torch.randn(37, 8, 3, generator=torch.Generator().manual_seed(0))
-    whole = of_games(x, Ranks())
+    whole = of_games(x, Alone())
     for count in (2, 4, 8):
-        parts = [of_games(x[:, Ranks(r, count).columns(8)], Ranks()) for r in range(count)]
+        parts = [of_games(x[:, Gloo(r, count).columns(8)], Alone()) for r in range(count)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -150,8 +150,8 @@ def test_collection_and_learning_see_the_same_until_both_are_over(control: Confi
         def playing(self) -> nullcontext[None]:
             return nullcontext()
 
-    state = initial(control, Ranks())
-    train(control, state, Ranks(), Silent())  # type: ignore[arg-type]
+    state = initial(control, Alone())
+    train(control, state, Alone(), Silent())  # type: ignore[arg-type]
     assert moments(state.policy).count == 4 * 16 * 8
     assert max(drifts) < 1e-5
 
@@ -175,7 +175,7 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
 
 def test_fine_tuning_keeps_the_statistics(control: Config, tmp_path: Path) -> None:
     run = surefoot.train(control, run_dir=tmp_path / "a", ranks=1, quiet=True)
-    state = initial(replace(control, seed=9), Ranks())
+    state = initial(replace(control, seed=9), Alone())
     returns = runner.load_source(state.policy, control, run.path)
     assert returns[0] == moments(state.policy).count == 6 * 128
     assert torch.equal(moments(state.policy).mean, moments(surefoot.load_policy(run.path)[0]).mean)

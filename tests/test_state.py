@@ -18,7 +18,7 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
 from surefoot.models.networks import SmallCNN
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone
 from surefoot.presets import PONG
 from surefoot.runs import directory, evaluation
 from surefoot.runs import reporter as report
@@ -95,7 +95,7 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
 def test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_the_newest(
     small: Config, tmp_path: Path
 ) -> None:
-    state = initial(small, Ranks())
+    state = initial(small, Alone())
     means = []
     for k in range(1, 7):
         state.iteration = k
@@ -104,11 +104,11 @@ def test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_t
         means.append(float(state.ema_params[0]))
     # the mean of all while they are few: 1, 3/2, 6/3, 10/4; then 3/4 2.5 + 1/4 5, 3/4 3.125 + 1/4 6
     assert means == pytest.approx([1, 1.5, 2, 2.5, 3.125, 3.84375], abs=1e-6)
-    save(state, small, tmp_path, Ranks())
+    save(state, small, tmp_path, Alone())
     kept = surefoot.load_policy(checkpoints(tmp_path)[0])[0]
     assert all((p - 3.84375).abs().max() < 1e-6 for p in kept.parameters())
-    other = initial(small, Ranks())
-    restore(other, tmp_path, Ranks())
+    other = initial(small, Alone())
+    restore(other, tmp_path, Alone())
     assert all((p == 6).all() for p in other.policy.parameters())
     assert torch.equal(other.ema_params, state.ema_params)
 
@@ -267,20 +267,20 @@ def test_an_environment_that_does_not_replay_is_said(
     small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = replace(small, env=Gymnasium("worlds:Carrying-v0"), num_steps=(12,), minibatch_size=24)
-    state = initial(cfg, Ranks())
-    save(state, cfg, tmp_path, Ranks())
-    assert restore(initial(cfg, Ranks()), tmp_path, Ranks()) == list(range(8))
+    state = initial(cfg, Alone())
+    save(state, cfg, tmp_path, Alone())
+    assert restore(initial(cfg, Alone()), tmp_path, Alone()) == list(range(8))
     runner.write_config(cfg, tmp_path)
-    runner.prepare(cfg, initial(cfg, Ranks()), tmp_path, Ranks())
+    runner.prepare(cfg, initial(cfg, Alone()), tmp_path, Alone())
     assert "did not replay" in capsys.readouterr().err
 
 
 def test_a_run_can_start_from_another_runs_policy(small: Config, tmp_path: Path) -> None:
     surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
-    state = initial(replace(small, seed=5), Ranks())
+    state = initial(replace(small, seed=5), Alone())
     runner.load_source(state.policy, small, tmp_path / "a")
     assert all(torch.equal(x, weights(tmp_path / "a")[k]) for k, x in state.policy.state_dict().items())
-    other = initial(replace(small, env=Gymnasium("CartPole-v1")), Ranks())
+    other = initial(replace(small, env=Gymnasium("CartPole-v1")), Alone())
     with pytest.raises(UserError, match="does not fit"):
         runner.load_source(other.policy, small, tmp_path / "a")
 

@@ -24,7 +24,7 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium, warned
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone
 from surefoot.presets import PRESETS, TUNED, find
 from surefoot.runs.metrics import read
 from surefoot.runs.start import start
@@ -88,7 +88,7 @@ def test_other_functions_and_objects_are_played_in_this_process(tmp_path: Path) 
 
 def test_an_object_is_copied_for_every_game() -> None:
     env = makers.Target()
-    state = initial(find(env, **TINY), Ranks())
+    state = initial(find(env, **TINY), Alone())
     games = [game.env for game in state.envs.games]
     assert len({id(game) for game in (*games, env)}) == 3
 
@@ -275,9 +275,9 @@ def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None
     batch.target = batch.value + 10
     batch.value = batch.value - 5  # it has moved 5 towards the target: more than 0.1
     batch.weight = torch.zeros_like(batch.weight)
-    update(state, batch, cfg, Ranks())
+    update(state, batch, cfg, Alone())
     assert float(state.gradient.abs().max()) == 0
-    update(state, batch, replace(cfg, value_clip=20.0), Ranks())
+    update(state, batch, replace(cfg, value_clip=20.0), Alone())
     assert float(state.gradient.abs().max()) > 0
 
 

@@ -24,7 +24,7 @@ from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP, SmallCNN
 from surefoot.models.optimizers import Muon
 from surefoot.parallel.launch import die_with_launcher, exit_now
-from surefoot.parallel.ranks import ROOM, join, memory
+from surefoot.parallel.ranks import Gloo, SharedMemory, join
 
 CFG = Config(
     env=Gymnasium("worlds:Catch-v0"),
@@ -114,7 +114,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     train(cfg, state, ranks, notebook)
     if ranks.count > 1 and sys.platform == "linux":  # all ways of exchanging are really taken
         together = "LOCAL_WORLD_SIZE" in os.environ
-        assert (memory(ranks, ROOM) is not None) == together
+        assert type(ranks) is (SharedMemory if together else Gloo)
         assert (len(state.gradients) > 1) == (together and not state.policy.pairs)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")
 
@@ -125,6 +125,5 @@ if __name__ == "__main__":
         rollout.SHARE = 128 if kind in EVERYTHING else 0
         if kind == "control":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
-            memory.cache_clear()
         main(kind, cfg, Path(sys.argv[1]))
     exit_now(0)

@@ -17,7 +17,7 @@ from surefoot.algorithm.state import initial
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP, ImpalaCNN
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone
 from surefoot.presets import CARTPOLE
 from surefoot.runs.evaluation import evaluate
 from surefoot.runs.metrics import read
@@ -101,7 +101,7 @@ def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> f
             return plain(self, replace(rollout, terminated=rollout.ended))
 
         monkeypatch.setattr(GAE, "__call__", blind)
-    state = initial(cfg, Ranks())
+    state = initial(cfg, Alone())
     from surefoot.algorithm.train import train
 
     class Silent:
@@ -116,7 +116,7 @@ def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> f
         def playing(self) -> nullcontext[None]:
             return nullcontext()
 
-    train(cfg, state, Ranks(), Silent())
+    train(cfg, state, Alone(), Silent())
     rollout = collect(state.policy, state.envs, torch.rand(20, 8, generator=torch.Generator().manual_seed(0)))
     return float(rollout.value.mean())
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from surefoot.envs import Episode
 from surefoot.fast.packed import inference_policy
 from surefoot.models.distributions import normal
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone, Ranks
 
 if TYPE_CHECKING:
     from surefoot.envs import EnvVector
@@ -103,7 +103,7 @@ def gather_if_small(rollout: Rollout, policy: Policy, minibatch_size: int, ranks
     """
     if ranks.count == 1 or policy.bound is None or minibatch_size >= ranks.count * SHARE:
         return rollout, ranks
-    return rollout.of_all(ranks), Ranks()
+    return rollout.of_all(ranks), Alone()
 
 
 def next_values(value: Tensor, bootstrap_obs: Tensor, at: Tensor, terminated: Tensor) -> Tensor:

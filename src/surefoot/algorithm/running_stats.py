@@ -43,7 +43,7 @@ def of_games(x: Tensor, ranks: Ranks) -> Array:
     games = x.transpose(0, 1).double().contiguous().numpy(force=True)
     mean = games.mean(1)
     found = np.concatenate((mean, np.square(games - mean[:, None]).sum(1)), 1)
-    return ranks.gather(torch.from_numpy(found.T)).T.reshape(-1, 2, x.shape[2]).numpy()
+    return ranks.gather_columns(torch.from_numpy(found.T)).T.reshape(-1, 2, x.shape[2]).numpy()
 
 
 def past_return(reward: Tensor, ended: Tensor, gamma: float, carry: Tensor) -> tuple[Tensor, Tensor]:

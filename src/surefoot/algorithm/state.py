@@ -19,7 +19,7 @@ from surefoot.errors import UserError
 from surefoot.models.optimizer_steps import StepResult
 from surefoot.models.policy import Policy, bf16_units, flatten
 from surefoot.parallel.heartbeat import Heartbeat
-from surefoot.parallel.ranks import Ranks
+from surefoot.parallel.ranks import Alone, Ranks
 from surefoot.rng import Purpose, integer
 
 
@@ -133,7 +133,7 @@ def laid_out(policy: Policy, cfg: Config, ranks: Ranks) -> tuple[nn.Parameter, t
     steps a part of them; an MLP is too small for it.
     """
     row = torch.cat([p.detach().flatten() for p in policy.parameters()])
-    table = (Ranks() if policy.pairs else ranks).alloc_shared(3, row)
+    table = (Alone() if policy.pairs else ranks).alloc_shared(3, row)
     gradients = table[3:]
     rank, count = (ranks.rank, ranks.count) if len(gradients) > 1 else (0, 1)
     flat = flatten(policy, table[0], gradients[rank])

@@ -110,7 +110,7 @@ def compute_advantages(rollout: Rollout, cfg: Config, state: State, ranks: Ranks
     """How hard each action is pushed, and what the critic should have said, both [T, N]; and the next `spread`."""
     paid = replace(rollout, reward=cfg.reward(rollout.reward, state.return_std))
     weight, target = cfg.advantage(paid)  # what each action earned
-    every = ranks.gather(weight)  # compared with all games
+    every = ranks.gather_columns(weight)  # compared with all games
     spread = cfg.normalize.remember(state.advantage_std, every) if isinstance(cfg.normalize, OverBatch) else 0.0
     return ranks.local_columns(cfg.normalize(every, state.advantage_std)), target, spread
 

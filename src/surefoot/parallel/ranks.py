@@ -1,157 +1,225 @@
-"""What N copies of the loop exchange: averages, gathers, agreement. Alone, nothing is exchanged and nothing started."""
+"""What the ranks of a run exchange: one interface, and three classes of which `join` chooses one at the start."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import os
 import platform
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from surefoot.arrays import Array
 from surefoot.parallel.launch import rank_and_world, store_file
 
-ROOM = 1 << 18  # bytes; what is larger goes by sockets, but gradients
+SMALL = 1 << 18  # bytes; larger messages, gradients aside, go through gloo
+LINE = 64  # bytes that processors pass to each other at a time: each rank's counter has its own
+
+Array = Any
+"""a PyTorch tensor or a NumPy array"""
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among the copies of the loop."""
+class Ranks(ABC):
+    """The processes that run the same loop, as one of them sees them.
 
-    rank: int = 0
-    count: int = 1
-    patience: float = math.inf
-    """seconds after which one that has not come is given up"""
+    Except for `columns` and `local_columns` all ranks call the same methods in the same order, with messages of the
+    same shape and type. All get the same bits. Raises RuntimeError where another rank has ended or does not come.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, timeout: float = math.inf) -> None:
+        self.rank, self.count = rank, count
+        self.timeout = timeout
+        """seconds to wait for another rank before giving it up"""
+
+    @abstractmethod
+    def all_gather(self, numbers: Array) -> Tensor:
+        """Every rank's numbers: [ranks, ...]."""
+
+    @abstractmethod
+    def reduce_gradient(
+        self, gradient: Array, number: float, gradients: Tensor | None = None, part: slice = slice(None)
+    ) -> tuple[float, float]:
+        """Replace the gradient [P], in place, by its sum over the ranks; returns a number's sum, the sum's norm.
+
+        `gradients` [ranks, P], from `alloc_shared`, of which `gradient` is this rank's row: where it holds all ranks'
+        gradients only `part` of this rank's row is summed, since the rank updates no other parameters.
+        Source: Rajbhandari et al. 2020 (ZeRO, stage 1).
+        """
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+
+    def alloc_shared(self, rows: int, row: Tensor) -> Tensor:
+        """Zeros for rows of parameters and one row for each rank's gradient [rows + ranks, P], shared by all ranks.
+
+        Where ranks share no memory: this rank's own, with one gradient, [rows + 1, P].
+        """
+        return row.new_zeros(rows + 1, len(row))
 
     def columns(self, num_envs: int) -> slice:
-        """This rank's share of the games."""
+        """This rank's environments, of all `num_envs`."""
         share = num_envs // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def alloc_shared(self, rows: int, row: Tensor) -> Tensor:
-        """Zeros for a policy's numbers [rows and one for each rank's gradient, P], the same memory for all ranks.
-
-        Where they have none in common there is one gradient: this rank's own.
-        """
-        size = (rows + self.count) * row.nbytes
-        shared = map_shared(self, size) if self.count > 1 and row.is_cpu else None
-        if shared is None:
-            return row.new_zeros(rows + 1, len(row))
-        return shared.view(row.dtype).view(rows + self.count, -1)
-
-    def reduce_gradient(
-        self, gradient: Array, number: float, everyones: Tensor | None = None, own: slice = slice(None)
-    ) -> tuple[float, float]:
-        """Replace the gradient, in place, by its sum over the ranks; returns the number's sum and the gradient's norm.
-
-        `everyones` [ranks, P]: where all ranks' gradients are seen each sums its `own` part alone, and then steps it.
-        Source: Rajbhandari et al. 2020.
-        """
-        if self.count == 1:
-            return number, math.sqrt(gradient.dot(gradient))
-        tensor = torch.as_tensor(gradient)
-        if everyones is not None and len(everyones) > 1:
-            number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())  # all have written
-            part = tensor[own]
-            for rank, other in enumerate(everyones):
-                if rank != self.rank:
-                    part += other[own]
-            return number, math.sqrt(self.all_gather(part.dot(part)).sum())  # all have read
-        shared = memory(self, tensor.nbytes + 8) if tensor.is_cpu else None
-        if shared is None:
-            dist.all_reduce(tensor)
-            number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())
-        else:
-            array, size = tensor.numpy(), tensor.nbytes
-            board = next(shared.boards)
-            parts, numbers = board[:, :size].view(array.dtype), board[:, -8:].view(np.float64)
-            parts[self.rank], numbers[self.rank] = array, number
-            shared.barrier()  # all have written
-            parts.sum(0, out=array)
-            number = float(numbers.sum())
-        return number, math.sqrt(gradient.dot(gradient))
-
-    def all_gather(self, numbers: Array) -> Tensor:
-        """Every rank's numbers, of the same shape on each: [ranks, ...]."""
-        own = torch.as_tensor(numbers).contiguous()
-        if self.count == 1:
-            return own[None]
-        shared = memory(self, ROOM) if own.is_cpu and own.nbytes <= ROOM else None
-        if shared is None:
-            parts = [torch.empty_like(own) for _ in range(self.count)]
-            dist.all_gather(parts, own)
-            return torch.stack(parts)
-        array, board = own.numpy(), next(shared.boards)[:, : own.nbytes]
-        board[self.rank] = array.reshape(-1).view(np.uint8)
-        shared.barrier()
-        return torch.from_numpy(board.copy().view(array.dtype).reshape(self.count, *array.shape))
-
-    def all_reduce_mean(self, numbers: Array) -> Tensor:
-        """The ranks' mean of some numbers."""
-        return self.all_gather(numbers).sum(0) / self.count
-
-    def gather(self, columns: Tensor) -> Tensor:
-        """[T, own games] of every rank, side by side: [T, games]."""
-        return torch.cat(self.all_gather(columns).unbind(), 1)
-
     def local_columns(self, everything: Tensor) -> Tensor:
-        """This rank's columns of [T, games]."""
+        """This rank's columns of [T, environments]."""
         return everything[:, self.columns(everything.shape[1])]
 
-    def broadcast(self, numbers: Tensor) -> None:
-        """Make them, in place, rank 0's."""
-        numbers.copy_(self.all_gather(numbers)[0])
+    def gather_columns(self, columns: Tensor) -> Tensor:
+        """[T, this rank's environments] of every rank, side by side: [T, environments]."""
+        return torch.cat(self.all_gather(columns).unbind(), 1)
+
+    def all_reduce_mean(self, numbers: Array) -> Tensor:
+        """The mean over the ranks."""
+        return self.all_gather(numbers).sum(0) / self.count
 
     def all_reduce_min(self, number: int) -> int:
         """The smallest of the ranks' numbers."""
         return int(self.all_gather(torch.tensor(number)).min())
 
-    def any(self, decision: bool) -> bool:
-        """Whether any rank has decided so."""
-        return self.all_reduce_min(not decision) == 0
+    def any(self, condition: bool) -> bool:
+        """Whether it is true on any rank."""
+        return self.all_reduce_min(not condition) == 0
+
+    def broadcast(self, numbers: Tensor) -> None:
+        """Replace them, in place, by rank 0's."""
+        numbers.copy_(self.all_gather(numbers)[0])
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
-        """Every rank's bytes, on every rank."""
+        """Every rank's bytes, of any length."""
         sizes = self.all_gather(torch.tensor(len(data))).tolist()
         padded = torch.frombuffer(bytearray(data.ljust(max(1, *sizes), b"\0")), dtype=torch.uint8)
         return [bytes(part[:size].numpy()) for part, size in zip(self.all_gather(padded), sizes, strict=True)]
 
 
-class Shared:
-    """Memory that all ranks of one machine see: two boards [ranks, bytes] that take turns, and a place to meet.
+class Alone(Ranks):
+    """One process: nothing is exchanged."""
 
-    Who writes on a board again has met all others since, at the second one, and so they have read it.
-    """
+    def __init__(self) -> None:
+        super().__init__()
 
-    LINE = 64  # bytes that the processors pass to each other at a time: each rank's counter has its own
+    def all_gather(self, numbers: Array) -> Tensor:
+        return torch.as_tensor(numbers).contiguous()[None]
 
-    def __init__(self, ranks: Ranks, seen: Tensor) -> None:
-        counters, boards = seen[: ranks.count * self.LINE], seen[ranks.count * self.LINE :]
-        self.boards = itertools.cycle(boards.view(2, ranks.count, -1).numpy())
-        cells, step = counters.numpy().data.cast("q"), self.LINE // 8
-        self.counters, self.pids, self.times = cells[::step], cells[1::step], 0
-        self.mine, self.others = ranks.rank, [i for i in range(ranks.count) if i != ranks.rank]
-        self.pids[self.mine], self.patience = os.getpid(), ranks.patience
+    def reduce_gradient(
+        self, gradient: Array, number: float, gradients: Tensor | None = None, part: slice = slice(None)
+    ) -> tuple[float, float]:
+        return number, math.sqrt(gradient.dot(gradient))
 
     def barrier(self) -> None:
-        """Wait until all ranks are here: microseconds where they come together, which sockets take a hundred of.
+        pass
 
-        The counters rely on stores being seen in the order they were made, as on x86.
-        """
-        self.times += 1
-        self.counters[self.mine] = self.times
+    def any(self, condition: bool) -> bool:
+        return condition
+
+    def all_reduce_min(self, number: int) -> int:
+        return number
+
+    def broadcast(self, numbers: Tensor) -> None:
+        pass
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        return [data]
+
+
+class Gloo(Ranks):
+    """Ranks that exchange everything through torch.distributed's gloo, on one machine or several."""
+
+    def all_gather(self, numbers: Array) -> Tensor:
+        mine = torch.as_tensor(numbers).contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(parts, mine)
+        return torch.stack(parts)
+
+    def reduce_gradient(
+        self, gradient: Array, number: float, gradients: Tensor | None = None, part: slice = slice(None)
+    ) -> tuple[float, float]:
+        dist.all_reduce(torch.as_tensor(gradient))
+        number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())
+        return number, math.sqrt(gradient.dot(gradient))
+
+    def barrier(self) -> None:
+        self.all_gather(torch.zeros(1))
+
+
+class SharedMemory(Gloo):
+    """Ranks of one machine that map the same memory: an exchange takes microseconds, through gloo hundreds.
+
+    Each rank has a counter of the barriers it has come to, and its process id. Messages are written on boards
+    [ranks, bytes] of which there are two of each size, used in turn: whoever writes on a board again has passed the
+    barrier of the other one since, to which every rank came after it had read this one.
+    The counters rely on stores becoming visible in the order they are made, as on x86.
+    """
+
+    def __init__(self, rank: int, count: int, timeout: float, memory: Tensor) -> None:
+        """`memory`: `count` lines of bytes, zeros, that all ranks map."""
+        super().__init__(rank, count, timeout)
+        cells, step = memory.numpy().data.cast("q"), LINE // 8
+        self.counters, self.pids, self.barriers = cells[::step], cells[1::step], 0
+        self.others = [other for other in range(count) if other != rank]
+        self.pids[rank] = os.getpid()
+        self.boards = dict[int, Iterator[np.ndarray[Any, Any]] | None]()
+
+    def board(self, size: int) -> np.ndarray[Any, Any] | None:
+        """The next board of so many bytes a rank; None where the machine has no memory for them."""
+        if size not in self.boards:
+            each = -size // 8 * -8  # whole numbers of 8 bytes
+            memory = map_shared(self.rank, 2 * self.count * each)
+            self.boards[size] = None if memory is None else itertools.cycle(memory.view(2, self.count, each).numpy())
+        boards = self.boards[size]
+        return None if boards is None else next(boards)
+
+    def all_gather(self, numbers: Array) -> Tensor:
+        mine = torch.as_tensor(numbers).contiguous()
+        board = self.board(SMALL) if mine.is_cpu and mine.nbytes <= SMALL else None
+        if board is None:
+            return super().all_gather(mine)
+        array, board = mine.numpy(), board[:, : mine.nbytes]
+        board[self.rank] = array.reshape(-1).view(np.uint8)
+        self.barrier()
+        return torch.from_numpy(board.copy().view(array.dtype).reshape(self.count, *array.shape))
+
+    def reduce_gradient(
+        self, gradient: Array, number: float, gradients: Tensor | None = None, part: slice = slice(None)
+    ) -> tuple[float, float]:
+        tensor = torch.as_tensor(gradient)
+        if gradients is not None and len(gradients) > 1:
+            number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())  # all have written
+            mine = tensor[part]
+            for other in self.others:
+                mine += gradients[other][part]
+            return number, math.sqrt(self.all_gather(mine.dot(mine)).sum())  # all have read
+        board = self.board(tensor.nbytes + 8) if tensor.is_cpu else None
+        if board is None:
+            return super().reduce_gradient(gradient, number)
+        array = tensor.numpy()
+        parts, numbers = board[:, : tensor.nbytes].view(array.dtype), board[:, -8:].view(np.float64)
+        parts[self.rank], numbers[self.rank] = array, number
+        self.barrier()
+        parts.sum(0, out=array)
+        return float(numbers.sum()), math.sqrt(gradient.dot(gradient))
+
+    def alloc_shared(self, rows: int, row: Tensor) -> Tensor:
+        memory = map_shared(self.rank, (rows + self.count) * row.nbytes) if row.is_cpu else None
+        if memory is None:
+            return super().alloc_shared(rows, row)
+        return memory.view(row.dtype).view(rows + self.count, -1)
+
+    def barrier(self) -> None:
+        self.barriers += 1
+        self.counters[self.rank] = self.barriers
         tries, began = 0, time.monotonic()
         for other in self.others:
-            while self.counters[other] < self.times:
+            while self.counters[other] < self.barriers:
                 tries += 1
                 if tries > 20_000:  # some milliseconds: another is far behind
                     time.sleep(1e-4)
@@ -161,34 +229,22 @@ class Shared:
                     os.sched_yield()
 
     def check_alive(self, other: int, waited: float) -> None:
-        """Raise RuntimeError where a rank that is waited for will not come any more."""
+        """Raise RuntimeError where another rank has ended, or has been waited for too long."""
         try:
             os.kill(self.pids[other], 0)  # 0, all of us, where it has not written its own yet
         except ProcessLookupError:
             raise RuntimeError(f"rank {other} is gone") from None
-        if waited > self.patience:
+        if waited > self.timeout:
             raise RuntimeError(f"rank {other} has not come for {waited:.0f} seconds")
 
 
-@functools.cache
-def memory(ranks: Ranks, size: int) -> Shared | None:
-    """What the ranks of one machine share for exchanges of so many bytes each; None where there is nothing `common`."""
-    size = 2 * ranks.count * (-size // 8 * -8) + ranks.count * Shared.LINE  # whole numbers of 8 bytes
-    seen = map_shared(ranks, size)
-    return None if seen is None else Shared(ranks, seen)
+def map_shared(rank: int, size: int) -> Tensor | None:
+    """So many bytes, zeros, that all ranks of one machine map; None, on all of them, where one cannot map them.
 
-
-def map_shared(ranks: Ranks, size: int) -> Tensor | None:
-    """So many bytes, zeros, that all ranks of one machine see; None where they are on several, or it cannot be had.
-
-    They have no name: they go with the processes, however these end.
+    The memory has no name: it goes with the processes, however these end.
     """
-    if os.environ.get("LOCAL_WORLD_SIZE") != str(ranks.count) or not hasattr(os, "memfd_create"):
-        return None
-    if platform.machine() != "x86_64":
-        return None
-    place, file, seen = torch.tensor([os.getpid(), -1]), -1, None
-    if ranks.rank == 0:
+    place, file, memory = torch.tensor([os.getpid(), -1]), -1, None
+    if rank == 0:
         with suppress(OSError):
             file = os.memfd_create("surefoot")
             os.posix_fallocate(file, 0, size)
@@ -196,27 +252,33 @@ def map_shared(ranks: Ranks, size: int) -> Tensor | None:
     dist.broadcast(place, 0)
     with suppress(RuntimeError):
         path = "/proc/{}/fd/{}".format(*place.tolist())
-        seen = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
-    all_see = torch.tensor(int(seen is not None))
-    dist.all_reduce(all_see, dist.ReduceOp.MIN)
+        memory = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+    all_have = torch.tensor(int(memory is not None))
+    dist.all_reduce(all_have, dist.ReduceOp.MIN)
     if file >= 0:
         os.close(file)  # the mapping stays
-    return seen if all_see else None
+    return memory if all_have else None
 
 
 def join(timeout: float = 300.0) -> Ranks:
-    """This process's place among the ranks that `launch` or torchrun started; connects them where there are several.
+    """This process among the ranks that `launch` or torchrun started; connects them where there are several.
 
     Those that `launch` started find each other by a file, and gloo listens on the loopback interface alone.
     `timeout`: seconds after which a watchdog would have found out that one is silent; connections wait for longer.
     """
-    (rank, count), patience = rank_and_world(), 2 * timeout + 300
-    wait = timedelta(seconds=patience)
-    if count > 1 and not dist.is_initialized():
+    (rank, count), timeout = rank_and_world(), 2 * timeout + 300
+    if count <= 1:
+        return Alone()
+    wait = timedelta(seconds=timeout)
+    if not dist.is_initialized():
         if path := store_file():
             store = dist.FileStore(path, count)  # type: ignore[attr-defined]
             store.set_timeout(wait)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=wait)
         else:
             dist.init_process_group("gloo", timeout=wait)  # at MASTER_ADDR and MASTER_PORT
-    return Ranks(rank, max(1, count), patience)
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(count)
+    if not one_machine or not hasattr(os, "memfd_create") or platform.machine() != "x86_64":
+        return Gloo(rank, count, timeout)
+    memory = map_shared(rank, count * LINE)
+    return Gloo(rank, count, timeout) if memory is None else SharedMemory(rank, count, timeout, memory)

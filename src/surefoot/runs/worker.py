@@ -119,7 +119,7 @@ def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
 
 def agree_on(number: float, run_dir: Path, ranks: Ranks) -> None:
     """Raise UserError where the ranks have different numbers."""
-    everyone = ranks.gather(torch.tensor([[number]], dtype=torch.float64))
+    everyone = ranks.gather_columns(torch.tensor([[number]], dtype=torch.float64))
     if not bool((everyone == everyone[:, :1]).all()):
         raise UserError(f"the ranks do not begin at the same point: all must see the same run directory '{run_dir}'")
 
