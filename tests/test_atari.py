@@ -134,7 +134,7 @@ def test_a_restored_game_goes_on_bit_for_bit(spec: Pong | Atari) -> None:
     for move in moves[half:]:
         assert game.step(move, out) == other.step(move, there)
         assert np.array_equal(out, there)
-        assert game.goes_on == other.goes_on
+        assert game.life_lost == other.life_lost
         lives.add(getattr(game, "lives", 0))
     assert lives == ({1, 2} if spec == BREAKOUT else {0})
 

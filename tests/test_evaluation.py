@@ -20,9 +20,9 @@ import surefoot
 from processes import Ear, gone_within
 from surefoot.commands.cli import main
 from surefoot.config import Config
-from surefoot.envs import Env
 from surefoot.envs.atari import Pong, PongEnv
 from surefoot.envs.gym import Gymnasium, describe
+from surefoot.envs.interface import EnvSpec
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
@@ -34,13 +34,13 @@ from surefoot.runs.policy_file import policy_bytes
 SMALL = MLP((8,))
 
 
-def policy_for(env: Env, network: Network = SMALL) -> Policy:
+def policy_for(env: EnvSpec, network: Network = SMALL) -> Policy:
     game = env.make()
     torch.manual_seed(0)
     return network.build(game.observation_space, game.action_space)
 
 
-def policy_file(env: Env, path: Path, network: Network = SMALL) -> Path:
+def policy_file(env: EnvSpec, path: Path, network: Network = SMALL) -> Path:
     """A policy that has learned nothing, as a run leaves it."""
     path.write_bytes(policy_bytes(policy_for(env, network), Config(env=env, network=network, task="mine"), 0))
     return path

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surefoot.envs import Env, EnvVector
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium
+from surefoot.envs.interface import EnvSpec
 from surefoot.envs.spaces import masked, parts
+from surefoot.envs.vector import EnvVector
 from surefoot.errors import UserError
 from surefoot.presets import LESSON_GAME
 
@@ -20,7 +21,7 @@ ALL = [Pong(), LESSON_GAME, Atari("breakout", life_loss=True), CATCH, CHEETAH, *
 
 
 @pytest.fixture(params=ALL, ids=str)
-def env(request: pytest.FixtureRequest) -> Env:
+def env(request: pytest.FixtureRequest) -> EnvSpec:
     if request.param == CHEETAH:
         pytest.importorskip("mujoco")
     return request.param
@@ -33,7 +34,7 @@ def choose(games: EnvVector) -> Any:
     return actions.tolist() if actions.ndim == 1 else actions
 
 
-def test_the_contract(env: Env) -> None:
+def test_the_contract(env: EnvSpec) -> None:
     """Observations as announced, the same seed twice the same, snapshots exact, endings reset in the same step."""
     games, runs = EnvVector(env, 3, range(2)), []
     for _ in range(2):
@@ -61,19 +62,19 @@ def test_the_contract(env: Env) -> None:
         assert np.array_equal(mine, theirs)
         for i, final in a.final.items():
             assert np.array_equal(final, b.final[i])
-            assert (games.length[i] == 0) != games.games[i].goes_on  # a new episode has begun, or a life
+            assert (games.length[i] == 0) != games.envs[i].life_lost  # a new episode has begun, or a life
     assert games.episodes == other.episodes
     assert games.score == other.score
     assert games.take_finished()[-1:] == other.take_finished()[-1:]
     games.close()
 
 
-def test_other_seeds_are_other_episodes(env: Env) -> None:
+def test_other_seeds_are_other_episodes(env: EnvSpec) -> None:
     """In what is seen first, or in a console's memory: its no-ops show only later."""
     games, first = EnvVector(env, 0, range(3)), set()
     for games.seed in (0, 1):
         games.reset_all()
-        states = [g.ale.getRAM() for g in games.games] if isinstance(env, Pong | Atari) else games.obs
+        states = [g.ale.getRAM() for g in games.envs] if isinstance(env, Pong | Atari) else games.obs
         first |= {state.tobytes() for state in states}
     assert len(first) == 6 or (env in (LESSON_GAME, CATCH) and len(first) > 3)  # 32 openings, 5 places of a ball
 
@@ -92,7 +93,7 @@ def test_the_time_limit_truncates() -> None:
     ("name", "says"),
     [
         ("CartPoel-v1", "did you mean CartPole"),
-        ("no_such_module:Env-v0", "pip install what has 'no_such_module'"),
+        ("no_such_module:Env-v0", "pip install the package of 'no_such_module'"),
         ("Blackjack-v1", "observations are Tuple.*FlattenObservation"),
     ],
 )

@@ -32,8 +32,9 @@ from surefoot.algorithm import train as loop
 from surefoot.algorithm.state import initial
 from surefoot.commands import cli
 from surefoot.config import Config
-from surefoot.envs import EnvVector, Episode
-from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumEnv, examine
+from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumEnv, has_action_masks
+from surefoot.envs.interface import Episode
+from surefoot.envs.vector import EnvVector
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
 from surefoot.parallel import heartbeat as heartbeat
@@ -515,7 +516,7 @@ def test_a_run_directory_belongs_to_one_run(small: Config, tmp_path: Path) -> No
         ("raises", "RuntimeError: the simulator exploded"),
         ("nan", "its observation is not finite"),
         ("infinite reward", "its reward is inf"),
-        ("shape", r"its observation has shape \(2,\), announced was \(3,\)"),
+        ("shape", r"its observation has shape \(2,\), but its space has \(3,\)"),
         ("type", "TypeError"),
         ("not a number", "could not convert|TypeError|ValueError"),
         ("action", "AssertionError: [01] is no legal action"),
@@ -525,7 +526,7 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     name: str, says: str, small: Config, tmp_path: Path
 ) -> None:
     cfg = replace(small, env=Gymnasium(f"worlds:Faulty-{name.replace(' ', '-')}-v0"))
-    examine(cfg.env)  # once a process
+    has_action_masks(cfg.env)  # once a process
     worlds.Faulty.made = worlds.Faulty.steps = 0
     with pytest.raises(Fault, match=says) as caught:
         go(cfg, tmp_path / "a")
@@ -674,7 +675,8 @@ def test_it_learns_with_an_environment_that_crashes_at_random(small: Config, tmp
 
 
 def test_an_episode_too_long_to_replay_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    from surefoot.envs import EnvVector, gym
+    from surefoot.envs import gym
+    from surefoot.envs.vector import EnvVector
 
     assert MAX_REPLAY >= 100_000
     monkeypatch.setattr(gym, "MAX_REPLAY", 5)
@@ -685,7 +687,7 @@ def test_an_episode_too_long_to_replay_begins_anew(monkeypatch: pytest.MonkeyPat
     other = EnvVector(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
     assert other.restore(games.snapshot()) == []
     games.step([0], games.obs.copy())
-    assert len(games.games[0].actions) == 5  # type: ignore[attr-defined]
+    assert len(games.envs[0].actions) == 5  # type: ignore[attr-defined]
     assert other.restore(games.snapshot()) == [0]
 
 

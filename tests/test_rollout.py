@@ -10,9 +10,9 @@ import torch
 
 from surefoot.algorithm.rollout import Rollout, collect
 from surefoot.algorithm.state import initial
-from surefoot.envs import EnvVector
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
+from surefoot.envs.vector import EnvVector
 from surefoot.models.networks import NatureCNN
 from surefoot.models.policy import Policy
 from surefoot.parallel.ranks import Alone, Gloo
@@ -50,11 +50,11 @@ def test_every_row_is_one_real_transition_of_a_scripted_game() -> None:
 def test_scores_are_raw_and_exact() -> None:
     r, _, _ = play("worlds:Scripted-terminated-v0", num_steps=6)
     for game in (0, 1):
-        scores = [e.score for e in r.episodes if e.game == game]
+        scores = [e.score for e in r.episodes if e.env == game]
         # two episodes: 1 + 2 + 3 plus ten for every action 1
         want = [6 + 10 * r.action[3 * k : 3 * k + 3, game].sum().item() for k in (0, 1)]
         assert scores == want
-        assert [e.length for e in r.episodes if e.game == game] == [3, 3]
+        assert [e.length for e in r.episodes if e.env == game] == [3, 3]
 
 
 def test_every_episode_has_its_own_seed_and_the_same_again() -> None:

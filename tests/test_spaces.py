@@ -13,9 +13,9 @@ from torch.distributions import Independent as TorchIndependent
 from torch.distributions import Normal, kl_divergence
 
 from surefoot.algorithm.rollout import Rollout, collect
-from surefoot.envs import EnvVector
 from surefoot.envs.gym import Gymnasium
-from surefoot.envs.spaces import blank, choices, lay, masked, parts, translator
+from surefoot.envs.spaces import action_converter, blank, choices, masked, pack, parts
+from surefoot.envs.vector import EnvVector
 from surefoot.errors import Fault, UserError
 from surefoot.models.distributions import DiagonalGaussian, MultiCategorical, head
 from surefoot.models.networks import MLP, ImpalaCNN, NatureCNN, Network
@@ -77,15 +77,15 @@ def test_independent_choices_are_the_sum_of_torchs() -> None:
 
 
 def test_actions_are_clipped_to_the_bounds_they_are_units_of() -> None:
-    act = translator(spaces.Box(np.float32([0, -3]), np.float32([10, 3])))
+    act = action_converter(spaces.Box(np.float32([0, -3]), np.float32([10, 3])))
     assert act is not None
     assert act(np.float32([-1, 1])).tolist() == [0, 3]
     assert act(np.float32([0.5, -0.5])).tolist() == [7.5, -1.5]
     assert act(np.float32([-7, 7])).tolist() == [0, 3]
-    unit = translator(spaces.Box(-1, 1, (2,)))
+    unit = action_converter(spaces.Box(-1, 1, (2,)))
     assert unit is not None
     assert unit(np.float32([0.3, -2])).tolist() == np.float32([0.3, -1]).tolist()
-    square = translator(spaces.Box(-2, 2, (2, 2)))
+    square = action_converter(spaces.Box(-2, 2, (2, 2)))
     assert square is not None
     assert square([1, 0, -1, 9]).tolist() == [[2, 0], [-2, 2]]
 
@@ -98,12 +98,12 @@ def test_whole_numbers_arrive_as_the_space_has_them() -> None:
         (many, [1, 2, 3, 4], [[1, 3], [3, 4]]),
         (switches, [1, 0, 0, 1], [1, 0, 0, 1]),
     ):
-        act = translator(space)
+        act = action_converter(space)
         assert act is not None
         got = act(action)
         assert space.contains(got)
         assert np.asarray(got).tolist() == want
-    assert translator(spaces.Discrete(3)) is None
+    assert action_converter(spaces.Discrete(3)) is None
     assert (choices(shifted), choices(many), choices(switches)) == ((3,), (2, 3, 4, 5), (2, 2, 2, 2))
     assert [head(s)[:2] for s in (shifted, many, switches)] == [(3, ()), (14, (4,)), (8, (4,))]
 
@@ -114,8 +114,8 @@ def test_whole_numbers_arrive_as_the_space_has_them() -> None:
         (spaces.Box(-np.inf, np.inf, (2,)), "bounds must be finite"),
         (spaces.Box(np.float32([0, 0]), np.float32([1, np.inf])), "bounds must be finite"),
         (spaces.Box(0, 5, (2,), np.int64), "Box of floats"),
-        (spaces.Tuple([spaces.Discrete(2)]), "are known; .*TransformAction"),
-        (spaces.Dict(a=spaces.Discrete(2)), "are known; .*TransformAction"),
+        (spaces.Tuple([spaces.Discrete(2)]), "are supported; .*TransformAction"),
+        (spaces.Dict(a=spaces.Discrete(2)), "are supported; .*TransformAction"),
     ],
     ids=str,
 )
@@ -130,7 +130,7 @@ def test_actions_that_cannot_be_learned_are_refused(space: spaces.Space[Any], sa
     [
         (spaces.Tuple([spaces.Discrete(2)]), "FlattenObservation"),
         (spaces.Dict(a=spaces.Dict(b=spaces.Sequence(spaces.Discrete(2)))), "part 'a.b'.*wrapper of your own"),
-        (spaces.Discrete(10**9), "at most 4096 choices"),
+        (spaces.Discrete(10**9), "at most 4096 alternatives"),
         (spaces.Dict(), "empty"),
     ],
     ids=["tuple", "sequence", "many", "empty"],
@@ -146,7 +146,7 @@ def test_bounds_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(UserError, match="bounds are NaN"):
         parts(space)
     with pytest.raises(UserError, match="bounds must be finite"):
-        translator(space)
+        action_converter(space)
 
 
 EVERYTHING = spaces.Dict(
@@ -162,7 +162,7 @@ def everything(rows: int) -> tuple[list[Any], torch.Tensor]:
     seen = [EVERYTHING.sample() for _ in range(rows)]
     row = np.stack([blank(EVERYTHING)] * rows)
     for obs, out in zip(seen, row, strict=True):
-        lay(parts(EVERYTHING), obs, out)
+        pack(parts(EVERYTHING), obs, out)
     return seen, torch.from_numpy(row)
 
 
@@ -187,7 +187,7 @@ def test_one_hot_bytes_and_switches_are_what_they_should_be() -> None:
 
     space = spaces.Dict(a=spaces.Discrete(3, start=1), b=spaces.Box(0, 255, (2,), np.uint8), c=spaces.MultiBinary(2))
     row = blank(space)
-    lay(parts(space), {"a": 3, "b": np.uint8([0, 51]), "c": np.int8([1, 0])}, row)
+    pack(parts(space), {"a": 3, "b": np.uint8([0, 51]), "c": np.int8([1, 0])}, row)
     assert Vector(parts(space))(torch.from_numpy(row[None])).tolist() == [pytest.approx([0, 0, 1, 0, 0.2, 1, 0])]
 
 
@@ -276,15 +276,15 @@ def test_masks_are_found_obeyed_and_kept() -> None:
     assert allowed.gather(-1, r.action[..., None]).all()
     assert (~allowed).any()
     assert (r.params[~allowed] < -1e6).all()
-    assert games.games[0].env.unwrapped.broken == 0
+    assert games.envs[0].env.unwrapped.broken == 0
 
 
 def test_a_mask_that_allows_nothing_is_a_fault() -> None:
     games = EnvVector(Gymnasium("worlds:Doors-v0"), 5, range(1))
     games.reset_all()
-    games.games[0].env.unwrapped.shut = True
+    games.envs[0].env.unwrapped.shut = True
     with pytest.raises(Fault, match="its action mask allows no action"):
-        games.step([games.games[0].env.unwrapped.open], games.obs.copy())
+        games.step([games.envs[0].env.unwrapped.open], games.obs.copy())
 
 
 def test_a_fault_of_a_continuous_game_is_named_without_actions() -> None:

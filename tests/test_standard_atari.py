@@ -14,8 +14,8 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 import surefoot
 from surefoot.algorithm.rewards import SignReward
 from surefoot.algorithm.rollout import collect
-from surefoot.envs import EnvVector
 from surefoot.envs.atari import Atari
+from surefoot.envs.vector import EnvVector
 from surefoot.errors import UserError
 from surefoot.presets import find
 from surefoot.rng import Purpose, stream
@@ -86,11 +86,11 @@ def test_a_lost_life_ends_for_learning_and_not_for_scores() -> None:
     out = np.empty_like(games.obs)
     lives, scores, went_on = [], [], 0
     for t in range(400):
-        before = games.games[0].lives  # type: ignore[attr-defined]
+        before = games.envs[0].lives  # type: ignore[attr-defined]
         steps = games.step([(1, 2, 3)[t % 3]], out)
         if steps.terminated[0]:
             lives.append(before)
-            went_on += games.games[0].goes_on
+            went_on += games.envs[0].life_lost
         scores += [e.score for e in games.take_finished()]
     assert lives[:5] == [5, 4, 3, 2, 1]  # each life is an ending
     assert len(scores) == len(lives) // 5  # and five of them a game
@@ -151,7 +151,7 @@ def test_every_id_that_gymnasium_knows_is_the_game_it_says() -> None:
 def test_an_unknown_game_is_refused_with_its_nearest_names() -> None:
     with pytest.raises(UserError, match="did you mean breakout"):
         Atari("brakout").make()
-    with pytest.raises(UserError, match="cannot play it alone"):  # a game for two
+    with pytest.raises(UserError, match="not as a game for one player"):  # a game for two
         Atari("combat").make()
 
 

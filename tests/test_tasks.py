@@ -21,7 +21,7 @@ from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import initial
 from surefoot.commands.cli import main
 from surefoot.config import Config
-from surefoot.envs.gym import Gymnasium, warned
+from surefoot.envs.gym import Gymnasium, mujoco_warning
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN
 from surefoot.parallel.ranks import Alone
@@ -89,7 +89,7 @@ def test_other_functions_and_objects_are_played_in_this_process(tmp_path: Path) 
 def test_an_object_is_copied_for_every_game() -> None:
     env = makers.Target()
     state = initial(find(env, **TINY), Alone())
-    games = [game.env for game in state.envs.games]
+    games = [game.env for game in state.envs.envs]
     assert len({id(game) for game in (*games, env)}) == 3
 
 
@@ -106,8 +106,8 @@ def test_an_object_is_played_as_it_is_now() -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["where=reset"], "an action_mask always or never"),
-        (["where=step"], "an action_mask always or never"),
+        (["where=reset"], "an action_mask after every reset and step, or never"),
+        (["where=step"], "an action_mask after every reset and step, or never"),
         (["actions=2"], "has an action_mask for MultiDiscrete"),
         (["picture=True"], ""),
         ([], ""),
@@ -146,8 +146,14 @@ def test_masks_are_obeyed_or_refused(
         ("Humanoids", "did you mean Humanoid"),
         ("CartPoel-v1", "did you mean CartPole-v1"),
         ("HalfCheeta-v5", "did you mean HalfCheetah-v5"),
-        ("no_such_module:Env-v0", "a package that is missing: pip install what has 'no_such_module', or mend the name"),
-        ("no_such_module:make", "a package that is missing: pip install what has 'no_such_module', or mend the name"),
+        (
+            "no_such_module:Env-v0",
+            "missing: pip install the package of 'no_such_module', or correct the name",
+        ),
+        (
+            "no_such_module:make",
+            "missing: pip install the package of 'no_such_module', or correct the name",
+        ),
         ("makers:no_such_function", "no environment 'makers:no_such_function'"),
         ("makers:make_vector", "VectorEnv: give a function of num_envs"),
         ("makers:Stranger", "Stranger, which is no gymnasium.Env"),
@@ -178,7 +184,7 @@ def test_a_task_that_cannot_be_had_is_one_sentence(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("makers:Broken", "'makers:Broken' failed on trial: RuntimeError: no licence"),
+        ("makers:Broken", "'makers:Broken' failed in a first check: RuntimeError: no licence"),
         ("makers:Faulty", "cannot be made: AttributeError: .*no_such_field"),
     ],
 )
@@ -210,7 +216,7 @@ def test_mujoco_warns_once_and_writes_no_file(
     mujoco = pytest.importorskip("mujoco")
     monkeypatch.chdir(tmp_path)
     Gymnasium("HalfCheetah-v5").make().close()
-    warned.cache_clear()
+    mujoco_warning.cache_clear()
     capfd.readouterr()
     for _ in range(3):
         mujoco.MjModel.from_xml_string("<mujoco><compiler settotalmass='1'/><worldbody/></mujoco>")

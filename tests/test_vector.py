@@ -16,9 +16,9 @@ import makers
 import surefoot
 from surefoot.algorithm.rollout import collect
 from surefoot.commands.cli import main
-from surefoot.envs import EnvVector
 from surefoot.envs.gym import Gymnasium, describe
-from surefoot.envs.vector import Vector
+from surefoot.envs.vector import EnvVector
+from surefoot.envs.vector_env import VectorEnvAdapter
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
 from surefoot.presets import find
@@ -52,7 +52,7 @@ def vector(id: str, mode: AutoresetMode | str = "SameStep", kind: Any = SyncVect
 def games(env: Gymnasium, indices: range = range(3)) -> EnvVector:
     found = EnvVector(env, 5, indices)
     if found.vector is None:
-        for i, game in zip(indices, found.games, strict=True):
+        for i, game in zip(indices, found.envs, strict=True):
             game.env.first = integer(5, Purpose.RESETS, 0, 0) + i  # type: ignore[attr-defined]
     found.reset_all()
     return found
@@ -184,7 +184,7 @@ def test_one_that_is_refused_is_closed() -> None:
         EnvVector(describe(make), 5, range(2), restarts=3)
     made[-1].metadata["autoreset_mode"] = None
     with pytest.raises(UserError, match="has None as metadata"):
-        Vector(made[-1], "it", 2)
+        VectorEnvAdapter(made[-1], "it", 2)
     assert all(env.closed for env in made)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from surefoot.commands.benchmark import Speed
     from surefoot.config import Config
-    from surefoot.envs import Env
+    from surefoot.envs.interface import EnvSpec
     from surefoot.models.policy import Policy
     from surefoot.runs.directory import Run
     from surefoot.runs.evaluation import Evaluation
@@ -93,7 +93,7 @@ def evaluate(
     seed: int = 0,
     greedy: bool = False,
     sticky: float | None = None,
-    env: Env | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None = None,
+    env: EnvSpec | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None = None,
     ranks: int = 0,
 ) -> Evaluation:
     """Play full games with fresh seeds with the policy of a run or policy file.
@@ -101,15 +101,15 @@ def evaluate(
     `env`: None for its own, or what `train` takes, where it looks the same; `sticky`: of an Atari console, None for its
     own; `ranks`: processes, 0 for all cores with Atari and module:function with images, else one.
     """
-    from surefoot.envs import Env
+    from surefoot.envs.interface import EnvSpec
     from surefoot.presets import find
     from surefoot.runs import evaluation
 
-    env = env if env is None or isinstance(env, Env) else find(env).env
+    env = env if env is None or isinstance(env, EnvSpec) else find(env).env
     return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env, ranks)
 
 
-def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, Env, dict[str, Any]]:
+def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, EnvSpec, dict[str, Any]]:
     """The policy of a run or policy file, its environment, and the facts in its header."""
     from surefoot.runs import policy_file
 

@@ -14,8 +14,8 @@ from surefoot.algorithm.advantages import GAE, Advantage, Normalize, OverBatch
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, EntropyBonus, Objective
 from surefoot.algorithm.rewards import RawReward, Reward
 from surefoot.algorithm.schedules import AdaptiveRate, LearningRate
-from surefoot.envs import Env
 from surefoot.envs.atari import Pong
+from surefoot.envs.interface import EnvSpec
 from surefoot.errors import UserError, require
 from surefoot.models.networks import Network, SmallCNN
 from surefoot.models.optimizers import Adam, Optimizer
@@ -25,7 +25,7 @@ from surefoot.models.optimizers import Adam, Optimizer
 class Config:
     """All settings of a run. Equal Configs on the same machine with the same number of ranks give the same run."""
 
-    env: Env = field(default_factory=Pong)
+    env: EnvSpec = field(default_factory=Pong)
     """the environment"""
     network: Network = field(default_factory=SmallCNN)
     """network of the policy and the value function"""

@@ -14,7 +14,7 @@ from surefoot.algorithm.rewards import RawReward, ScaledReward, SignReward
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
 from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong, ids
-from surefoot.envs.gym import Gymnasium, describe, named
+from surefoot.envs.gym import Gymnasium, describe, parse_kwargs
 from surefoot.errors import UserError
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
@@ -196,7 +196,7 @@ def by_spaces(env: Gymnasium) -> Config:
     """The Config of an environment that is no preset: convolutions for images, otherwise fully connected layers."""
     import gymnasium
 
-    from surefoot.envs import make
+    from surefoot.envs.interface import make
     from surefoot.envs.spaces import parts
 
     game = make(env)
@@ -216,7 +216,7 @@ def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: An
     """
     if isinstance(kwargs, Mapping):
         given, kwargs = dict(kwargs), [f"{name}={value!r}" for name, value in kwargs.items()]
-        if repr(named(kwargs)) != repr(given):
+        if repr(parse_kwargs(kwargs)) != repr(given):
             raise UserError(f"kwargs hold more than numbers and words ({given}): give a function of no arguments")
     kwargs = tuple(kwargs)
     if isinstance(task, Config):

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from surefoot.envs import Episode
+from surefoot.envs.interface import Episode
 from surefoot.fast.packed import inference_policy
 from surefoot.models.distributions import normal
 from surefoot.parallel.ranks import Alone, Ranks
 
 if TYPE_CHECKING:
-    from surefoot.envs import EnvVector
+    from surefoot.envs.vector import EnvVector
     from surefoot.fast.windows import Windows
     from surefoot.models.policy import Policy
 
@@ -156,12 +156,12 @@ def collect(policy: Policy, games: EnvVector, noise: Tensor, episode: int | None
         action = decide(t)
         before = perf_counter()
         steps = games.step(action, obs[t + 1])
-        while lost := steps.lost:  # their decision never was: what they played ends before it, and they decide anew
+        while lost := steps.restarted:  # recreated: their last transition is truncated and they act again
             for i in lost:
                 if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
                     truncated[t - 1, i], finals[t - 1, i] = True, obs[t, i].copy()
             obs[t, lost] = obs[t + 1, lost]
-            steps.take(lost, games.step(decide(t), obs[t + 1], lost))
+            steps.update(lost, games.step(decide(t), obs[t + 1], lost))
         env_s += perf_counter() - before
         reward[t], terminated[t], truncated[t] = steps.reward, steps.terminated, steps.truncated
         finals |= {(t, i): final for i, final in steps.final.items() if steps.truncated[i] and not steps.terminated[i]}

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from torch import nn
 
 from surefoot.config import Config
-from surefoot.envs import EnvVector, Episode
+from surefoot.envs.interface import Episode
+from surefoot.envs.vector import EnvVector
 from surefoot.errors import UserError
 from surefoot.models.optimizer_steps import StepResult
 from surefoot.models.policy import Policy, bf16_units, flatten

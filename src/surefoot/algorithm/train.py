@@ -14,7 +14,7 @@ from surefoot.algorithm.advantages import OverBatch
 from surefoot.algorithm.rollout import Rollout, collect, gather_if_small
 from surefoot.algorithm.running_stats import measure
 from surefoot.algorithm.update import Update, annealed, flush_denormals, minibatches, update, update_metrics
-from surefoot.envs import Episode
+from surefoot.envs.interface import Episode
 from surefoot.errors import Fault, Interrupted
 from surefoot.rng import Purpose, stream
 
@@ -122,6 +122,6 @@ def count(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
     state.iteration += 1
     state.update_ema(cfg.ema_decay)
     parts = ranks.all_gather_bytes(json.dumps(rollout.episodes).encode())
-    rollout.episodes = sorted((Episode(*e) for part in parts for e in json.loads(part)), key=lambda e: (e.at, e.game))
+    rollout.episodes = sorted((Episode(*e) for part in parts for e in json.loads(part)), key=lambda e: (e.at, e.env))
     state.episodes += len(rollout.episodes)
     state.recent_episodes.extend(rollout.episodes)

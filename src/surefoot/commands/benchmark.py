@@ -15,9 +15,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from surefoot.config import Config
-from surefoot.envs import Env
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
+from surefoot.envs.interface import EnvSpec
 from surefoot.errors import Fault, UserError
 from surefoot.parallel.launch import choose_ranks, die_with_launcher, exit_now, exit_with_error, launch, usable_cores
 
@@ -47,7 +47,7 @@ class Speed:
     """the whole iteration"""
 
 
-def bare(env: Env, seconds: float) -> float:
+def bare(env: EnvSpec, seconds: float) -> float:
     """Steps per second of one environment alone in this process; an emulator plays a decision's frames in one call."""
     game: Any = env.make()
     if isinstance(env, Gymnasium):

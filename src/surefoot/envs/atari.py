@@ -1,4 +1,4 @@
-"""Atari 2600 games: Pong as the lesson sees it, two stacked 80x80 frames; and any game as the literature does."""
+"""Atari 2600 games: Pong as in the lesson, in two stacked 80x80 frames, and any game as in the literature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-CROP = (slice(34, -16, 2), slice(None, None, 2))  # the field without score and frame, every second pixel: 80x80
+CROP = (slice(34, -16, 2), slice(None, None, 2))  # the playing field, every second pixel: 80x80
 BACKGROUND = (144, 72, 17)
 
 # The Atari 2600's NTSC colours, hue by hue, eight luminances each; ALE's screens hold twice the position as index.
@@ -35,19 +35,19 @@ class Pong:
     """Pong in two stacked 80x80 frames: rows 34:-16, every second pixel."""
 
     actions: tuple[str, ...] = ("NOOP", "LEFT", "RIGHTFIRE")
-    """the buttons the policy may press, by ALE's names"""
+    """the policy's actions, by ALE's names"""
     frame_skip: tuple[int, ...] = (4,)
-    """frames per step; two numbers: drawn uniformly from this range, ends included; 2 4 is the task Pong-v4"""
+    """frame skip; two numbers: drawn uniformly from this range at every step, ends included (2 4: as in Pong-v4)"""
     sticky: float = 0.0
-    """probability, each frame, that the console still sees the previous button"""
+    """probability at each frame that the previous action is repeated (sticky actions)"""
     noop_max: int = 30
-    """an episode starts with 1 to this many frames without a button; 0: none"""
+    """episodes start with 1 to this many frames of NOOP; 0: none"""
     opening: int = 0
-    """the lesson's start: FIRE, then this many random decisions; 0: none"""
+    """episodes start with FIRE and this many random steps, as in the lesson; 0: none"""
     settle: bool = False
-    """the lesson's decision: the button for one step, then no button for one step, and both screens are the frames"""
+    """a step is one of the action and one of NOOP, and its frames are the screens after both, as in the lesson"""
     palette: bool = False
-    """frames hold palette indices, for exact colours in the network (LessonCNN); otherwise the mean of RGB"""
+    """frames hold palette indices, which LessonCNN turns into colours; otherwise the mean of RGB"""
 
     def __post_init__(self) -> None:
         require(len(self.actions) >= 2, "Pong.actions", self.actions, "two or more buttons")
@@ -55,45 +55,45 @@ class Pong:
         require_randomness(self)
 
     def make(self, render: bool = False) -> PongEnv:
-        """A game of this kind; it can always be rendered."""
+        """The environment; it can always be rendered."""
         return PongEnv(self)
 
 
 @dataclass(frozen=True)
 class Atari:
-    """Any game of the Atari 2600 in the literature's way: gray, the brighter of two frames, area-resized, stacked.
+    """An Atari 2600 game with the literature's preprocessing: grayscale, max of two frames, area-resized, stacked.
 
-    Source: Machado et al. 2018; frame by frame that of gymnasium's AtariPreprocessing and FrameStackObservation.
+    The frames are those of gymnasium's AtariPreprocessing and FrameStackObservation. Source: Machado et al. 2018.
     """
 
     game: str = "pong"
-    """ALE's name of the game, such as breakout or beam_rider"""
+    """ALE's name of the game, as in breakout or beam_rider"""
     frame_skip: tuple[int, ...] = (4,)
-    """frames per step; two numbers: drawn uniformly from this range, ends included"""
+    """frame skip; two numbers: drawn uniformly from this range at every step, ends included"""
     sticky: float = 0.0
-    """probability, each frame, that the console still sees the previous button"""
+    """probability at each frame that the previous action is repeated (sticky actions)"""
     noop_max: int = 30
-    """an episode starts with 1 to this many frames without a button; 0: none"""
+    """episodes start with 1 to this many frames of NOOP; 0: none"""
     all_buttons: bool = False
-    """all 18 buttons instead of those the game uses"""
+    """all 18 actions instead of those the game uses"""
     life_loss: bool = False
-    """a lost life is an ending for learning; scores are always of whole games"""
+    """a lost life is a terminal state for learning; scores are always of whole games"""
     size: int = 84
-    """pixels of an edge"""
+    """height and width of a frame in pixels"""
     stack: int = 4
-    """frames the policy sees at once"""
+    """number of stacked frames"""
 
     def __post_init__(self) -> None:
         require_range(self, "size", "stack", low=1, high=16_384)
         require_randomness(self)
 
     def make(self, render: bool = False) -> AtariEnv:
-        """A game of this kind; it can always be rendered."""
+        """The environment; it can always be rendered."""
         return AtariEnv(self)
 
 
 def ids() -> list[str]:
-    """Gymnasium's ids of all games that ALE has."""
+    """The Gymnasium ids of all games in ALE."""
     from ale_py import roms
 
     return [f"ALE/{rom.title().replace('_', '')}-v5" for rom in roms.get_all_rom_ids()]
@@ -125,12 +125,12 @@ class PongEnv(Console):
         self.gray = bytes(np.rint(palette().mean(1)).astype(np.uint8))
 
     def reset(self, seed: int, out: Array) -> None:
-        """Begin an episode: no-ops, then the lesson's opening, both drawn from `seed`."""
+        """Begin an episode: no-ops, then the random opening, both drawn from `seed`."""
         from surefoot.rng import Purpose, stream
 
         self.begin(seed)
-        self._look()
-        self._look()
+        self._append_screen()
+        self._append_screen()
         if self.spec.opening:
             self.advance(self.fire)
             for action in stream(seed, Purpose.OPENINGS).integers(len(self.buttons), size=self.spec.opening):
@@ -138,24 +138,24 @@ class PongEnv(Console):
         out[...] = self.frames
 
     def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
-        """One decision; terminated when somebody has 21 points, truncated after half an hour of play."""
+        """One step; terminated when a player has 21 points, truncated after half an hour of play."""
         reward = self.advance(self.buttons[action])
-        self._look()
+        self._append_screen()
         if self.spec.settle:
             reward += self.advance(self.noop)
-            self._look()
+            self._append_screen()
         out[...] = self.frames
         return reward, *self.over
 
-    def _look(self) -> None:
-        """Push the present screen onto the two frames."""
+    def _append_screen(self) -> None:
+        """Append the current screen to the two frames."""
         import numpy as np
 
         screen = self.ale.getScreen()[CROP]
         self.frames[0] = self.frames[1]
         if self.spec.palette:
             self.frames[1] = screen
-        else:  # bytes.translate is the fastest table look-up there is here: 5 microseconds
+        else:  # bytes.translate is the fastest table look-up: 5 microseconds
             self.frames[1] = np.frombuffer(screen.tobytes().translate(self.gray), np.uint8).reshape(80, 80)
 
 
@@ -169,7 +169,7 @@ class AtariEnv(Console):
         self.spec = spec
         height, width = self.ale.getScreenDims()
         self.before, self.screen = np.zeros((2, height, width), np.uint8)
-        bands = math.gcd(height, spec.size)  # such as 42, of 5 lines that become 2; all as one where scaling is inexact
+        bands = math.gcd(height, spec.size)  # such as 42 of 5 lines that become 2; one band where scaling is inexact
         bands = 1 if spec.size > width or (rows := spec.size // bands) & rows - 1 else bands
         self.pooled = np.zeros((2, bands, height // bands * width), np.uint8)
         self.resized = np.zeros((spec.size, spec.size), np.uint8)
@@ -178,26 +178,26 @@ class AtariEnv(Console):
     def reset(self, seed: int, out: Array) -> None:
         """Begin an episode; all frames show its first screen."""
         self.begin(seed)
-        if self.ale.game_over():  # the no-ops have ended it
+        if self.ale.game_over():  # during the no-ops
             self.ale.reset_game()
         self.lives = self.ale.lives()
         self.before[...] = 0
-        self._look()
+        self._append_screen()
         self.frames[...] = self.frames[-1]
         out[...] = self.frames
 
     def step(self, action: int, out: Array) -> tuple[float, bool, bool]:
-        """One decision; terminated at the end of the game (or of a life), truncated after half an hour of play."""
+        """One step; terminated at the end of the game (or of a life), truncated after half an hour of play."""
         reward = self.advance(self.buttons[action], self.before)
-        self._look()
+        self._append_screen()
         out[...] = self.frames
         over, late = self.over
         lives, self.lives = self.lives, self.ale.lives()
-        self.goes_on = self.spec.life_loss and 0 < self.lives < lives and not over and not late
-        return reward, over or self.goes_on, late
+        self.life_lost = self.spec.life_loss and 0 < self.lives < lives and not over and not late
+        return reward, over or self.life_lost, late
 
-    def _look(self) -> None:
-        """Push the present screen, pooled with the one before, onto the frames."""
+    def _append_screen(self) -> None:
+        """Append the current screen, max-pooled with the one before, to the frames."""
         import cv2
         import numpy as np
 
@@ -207,19 +207,19 @@ class AtariEnv(Console):
         self.pooled = self.pooled[::-1]
         np.maximum(self.screen, self.before, out=new.reshape(self.screen.shape))
         bands = np.flatnonzero((new.view(np.int64) != old.view(np.int64)).any(1))
-        if len(bands):  # only what has changed is resized: a third of the time, and the same pixels
+        if len(bands):  # only the bands that changed are resized: the same pixels in a third of the time
             lines, size = new[bands].reshape(-1, self.screen.shape[1]), self.spec.size
-            made = cv2.resize(lines, (size, size * len(bands) // len(new)), interpolation=cv2.INTER_AREA)
-            self.resized.reshape(len(new), -1)[bands] = made.reshape(len(bands), -1)
+            resized = cv2.resize(lines, (size, size * len(bands) // len(new)), interpolation=cv2.INTER_AREA)
+            self.resized.reshape(len(new), -1)[bands] = resized.reshape(len(bands), -1)
         self.frames[-1] = self.resized
 
     def snapshot(self) -> dict[str, Array]:
-        """The console's, and the lives."""
+        """The emulator's state and the lives."""
         import numpy as np
 
         return super().snapshot() | {"lives": np.array([self.lives], np.int64)}
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
-        """Exact, always."""
+        """Restore a snapshot, always exactly."""
         self.lives = int(saved["lives"][0])
         return super().restore(saved, out)

@@ -1,7 +1,7 @@
-"""One Atari 2600 emulator whose whole randomness is ours, and which can be put back where it was.
+"""An Atari 2600 emulator with counter-based randomness, which can be restored exactly.
 
-ALE's own randomness is unused (it cannot be restored exactly): no-ops, sticky actions and random frame skips come
-from `noise`, so that an episode depends only on its seed and actions.
+ALE's own randomness is not used, since it cannot be restored: no-ops, sticky actions and random frame skips are drawn
+from `surefoot.rng`, so that an episode depends only on its seed and actions.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ MAX_FRAMES = 108_000  # half an hour of play: the episode limit of the Atari lit
 
 
 class Randomness(Protocol):
-    """What a description of a game says about its randomness."""
+    """The fields of a description about randomness."""
 
     @property
     def frame_skip(self) -> tuple[int, ...]:
-        """Frames per step; two numbers: drawn uniformly from this range, ends included."""
+        """Frame skip; two numbers: drawn uniformly from this range, ends included."""
         ...
 
     @property
     def sticky(self) -> float:
-        """Probability, each frame, that the console still sees the previous button."""
+        """Probability at each frame that the previous action is repeated."""
         ...
 
     @property
     def noop_max(self) -> int:
-        """An episode starts with 1 to this many frames without a button; 0: none."""
+        """Episodes start with 1 to this many frames of NOOP; 0: none."""
         ...
 
 
 def require_randomness(spec: Randomness) -> None:
-    """Raise UserError where a description's randomness is out of range."""
+    """Raise UserError where a field about randomness is out of range."""
     require_range(spec, "frame_skip", low=1, high=16_384)
     require_range(spec, "sticky", high=1)
     require_range(spec, "noop_max")
@@ -50,12 +50,12 @@ def require_randomness(spec: Randomness) -> None:
 
 
 class Console:
-    """An emulator that plays `rom` with some of its buttons, and the frames [stack, height, width] a policy sees."""
+    """An emulator with the game `rom`, its actions, and the stacked frames [stack, height, width] of an observation."""
 
-    goes_on = False
+    life_lost = False
 
     def __init__(self, rom: str, buttons: Sequence[str] | bool, spec: Randomness, shape: tuple[int, ...]) -> None:
-        """`buttons`: ALE's names; or False for those the game uses, True for all 18. Raises UserError."""
+        """`buttons`: names of ALE's actions; False: those the game uses; True: all 18. Raises UserError."""
         import ale_py
         import numpy as np
         from gymnasium import spaces
@@ -66,7 +66,7 @@ class Console:
         self.ale, self.randomness = ale_py.ALEInterface(), spec
         self.ale.setInt("random_seed", 0)
         self.ale.setFloat("repeat_action_probability", 0.0)
-        self.ale.setInt("frame_skip", 1)  # measured: four calls of one frame cost what one call of four costs
+        self.ale.setInt("frame_skip", 1)  # four calls of one frame take as long as one call of four
         known = ale_py.roms.get_all_rom_ids()
         if rom not in known:
             import difflib
@@ -75,7 +75,7 @@ class Console:
             raise UserError(f"there is no Atari game '{rom}': did you mean {near}?")
         path = str(ale_py.roms.get_rom_path(rom))
         if self.ale.isSupportedROM(path) is None:  # loading it would end the process
-            raise UserError(f"ALE has '{rom}' but cannot play it alone: choose another game")
+            raise UserError(f"ALE has '{rom}' but not as a game for one player: choose another game")
         self.ale.loadROM(path)
         names = {action.name: action for action in self.ale.getLegalActionSet()}
         if isinstance(buttons, bool):
@@ -83,7 +83,7 @@ class Console:
             buttons = [action.name for action in used]
         unknown = set(buttons) - set(names)
         if unknown:
-            raise UserError(f"there is no button {' or '.join(sorted(unknown))}: choose from {', '.join(names)}")
+            raise UserError(f"there is no action {' or '.join(sorted(unknown))}: choose from {', '.join(names)}")
         self.action_names = tuple(buttons)
         self.buttons = [names[name] for name in buttons]
         self.observation_space: spaces.Space[Any] = spaces.Box(0, 255, shape, np.uint8)
@@ -94,7 +94,7 @@ class Console:
         self.seed = self.steps = 0
 
     def begin(self, seed: int) -> None:
-        """Begin an episode: reset, then the no-ops that `seed` draws."""
+        """Begin an episode: reset, then a number of no-ops drawn from `seed`."""
         from surefoot.rng import Purpose, stream
 
         self.ale.reset_game()
@@ -105,7 +105,7 @@ class Console:
                 self.ale.act(self.noop)
 
     def _draw(self) -> None:
-        """The next block of this episode's noise: steps 512 k to 512 (k + 1) need nothing that came before them."""
+        """Draw the frame skips and sticky frames of steps 512 k to 512 (k + 1), which depend on seed and k alone."""
         from surefoot.rng import Purpose, stream
 
         block, skips = self.steps // 512, self.randomness.frame_skip
@@ -114,10 +114,10 @@ class Console:
         self.sticks = sticks.tolist() if self.randomness.sticky else None
 
     def advance(self, button: Any, before: Array | None = None) -> float:
-        """Hold a button for one step's frames; returns the points they brought.
+        """Press a button for the frames of one step; returns their reward.
 
-        A sticky frame has the button of the frame before it, the others the one that is asked for, as ALE has it.
-        `before` [210, 160] receives the gray screen of the last frame but one, zeros where there is none.
+        A sticky frame has the button of the frame before it, as in ALE. `before` [210, 160] receives the grayscale
+        screen of the last frame but one, or zeros where there is none.
         """
         if self.steps % 512 == 0:
             self._draw()
@@ -136,7 +136,7 @@ class Console:
 
     @property
     def over(self) -> tuple[bool, bool]:
-        """Whether the game has ended, and whether half an hour of play has."""
+        """Whether the game is over, and whether half an hour of play is."""
         return self.ale.game_over(), self.ale.getEpisodeFrameNumber() >= MAX_FRAMES
 
     def render(self) -> Array:
@@ -145,7 +145,7 @@ class Console:
         return screen
 
     def snapshot(self) -> dict[str, Array]:
-        """Emulator, frames, the noise's place; a restored screen is stale until the next frame."""
+        """Emulator state, frames and random counters; `render` after a restore is stale until the next frame."""
         import numpy as np
 
         state: Any = self.ale.cloneState()
@@ -156,7 +156,7 @@ class Console:
         }
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
-        """Exact, always."""
+        """Restore a snapshot, always exactly."""
         import ale_py
 
         state: Any = ale_py.ALEState.__new__(ale_py.ALEState)
@@ -169,4 +169,4 @@ class Console:
         return True
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment, by its id or by a function that makes it, restored by replaying its episode."""
+"""Gymnasium environments, by their id or by a function that makes one; restored by replaying the episode."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from surefoot.errors import Fault, UserError, note
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from surefoot.envs.vector import Seat, Vector
+    from surefoot.envs.vector_env import SubEnv, VectorEnvAdapter
 
     Array = NDArray[Any]
 
-MAX_REPLAY = 100_000  # decisions: a longer episode is not restored, a new one begins
+MAX_REPLAY = 100_000  # steps: a longer episode is not restored, a new one begins
 EXTRAS = ("mujoco", "box2d", "classic-control")
-LOCAL_MAKERS: dict[str, Callable[..., Any]] = {}  # functions that only this process knows, by the names in Gymnasium.id
+LOCAL_MAKERS: dict[str, Callable[..., Any]] = {}  # functions that only this process has, by their Gymnasium.id
 
 
 @dataclass(frozen=True)
 class Gymnasium:
-    """An environment by its Gymnasium id."""
+    """A Gymnasium environment, by its id or by a function that makes it."""
 
     id: str = "CartPole-v1"
-    """as for gymnasium.make; `module:Name-v0` imports the module first; `module:function` calls a function, which makes
-    a VectorEnv where it takes `num_envs`"""
+    """as for gymnasium.make; `module:Name-v0` imports the module first; `module:function` calls a function that makes
+    an Env, or a VectorEnv if it takes `num_envs`"""
     kwargs: tuple[str, ...] = ()
-    """what it is made with, each NAME=VALUE with a value of Python's, or words: is_slippery=False map_name=8x8"""
+    """keyword arguments of the constructor, as NAME=VALUE: is_slippery=False map_name=8x8"""
 
     def make(self, render: bool = False) -> GymnasiumEnv:
-        """An environment of this kind; `render`: one whose pictures can be taken."""
+        """The environment; `render`: with render_mode rgb_array."""
         return GymnasiumEnv(self, render)
 
-    def together(self, count: int) -> Vector | None:
-        """A VectorEnv of `count` games, which are stepped at once; None where they are made one by one."""
-        vector: Vector | None = open_env(self, count=count)
+    def make_vector(self, count: int) -> VectorEnvAdapter | None:
+        """A VectorEnv of `count` environments; None where this makes single ones."""
+        vector: VectorEnvAdapter | None = open_env(self, count=count)
         if vector is not None:
-            vector.games = [GymnasiumEnv(self, False, seat) for seat in vector.seats]
-            vector.translate = vector.games[0].translate
+            vector.envs = [GymnasiumEnv(self, False, sub_env) for sub_env in vector.sub_envs]
+            vector.to_env_action = vector.envs[0].to_env_action
         return vector
 
 
 def describe(maker: Any) -> Gymnasium:
-    """The description of an environment that is given as an object, or as a function that makes one.
+    """The description of an environment that is given as an object or as a function that makes one.
 
-    A function that other processes can import is known by its name; of an object every game gets a copy: where it
-    cannot be copied, or a film needs another render_mode, one that is made again from its Gymnasium id.
+    A function that other processes can import is described by its name. An object is copied for every environment of a
+    run, or made again from its Gymnasium id where it cannot be copied or a video needs another render_mode.
     """
     import copy
     import sys
@@ -70,7 +70,7 @@ def describe(maker: Any) -> Gymnasium:
             import gymnasium
 
             if not how or spec is None:
-                with suppress(Exception):  # whatever it has against that
+                with suppress(Exception):  # some cannot be copied
                     return copy.deepcopy(maker)
             try:
                 return gymnasium.make(spec, **how)
@@ -85,27 +85,27 @@ def describe(maker: Any) -> Gymnasium:
 
 
 def is_local(env: object) -> TypeGuard[Gymnasium]:
-    """Whether an environment can be made in this process alone."""
+    """Whether an environment can be made in this process only."""
     return isinstance(env, Gymnasium) and env.id in LOCAL_MAKERS
 
 
 @functools.cache
-def warned(text: str) -> None:
-    """Pass a warning of MuJoCo's on, once: its own way is to say it for every game and to write MUJOCO_LOG.TXT."""
+def mujoco_warning(text: str) -> None:
+    """Print a warning of MuJoCo once; MuJoCo would print it for every environment and write MUJOCO_LOG.TXT."""
     note(f"MuJoCo: {text}")
 
 
 def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
-    """The Gymnasium environment so described; with a `count` the Vector of so many, None where it makes no VectorEnv.
+    """The Gymnasium environment of a description; with a `count`, its VectorEnv of that many or None.
 
-    Raises UserError with what can be done where there is none.
+    Raises UserError, with what to do, where it cannot be made.
     """
     import difflib
     import importlib
 
     import gymnasium
 
-    id, how = spec.id, named(spec.kwargs) | ({"render_mode": "rgb_array"} if render else {})
+    id, how = spec.id, parse_kwargs(spec.kwargs) | ({"render_mode": "rgb_array"} if render else {})
     module, _, name = id.partition(":")
     make: Any = functools.partial(gymnasium.make, id, disable_env_checker=True)
     try:
@@ -124,9 +124,9 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
         elif count:
             return None
         if "mujoco" in str(getattr(gymnasium.registry.get(id), "entry_point", "")):
-            with suppress(ImportError):  # which `make` is about to say
+            with suppress(ImportError):  # `make` reports it below
                 importlib.import_module("mujoco").set_mju_user_warning(
-                    lambda text: warned(text.partition(" Time =")[0])
+                    lambda text: mujoco_warning(text.partition(" Time =")[0])
                 )
         env = make(**how)
     except (gymnasium.error.Error, ImportError) as error:
@@ -138,7 +138,8 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
             raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
         lacking = getattr(error.__cause__ or error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if lacking:
-            cure = f"pip install what has '{lacking}'" + ", or mend the name" * (lacking == module.partition(".")[0])
+            cure = f"pip install the package of '{lacking}'"
+            cure += ", or correct the name" * (lacking == module.partition(".")[0])
             raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
         from surefoot.envs.atari import ids
 
@@ -156,27 +157,27 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
         raise
     _require_gymnasium(env, id, many)
     if many:
-        from surefoot.envs.vector import Vector
+        from surefoot.envs.vector_env import VectorEnvAdapter
 
-        vector = Vector(env, id, count)
-        return vector if count else vector.seats[0]
+        vector = VectorEnvAdapter(env, id, count)
+        return vector if count else vector.sub_envs[0]
     return env
 
 
-def named(kwargs: Iterable[str]) -> dict[str, Any]:
-    """Arguments by their names, from NAME=VALUE; raises UserError where there is no name."""
+def parse_kwargs(kwargs: Iterable[str]) -> dict[str, Any]:
+    """Keyword arguments from NAME=VALUE; raises UserError where there is no name."""
     import ast
 
-    found: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for text in kwargs:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"env.kwargs holds {text!r}; allowed is NAME=VALUE, as in is_slippery=False")
         try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a word
-            found[name] = value
-    return found
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a plain word
+            parsed[name] = value
+    return parsed
 
 
 def _old_gym(api: str) -> str:
@@ -188,7 +189,7 @@ def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
     import gymnasium
 
     if isinstance(env, gymnasium.vector.VectorEnv) and not many:
-        raise UserError(f"'{name}' is a VectorEnv: give a function of num_envs that makes one of so many environments")
+        raise UserError(f"'{name}' is a VectorEnv: give a function of num_envs that makes it")
     if not isinstance(env, gymnasium.vector.VectorEnv if many else gymnasium.Env):
         what = "no gymnasium.vector.VectorEnv, though it takes num_envs" if many else "no gymnasium.Env"
         if "gym" in {base.__module__.partition(".")[0] for base in type(env).__mro__}:
@@ -197,53 +198,55 @@ def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
 
 
 @functools.cache
-def examine(of: Gymnasium) -> bool:
-    """Whether its info holds action masks; raises UserError where it breaks Gymnasium's contract. Once a process."""
+def has_action_masks(spec: Gymnasium) -> bool:
+    """Whether its info holds action masks; once, checks the environment against Gymnasium's API (UserError)."""
     import warnings
 
     import gymnasium
     from gymnasium.utils.env_checker import check_env
 
-    env = open_env(of)
+    env = open_env(spec)
     try:
-        spec = gymnasium.registry.get(of.id.rpartition(":")[2], env.spec)  # `make` was told to leave the checker out
-        known = spec is not None and (spec.disable_env_checker or str(spec.entry_point).startswith("gymnasium."))
+        entry = gymnasium.registry.get(spec.id.rpartition(":")[2], env.spec)  # env.spec alone has the checker disabled
+        known = entry is not None and (entry.disable_env_checker or str(entry.entry_point).startswith("gymnasium."))
         try:
             first = env.reset(seed=0)
             masks = isinstance(first, tuple) and len(first) == 2 and "action_mask" in first[1]
-            if not known and not masks:  # the checker would take actions that are forbidden
+            if not known and not masks:  # the checker would take forbidden actions
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     check_env(env, skip_render_check=True, skip_close_check=True)
         except (AssertionError, gymnasium.error.Error, TypeError, ValueError) as error:
             finding = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            cure = "mend it, or register or make it with disable_env_checker=True"
+            cure = "correct it, or register or make it with disable_env_checker=True"
             if "unpack" in finding:
                 cure = "step gives observation, reward, terminated, truncated and info, reset observation and info"
-            raise UserError(f"environment '{of.id}' breaks Gymnasium's contract: {finding}; {cure}") from error
+            raise UserError(f"environment '{spec.id}' breaks Gymnasium's contract: {finding}; {cure}") from error
         except Exception as error:
-            raise Fault(f"environment '{of.id}' failed on trial: {type(error).__name__}: {error}") from error
+            raise Fault(f"environment '{spec.id}' failed in a first check: {type(error).__name__}: {error}") from error
         if masks and not isinstance(env.action_space, gymnasium.spaces.Discrete):
-            raise UserError(f"'{of.id}' has an action_mask for {env.action_space}: number the actions, or leave it out")
+            raise UserError(
+                f"'{spec.id}' has an action_mask for {env.action_space}: number the actions, or leave it out"
+            )
         return masks
     finally:
         env.close()
 
 
 class GymnasiumEnv:
-    """One Gymnasium environment; its observations are rows as `envs.spaces` lays them."""
+    """One Gymnasium environment; observations are rows as `envs.spaces` lays them out."""
 
-    goes_on = False
+    life_lost = False
 
-    def __init__(self, spec: Gymnasium, render: bool, seat: Seat | None = None) -> None:
+    def __init__(self, spec: Gymnasium, render: bool, sub_env: SubEnv | None = None) -> None:
         import numpy as np
         from gymnasium import spaces
 
-        from surefoot.envs.spaces import MASK, blank, choices, parts, translator
+        from surefoot.envs.spaces import MASK, action_converter, blank, choices, parts
 
-        masks = examine(spec)
-        self.env: Any = seat or open_env(spec)
-        self.alone = seat is None  # otherwise a VectorEnv has its actions and the seeds of its episodes
+        masks = has_action_masks(spec)
+        self.env: Any = sub_env or open_env(spec)
+        self.alone = sub_env is None  # otherwise a VectorEnv converts its actions and has the episodes' seeds
         if render:
             modes = self.env.metadata.get("render_modes") or ()
             self.env.close()
@@ -257,7 +260,7 @@ class GymnasiumEnv:
             self.observation_space = spaces.Dict({"observation": self.observation_space, MASK[0]: mask})
         try:
             self.layout = parts(self.observation_space)
-            self.translate = translator(self.action_space)
+            self.to_env_action = action_converter(self.action_space)
         except UserError as error:
             raise UserError(f"'{spec.id}' cannot be learned: {error}") from error
         self.discrete = isinstance(self.action_space, spaces.Discrete)
@@ -275,7 +278,7 @@ class GymnasiumEnv:
         """Begin an episode with Gymnasium's own seeded reset."""
         self.seed, self.actions, self.steps, self.score = seed, array(self.kind), 0, 0.0
         obs, info = self.env.reset(seed=seed)
-        self._see(obs, info, False, out)
+        self._write(obs, info, False, out)
 
     def step(self, action: Any, out: Array) -> tuple[float, bool, bool]:
         """One step of the environment."""
@@ -285,25 +288,25 @@ class GymnasiumEnv:
                 self.actions.append(action)
             else:
                 self.actions.frombytes(self.numbers(action).tobytes())  # a fifth of `extend`'s time
-        if self.translate is not None and self.alone:
-            action = self.translate(action)
+        if self.to_env_action is not None and self.alone:
+            action = self.to_env_action(action)
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._see(obs, info, terminated or truncated, out)
+        self._write(obs, info, terminated or truncated, out)
         reward = float(reward)
         self.score += reward
         return reward, bool(terminated), bool(truncated)
 
-    def _see(self, obs: Any, info: Any, over: bool, out: Array) -> None:
-        """Take an observation over; raises where it is not the announced one, or where no action is allowed."""
+    def _write(self, obs: Any, info: Any, over: bool, out: Array) -> None:
+        """Write an observation into `out`; raises where it is not in its space, or where no action is allowed."""
         first = self.layout[0]
         if ("action_mask" in info) != self.masks:
-            raise ValueError("its info must hold an action_mask always or never, of a reset and of every step")
+            raise ValueError("its info must hold an action_mask after every reset and step, or never")
         if first.path:
-            from surefoot.envs.spaces import MASK, lay
+            from surefoot.envs.spaces import MASK, pack
 
             if self.masks:
                 obs = {"observation": obs, MASK[0]: info["action_mask"]}
-            lay(self.layout, obs, out)
+            pack(self.layout, obs, out)
             last = self.layout[-1]
             if last.path == MASK and self.discrete and not over and not out[last.start :].any():
                 raise ValueError("its action mask allows no action")
@@ -312,7 +315,7 @@ class GymnasiumEnv:
         self.obs = out
 
     def render(self) -> Array:
-        """The present picture, uint8 [height, width, 3]."""
+        """The current frame, uint8 [height, width, 3]."""
         import gymnasium
         import numpy as np
 
@@ -322,14 +325,19 @@ class GymnasiumEnv:
             raise UserError(f"the environment cannot be filmed: {error}") from error
 
     def snapshot(self) -> dict[str, Array]:
-        """The episode's seed, the actions since, and where they led."""
+        """The episode's seed and actions, with the observation and score they led to."""
         import numpy as np
 
-        place, actions = np.array([self.seed, self.steps], np.int64), np.array(self.actions)
-        return {"place": place, "actions": actions, "obs": self.obs.copy(), "total": np.array([self.score])}
+        place = np.array([self.seed, self.steps], np.int64)
+        return {
+            "place": place,
+            "actions": np.array(self.actions),
+            "obs": self.obs.copy(),
+            "total": np.array([self.score]),
+        }
 
     def restore(self, saved: dict[str, Array], out: Array) -> bool:
-        """Play the episode again; False where it is too long, or where observation or score come out otherwise."""
+        """Replay the episode; False where it is too long, or where observation or score differ."""
         seed, steps = (int(x) for x in saved["place"])
         if steps > MAX_REPLAY or not self.alone:
             return False

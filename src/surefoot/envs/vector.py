@@ -1,110 +1,183 @@
-"""A user's own VectorEnv: environments that are stepped together, each of them seen as one."""
+"""The environments of one rank, stepped one after another in this process, or together as a user's VectorEnv."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
-from typing import Any
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
-from gymnasium.utils.env_checker import data_equivalence
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import iterate
 
-from surefoot.errors import UserError
+from surefoot.envs.gym import Gymnasium
+from surefoot.envs.interface import Environment, EnvSpec, Episode, StepResult, make, making
+from surefoot.envs.spaces import blank
+from surefoot.errors import Fault, note, require
+from surefoot.parallel.heartbeat import Heartbeat
+from surefoot.rng import Purpose, integer
 
-Seen = tuple[Any, dict[str, Any]]  # an observation, and info
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+MAX_REWARD = 3e38  # largest magnitude in single precision
 
 
-class Vector:
-    """A VectorEnv of `count` environments (0: one, alone) that begin anew in the step in which an episode ends.
+class EnvVector:
+    """The environments `indices` of a run; one that ends an episode is reset in the same step.
 
-    Its autoreset mode is SAME_STEP; or DISABLED: then we reset. NEXT_STEP is refused: in the step after an ending it
-    ignores the action, so that there is nothing to learn from in its row. Raises UserError.
+    `restarts`: how many times, in all, an environment that crashes is recreated; `heartbeat`: for the watchdog.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], name: str, count: int) -> None:
-        mode, expected = env.metadata.get("autoreset_mode"), count or 1
-        wrong = ""
-        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
-            wrong = (
-                f"'{name}' has {mode} as metadata['autoreset_mode']: make it with SAME_STEP or DISABLED (NEXT_STEP has "
-                "steps that ignore their action), as gymnasium.make_vec(id, n, 'sync', {'autoreset_mode': 'SameStep'})"
-            )
-        elif env.num_envs != expected:
-            wrong = f"'{name}' makes {env.num_envs} environments where num_envs is {expected}: make so many"
-        if wrong:
-            env.close()
-            raise UserError(wrong)
-        self.env, self.same_step, self.alone = env, mode is AutoresetMode.SAME_STEP, not count
-        self.seats = [Seat(self, i) for i in range(expected)]
-        self.games: list[Any] = []
-        self.translate: Callable[[Any], Any] | None = None
-        self.last: list[tuple[Any, float, bool, bool, dict[str, Any]]] = []
-        """what the last step brought each environment"""
-        self.first: dict[int, Seen] = {}
-        """what environments show whose next episode has begun"""
+    def __init__(
+        self, spec: EnvSpec, seed: int, indices: range, restarts: int = 0, heartbeat: Heartbeat | None = None
+    ) -> None:
+        self.spec, self.indices, self.seed, self.restarts = spec, indices, seed, restarts
+        self.heartbeat = heartbeat or Heartbeat.of(len(indices))
+        self.heartbeat.make(0)
+        with making(spec):
+            self.vector = spec.make_vector(len(indices)) if isinstance(spec, Gymnasium) else None
+        if self.vector is not None and restarts:
+            self.vector.env.close()
+            require(False, "env_restarts", restarts, "0 with a VectorEnv, whose environments fail together")
+        self.envs: list[Environment] = self.vector.envs if self.vector else [self.make(i) for i in range(len(indices))]
+        first = self.envs[0]
+        self.observation_space, self.action_space = first.observation_space, first.action_space
+        row = blank(first.observation_space)
+        self.obs: Array = np.zeros((len(indices), *row.shape), row.dtype)
+        self.episodes = [0] * len(indices)
+        """number of episodes begun, per environment"""
+        self.score = [0.0] * len(indices)
+        self.length = [0] * len(indices)
+        self.finished: list[Episode] = []
+        self.steps = 0
+        """steps since `take_finished`"""
 
-    def reset(self, i: int, seed: int | None) -> Seen:
-        """Environment i's next episode; where it has not begun, all begin one with `seed`."""
-        if self.alone or i not in self.first:
-            self.first = dict(enumerate(self.split(*self.env.reset(seed=seed))))
-        return self.first.pop(i)
+    def __len__(self) -> int:
+        return len(self.envs)
 
-    def step(self, actions: Any) -> None:
-        """One decision in every environment."""
-        if self.translate is not None:
-            actions = [self.translate(action) for action in actions]
-        space = self.env.action_space
-        batch = np.asarray(actions, space.dtype).reshape(space.shape)
-        obs, reward, terminated, truncated, info = self.env.step(batch)
-        over = np.logical_or(terminated, truncated)
-        first = seen = self.split(obs, info)
-        if over.any() and self.same_step:
-            final = self.split(info["final_obs"], info.get("final_info", info))
-            seen = [final[i] if over[i] else seen[i] for i in range(len(seen))]
-        elif over.any():
-            seen = self.split(deepcopy(obs), info)  # resetting may write into it
-            first = self.split(*self.env.reset(options={"reset_mask": over}))
-            kept = [data_equivalence(a, b, True) for (a, _), (b, _) in zip(seen, first, strict=True)]
-            if not np.logical_or(over, kept).all():
-                raise ValueError("its reset with options['reset_mask'] changes environments that are not in it")
-        self.first = {i: first[i] for i in np.flatnonzero(over).tolist()}
-        rows = zip(seen, reward, terminated, truncated, strict=True)
-        self.last = [(o, float(r), bool(end), bool(cut), facts) for (o, facts), r, end, cut in rows]
+    def make(self, i: int) -> Environment:
+        """A new environment for index i."""
+        self.heartbeat.make(i)
+        return make(self.spec)
 
-    def split(self, obs: Any, info: dict[str, Any]) -> list[Seen]:
-        """What each environment shows, and its action mask, where there is one."""
-        rows = iterate(self.env.observation_space, obs) if isinstance(obs, dict) else obs
-        masks = info.get("action_mask")
-        return [(row, {} if masks is None else {"action_mask": masks[i]}) for i, row in enumerate(rows)]
+    def reset(self, i: int, out: Array) -> None:
+        """Begin the next episode of environment i; its seed depends on the run's seed, the environment and episode."""
+        n, k = self.indices[i], self.episodes[i]
+        seed = integer(self.seed, Purpose.RESETS, 0 if self.vector else n, k) + (n if self.vector else 0)
+        self.heartbeat.begin(i, -1 if self.vector else seed)
+        self.episodes[i] += 1
+        self.score[i], self.length[i] = 0.0, 0
+        try:
+            self.envs[i].reset(seed, out)
+        except (Exception, SystemExit) as error:
+            self.restart(i, out, error)
 
+    def reset_all(self, episode: int = 0) -> None:
+        """Begin episode number `episode` in every environment."""
+        self.episodes = [episode] * len(self)
+        self.finished = []
+        for i in range(len(self)):
+            self.reset(i, self.obs[i])
+        self.check(self.obs)
+        self.heartbeat.rest()
 
-class Seat(gymnasium.Env[Any, Any]):
-    """Environment i of a VectorEnv, as an Env; Games step the VectorEnv where there are others in it."""
+    def step(self, actions: Any, out: Array, only: Sequence[int] | None = None) -> StepResult:
+        """One step of every environment, or of those in `only`; the next observations go into `out` [N, ...].
 
-    def __init__(self, vector: Vector, i: int) -> None:
-        self.vector, self.i, env = vector, i, vector.env
-        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-        self.metadata, self.render_mode, self.spec = env.metadata, env.render_mode, env.spec
+        Raises Fault where an environment raises and no restart is left, or where a number is not finite.
+        """
+        n = len(self)
+        result = StepResult([0.0] * n, [False] * n, [False] * n, {}, [])
+        self.steps += only is None
+        self.heartbeat.decide(actions if isinstance(actions, list) else [], self.length, only is not None)
+        if self.vector is not None:
+            self.heartbeat.at(n)
+            try:
+                self.vector.step(actions)
+            except (Exception, SystemExit) as error:
+                raise self.fault(n, error) from error
+        envs, at = self.envs, self.heartbeat.at
+        for i in range(n) if only is None else only:
+            at(i)
+            try:
+                reward, terminated, truncated = envs[i].step(actions[i], out[i])
+            except (Exception, SystemExit) as error:
+                self.restart(i, out[i], error)
+                result.restarted.append(i)
+                continue
+            if not -MAX_REWARD < reward < MAX_REWARD:
+                raise self.fault(i, ValueError(f"its reward is {reward}"))
+            self.score[i] += reward
+            self.length[i] += 1
+            result.reward[i], result.terminated[i], result.truncated[i] = reward, terminated, truncated
+            if terminated or truncated:
+                result.final[i] = out[i].copy()
+                self.check(out[i : i + 1], i)
+                if not envs[i].life_lost:
+                    self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.steps))
+                    self.reset(i, out[i])
+        self.check(out)
+        self.heartbeat.rest()
+        self.obs = out
+        return result
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Seen:
-        """Begin an episode; the seed counts where it is alone, or where all begin one."""
-        super().reset(seed=seed)
-        return self.vector.reset(self.i, seed)
+    def check(self, obs: Array, first: int = 0) -> None:
+        """Raise Fault where observations [n, ...] of the environments from `first` on are not finite."""
+        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
+            wrong = next(i for i, row in enumerate(obs) if not np.isfinite(row).all())
+            raise self.fault(first + wrong, ValueError("its observation is not finite"))
 
-    def step(self, action: Any) -> Any:
-        """What the step brings, or has brought."""
-        if self.vector.alone:
-            self.vector.step([action])
-        return self.vector.last[self.i]
+    def fault(self, i: int, error: BaseException) -> Fault:
+        """The Fault of environment i, which failed: where in the run, and with which error."""
+        return Fault(f"{self.heartbeat.where(i, self.indices.start + i)} failed: {type(error).__name__}: {error}")
 
-    def render(self) -> Any:
-        """Its picture."""
-        return self.vector.env.render()[self.i]  # type: ignore[index]
+    def restart(self, i: int, out: Array, error: BaseException) -> None:
+        """Recreate environment i after an error and begin a new episode; raises Fault where no restart is left."""
+        if not self.restarts:
+            raise self.fault(i, error) from error
+        self.restarts -= 1
+        note(f"{self.fault(i, error)}; it begins anew, {self.restarts} restarts are left")
+        with suppress(Exception):  # it is broken already
+            self.envs[i].close()
+        self.envs[i] = self.make(i)
+        self.reset(i, out)
+
+    def take_finished(self) -> list[Episode]:
+        """The episodes finished since the last call."""
+        finished, self.finished, self.steps = self.finished, [], 0
+        return finished
+
+    def snapshot(self) -> dict[str, Array]:
+        """The state of all environments with their counters, as arrays named INDEX/FIELD."""
+        saved: dict[str, Array] = {}
+        for i, env in enumerate(self.envs):
+            counters = np.array([self.episodes[i], self.length[i]], np.int64)
+            fields = env.snapshot() | {"counters": counters, "score": np.array([self.score[i]], np.float64)}
+            saved |= {f"{self.indices[i]}/{name}": array for name, array in fields.items()}
+        return saved
+
+    def restore(self, saved: dict[str, Array]) -> list[int]:
+        """Restore a snapshot; returns the environments that could not be restored and began a new episode instead."""
+        lost = []
+        self.heartbeat.end()  # replaying a long episode is no reason for an alarm
+        for i, n in enumerate(self.indices):
+            fields = {k.split("/", 1)[1]: v for k, v in saved.items() if k.startswith(f"{n}/")}
+            self.episodes[i], self.length[i] = (int(x) for x in fields.pop("counters"))
+            self.score[i] = float(fields.pop("score")[0])
+            restored = False
+            with suppress(Exception):  # an environment that raises in its replay is not restored
+                restored = self.envs[i].restore(fields, self.obs[i])
+            if not restored:
+                self.reset(i, self.obs[i])
+                lost.append(n)
+            else:
+                self.heartbeat.begin(i, integer(self.seed, Purpose.RESETS, n, self.episodes[i] - 1))
+                self.heartbeat.end()
+        self.heartbeat.rest()
+        return lost
 
     def close(self) -> None:
-        """Close the VectorEnv, once."""
-        if self.i == 0:
-            self.vector.env.close()
+        """Close every environment."""
+        for env in self.envs:
+            env.close()

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from surefoot.arrays import Array, namespace
-from surefoot.envs.spaces import choices, translator
+from surefoot.envs.spaces import action_converter, choices
 
 
 def lowered(x: Array) -> Array:
@@ -303,7 +303,7 @@ class Head(NamedTuple):
 
 def head(space: spaces.Space[Any]) -> Head:
     """The head for an action space; raises UserError where it cannot be acted in."""
-    translator(space)
+    action_converter(space)
     if isinstance(space, spaces.Discrete):
         return Head(int(space.n), (), Categorical)
     if isinstance(space, spaces.Box):

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from surefoot.algorithm.state import State
 from surefoot.config import Config
-from surefoot.envs import Episode
+from surefoot.envs.interface import Episode
 from surefoot.errors import UserError, note
 from surefoot.parallel.ranks import Ranks
 from surefoot.runs.directory import FORMAT, checkpoints, require_format

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from surefoot.config import Config
-from surefoot.envs import Env, Environment, Episode, make
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import is_local
+from surefoot.envs.interface import Environment, EnvSpec, Episode, make
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
 from surefoot.fast.packed import inference_policy
@@ -115,7 +115,7 @@ def middle_mean(scores: Array) -> Array:
 
 def evaluate(
     policy: Policy,
-    env: Env,
+    env: EnvSpec,
     episodes: Sequence[int] = range(100),
     seed: int = 0,
     greedy: bool = False,
@@ -158,14 +158,14 @@ def evaluate(
     return _of(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
 
 
-def _of(env: Env, found: Evaluation) -> Evaluation:
+def _of(env: EnvSpec, found: Evaluation) -> Evaluation:
     """With what there is to say of the environment."""
     return ConsoleEvaluation(**vars(found), sticky=env.sticky) if isinstance(env, Pong | Atari) else found
 
 
 def evaluate_shared(
     policy: Policy,
-    env: Env,
+    env: EnvSpec,
     episodes: range,
     seed: int,
     ranks: Ranks,
@@ -232,7 +232,7 @@ class _Slot:
             raise self.fault(error) from error
         self.score += reward
         self.length += 1
-        return (terminated or truncated) and not self.game.goes_on
+        return (terminated or truncated) and not self.game.life_lost
 
 
 def evaluate_run(
@@ -241,7 +241,7 @@ def evaluate_run(
     seed: int = 0,
     greedy: bool = False,
     sticky: float | None = None,
-    env: Env | None = None,
+    env: EnvSpec | None = None,
     ranks: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:

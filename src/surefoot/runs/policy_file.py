@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from surefoot.config import Config
-from surefoot.envs import Env, make
 from surefoot.envs.gym import Gymnasium, is_local
+from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import UserError
 from surefoot.models.policy import Policy
 
@@ -32,7 +32,9 @@ def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[floa
     return save_tensors(tensors, {"surefoot": json.dumps(facts)})
 
 
-def load_policy(path: Path | str, device: str = "cpu", env: Env | None = None) -> tuple[Policy, Env, dict[str, Any]]:
+def load_policy(
+    path: Path | str, device: str = "cpu", env: EnvSpec | None = None
+) -> tuple[Policy, EnvSpec, dict[str, Any]]:
     """The policy of a run directory (with `eval_every` the best), checkpoint or file, its environment, its header.
 
     `env` stands in for an environment that only the program which trained could make.

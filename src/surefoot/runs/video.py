@@ -62,7 +62,7 @@ def video(
                     odds, taken = _bars(dist, action)
                     film.append_data(_frame(game.render(), game.action_names, odds, taken, values, score, step))
                 reward, terminated, truncated = game.step(action, obs)
-                score, step, over = score + reward, step + 1, (terminated or truncated) and not game.goes_on
+                score, step, over = score + reward, step + 1, (terminated or truncated) and not game.life_lost
         beside.replace(out)
     except (OSError, RuntimeError) as error:  # the latter where there is no ffmpeg
         raise UserError(f"'{out}' cannot be written: {error}") from error
