@@ -44,16 +44,21 @@ class Ear:
 
 
 @contextmanager
-def launcher(program: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Ear]]:
-    """A process that launches two ranks, which do `program`."""
+def launcher(program: str, folder: Path, before: str = "") -> Iterator[tuple[subprocess.Popen[bytes], Ear]]:
+    """A process that launches two ranks, which do `program`; it does `before` itself."""
     ear = Ear(folder / "fifo")
-    command = [sys.executable, "-c", LAUNCHER, RANK + program, str(folder / "fifo")]
+    command = [sys.executable, "-c", before + LAUNCHER, RANK + program, str(folder / "fifo")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             yield process, ear
         finally:
             process.kill()
             os.close(ear.handle)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process (Linux) is stopped, as by SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
 def listening(pid: int) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from processes import RANK, Ear, gone_within, launcher
+from processes import RANK, Ear, gone_within, launcher, stopped
 from surefoot.errors import Fault, UserError
-from surefoot.parallel.heartbeat import VARIABLE, Watchdog
+from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
 from surefoot.parallel.launch import StderrForwarder, error_file, launch, rank_and_world, watch
 
 
@@ -31,7 +31,7 @@ else:
 """
     with launcher(program, tmp_path) as (process, ear):
         pids = [pid for _, pid, _ in ear.lines(2)]
-        while Path(f"/proc/{pids[0]}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+        while not stopped(pids[0]):
             os.sched_yield()
         process.kill()
         assert gone_within(5, pids)
@@ -51,6 +51,60 @@ while True: signal.pause()
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == -signal.SIGINT  # as Python ends of a KeyboardInterrupt
         assert gone_within(5, pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_run_that_was_stopped_as_a_whole_goes_on(tmp_path: Path) -> None:
+    """SIGSTOP, and an hour later by the launcher's clock SIGCONT; then its watchdog looks 20 times at silent ranks."""
+    before = f"""
+import os, signal, time
+monotonic, hours, calls = time.monotonic, [], []
+def clock():
+    calls.extend(hours[:1])
+    if len(calls) == 20: os.write(fifo, b"0 0 patient\\n")
+    return monotonic() + 3600 * len(hours)
+time.monotonic, fifo = clock, os.open({str(tmp_path / "fifo")!r}, os.O_WRONLY)
+signal.signal(signal.SIGCONT, lambda *_: hours.append(1))
+"""
+    program = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+tell("begins")
+signal.sigwait([signal.SIGUSR2])
+exit_now(0)
+"""
+    with launcher(program, tmp_path, before) as (process, ear):
+        ranks = [pid for _, pid, _ in ear.lines(2)]
+        everyone = [*ranks, process.pid]
+        for number, arrived in ((signal.SIGSTOP, True), (signal.SIGCONT, False)):
+            for pid in everyone:
+                os.kill(pid, number)
+            while any(stopped(pid) != arrived for pid in everyone):
+                os.sched_yield()
+        assert ear.lines(1) == [(0, 0, "patient")]
+        for pid in ranks:
+            os.kill(pid, signal.SIGUSR2)
+        assert process.wait(10) == 0
+
+
+def test_the_watchdog_does_not_count_time_in_which_it_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("surefoot.parallel.heartbeat.time.monotonic", lambda: now[0])
+    heartbeats = [Heartbeat.of(2), Heartbeat.of(2)]
+    watchdog = Watchdog(heartbeats, 10.0)
+
+    def after(seconds: float) -> tuple[int, str] | None:
+        now[0] += seconds
+        return watchdog.verdict()
+
+    for heartbeat in heartbeats:
+        heartbeat.decide([0, 0], [0, 0])
+        heartbeat.at(1)
+    assert after(0.5) is None
+    assert [after(0.5) for _ in range(10)] == [None] * 10
+    assert after(1e6) is None  # counts as 1, so 6 in all
+    heartbeats[0].rest()
+    assert [after(0.5) for _ in range(8)] == [None] * 8
+    assert after(0.5) == (1, "environment 3 (episode's seed 0, decision 1, last actions 0) has hung for 10 seconds")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,24 @@ def test_a_rank_that_is_gone_or_late_is_not_waited_for() -> None:
         shared.barrier()
 
 
+def test_a_barrier_does_not_count_time_in_which_it_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped for a day at its third look at the other rank: 3 of its 10 seconds."""
+    shared = SharedMemory(0, 2, 10.0, torch.zeros(2 * LINE, dtype=torch.uint8))
+    shared.pids[1], now, looks = os.getpid(), [0.0], []
+
+    def look(other: int, waited: float) -> None:
+        looks.append(waited)
+        now[0] += 86_400 if len(looks) == 3 else 0
+        SharedMemory.check_alive(shared, other, waited)
+
+    monkeypatch.setattr("surefoot.parallel.ranks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("surefoot.parallel.ranks.time.sleep", lambda _: now.__setitem__(0, now[0] + 1 / 5_000))
+    monkeypatch.setattr(shared, "check_alive", look)
+    with pytest.raises(RuntimeError, match="rank 1 has not come for 11 seconds"):
+        shared.barrier()
+    assert looks == pytest.approx([0, 1, 2, 5, 6, 7, 8, 9, 10, 11], abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "within", "images", "control", "whole"])
 def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None:
     """The same games, gradients within 1e-10, the same bits on all ranks."""

@@ -887,7 +887,7 @@ def test_the_second_signal_ends_at_once_but_a_rank_leaves_that_to_its_launcher(
 ) -> None:
     """Whoever signals all processes of a run reaches a rank twice, directly and through its launcher."""
     if launched:
-        heartbeat.Heartbeat.lay(tmp_path / "0", small.num_envs)
+        heartbeat.Heartbeat.create(tmp_path / "0", small.num_envs)
         monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path / "0"))
     monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):

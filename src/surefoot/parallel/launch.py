@@ -1,4 +1,4 @@
-"""How the ranks of one machine are started and watched: they begin, progress, fail and stop as one program."""
+"""Ranks of one machine as one program: starting them, watching them, passing on signals, ending all if one fails."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 from surefoot.errors import Fault, UserError, note
 from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
 
-EXIT_STOPPED = 130  # the exit code of a rank that a signal has stopped and that was saved
-HANGING = 5.0  # the same where one has hung: the others save
-PATIENCE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
+EXIT_STOPPED = 130  # the exit code of a rank that has saved and stopped because of a signal
+GRACE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
+HUNG_GRACE = 5.0  # the same where another hangs: the rest save meanwhile
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -38,7 +38,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def choose_ranks(asked: int, num_envs: int) -> int:
-    """`asked` if it divides the games; for 0 the largest divisor of them that is not above the usable cores."""
+    """`asked` if it divides `num_envs`; for 0 the largest divisor that is not above the usable cores."""
     if asked == 0:
         return max(n for n in range(1, min(num_envs, usable_cores()) + 1) if num_envs % n == 0)
     if asked < 1 or num_envs % asked:
@@ -81,17 +81,17 @@ def store_file() -> str | None:
 
 
 def die_with_launcher() -> None:
-    """End this rank when its launcher is gone, however it went: its end of our standard input closes then.
+    """End this rank when its launcher ends, for whatever reason: the pipe that is our standard input closes then.
 
-    On Linux the kernel ends it, even where it is stopped or an environment holds Python's lock.
+    On Linux the kernel ends it, even where it is stopped or an environment holds Python's global lock.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if select.select([0], [], [], 0)[0]:  # gone before; getppid would not tell in every container
+        if select.select([0], [], [], 0)[0]:  # it ended before; getppid does not tell in every container
             os._exit(1)
 
     def wait() -> None:
-        while os.read(0, 1):  # not sys.stdin: its lock would be missed at a regular end
+        while os.read(0, 1):  # not sys.stdin, whose lock is needed at a regular end
             pass
         os._exit(1)
 
@@ -99,132 +99,132 @@ def die_with_launcher() -> None:
 
 
 def exit_now(code: int) -> NoReturn:
-    """End this rank at once, with all it has to say: gloo's threads now and then abort an orderly end of Python."""
+    """End this process at once, its output flushed: gloo's threads now and then abort Python's regular shutdown."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def exit_with_error(mistake: UserError) -> NoReturn:
-    """End this rank; its launcher raises the mistake."""
+def exit_with_error(error: UserError) -> NoReturn:
+    """End this rank; its launcher raises the error."""
     with suppress(OSError):
-        error_file(os.environ[VARIABLE]).write_text(str(mistake))
-    exit_now(1 if isinstance(mistake, Fault) else 2)
+        error_file(os.environ[VARIABLE]).write_text(str(error))
+    exit_now(1 if isinstance(error, Fault) else 2)
 
 
-def error_file(memory: str | Path) -> Path:
-    """The file that says what a rank has ended of, beside the memory that it shares with its launcher."""
-    return Path(memory).with_suffix(".word")
+def error_file(heartbeat: str | Path) -> Path:
+    """The file, beside a rank's heartbeat, with the error that has ended the rank."""
+    return Path(heartbeat).with_suffix(".error")
 
 
 def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int:
-    """Run `count` copies of a command; returns 0, or the signal after which they have saved and stopped.
+    """Run `count` copies of a command as ranks; returns 0, or the signal after which they have saved and stopped.
 
-    The first SIGINT or SIGTERM is passed on, so that the ranks save and stop; the second ends them; so does silence
-    of `timeout` seconds (each rank has so many `games`). Our own sentences on the ranks' standard error are passed on
-    at once; of the rest only what the failed rank wrote, at the end: the others only suffered from it. Raises
-    UserError or Fault with the last word of the failed rank, KeyboardInterrupt where no rank could stop politely.
+    The first SIGINT or SIGTERM is passed on, so that the ranks save and stop; the second ends them. A rank, of
+    `num_envs` environments, that gives no sign of life for `timeout` seconds ends all. Standard error: surefoot's own
+    sentences are passed on at once; the rest at the end, and only the failed rank's. Raises the UserError or Fault
+    that the failed rank has left, KeyboardInterrupt where the signal came when no rank could save.
     """
     loopback = socket.if_indextoname(1)  # whatever it is called, it is the first on Linux and macOS
     shared = os.environ | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": loopback}
     shared |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     ranks: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as folder:  # nobody else may enter it (mode 0700)
-        memory = [Path(folder, str(rank)) for rank in range(count)]
-        dog = Watchdog([Heartbeat.lay(path, num_envs) for path in memory], timeout)
-        complaints = [path.with_suffix(".err") for path in memory]
-        heard = StderrForwarder(complaints)
+        heartbeats = [Path(folder, str(rank)) for rank in range(count)]
+        watchdog = Watchdog([Heartbeat.create(path, num_envs) for path in heartbeats], timeout)
+        stderr_files = [path.with_suffix(".stderr") for path in heartbeats]
+        forwarder = StderrForwarder(stderr_files)
         failed: int | str | None = None
         try:
             with SignalForwarder(ranks) as signals:
                 for rank in range(count):
-                    own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: str(memory[rank])}
-                    with open(complaints[rank], "wb") as complaint:
+                    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: str(heartbeats[rank])}
+                    with open(stderr_files[rank], "wb") as stderr:
                         process = subprocess.Popen(
                             command,
-                            env=own,
-                            stdin=subprocess.PIPE,  # its closing tells the rank that we are gone
+                            env=shared | place,
+                            stdin=subprocess.PIPE,  # it closes when this process ends
                             stdout=None if rank == 0 else subprocess.DEVNULL,
-                            stderr=complaint,
+                            stderr=stderr,
                             start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
                         )
                     ranks.append(process)
-                    if signals.seen:  # just now, when this one could not hear it
+                    if signals.seen:  # while this rank was being started
                         process.terminate()
-                signals.pass_saves()
-                failed = watch(ranks, dog, heard)
+                signals.forward_saves()
+                failed = watch(ranks, watchdog, forwarder)
         except KeyboardInterrupt:
-            end(ranks, 0.0)
+            end_all(ranks, 0.0)
             raise
         finally:
-            end(ranks, HANGING if isinstance(failed, str) else PATIENCE)
-            heard.pass_on()
+            end_all(ranks, HUNG_GRACE if isinstance(failed, str) else GRACE)
+            forwarder.forward()
         if failed is None:
             with suppress(OSError):
-                print(heard.rest(0), end="", file=sys.stderr, flush=True)  # warnings, if any
+                print(forwarder.remaining(0), end="", file=sys.stderr, flush=True)  # warnings, if any
             return (signals.seen or signal.SIGTERM) if any(p.returncode for p in ranks) else 0
-        if signals.seen:  # it came when no rank could stop politely: at the start, or after training
+        if signals.seen:  # when no rank could save: at the start, or after training
             raise KeyboardInterrupt
         if isinstance(failed, str):
             raise Fault(failed)
-        code, said = ranks[failed].returncode, error_file(memory[failed])
+        code, error = ranks[failed].returncode, error_file(heartbeats[failed])
         with suppress(OSError):
-            print(heard.rest(failed), end="", file=sys.stderr, flush=True)
-        if said.exists():
-            raise (UserError if code == 2 else Fault)(said.read_text())
+            print(forwarder.remaining(failed), end="", file=sys.stderr, flush=True)
+        if error.exists():
+            raise (UserError if code == 2 else Fault)(error.read_text())
         cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has failed with exit code {code}"
         raise Fault(f"rank {failed} {cause}")
 
 
 class StderrForwarder:
-    """What ranks write to their standard error: our own sentences are passed on at once, and each only once."""
+    """What ranks write to standard error, a file each: surefoot's sentences are passed on, each once for all ranks."""
 
     def __init__(self, files: list[Path]) -> None:
-        self.files, self.places = files, [0] * len(files)
-        self.said = set[bytes]()
+        self.files, self.offsets = files, [0] * len(files)
+        self.forwarded = set[bytes]()
 
-    def pass_on(self) -> None:
-        """Pass on the sentences that have come since the last time."""
+    def forward(self) -> None:
+        """Pass on the sentences that are new since the last call."""
         for rank, path in enumerate(self.files):
-            if path.stat().st_size == self.places[rank]:
+            if path.stat().st_size == self.offsets[rank]:
                 continue
             with open(path, "rb") as file:
-                file.seek(self.places[rank])
+                file.seek(self.offsets[rank])
                 new = file.read()
             new = new[: new.rfind(b"\n") + 1]
-            self.places[rank] += len(new)
+            self.offsets[rank] += len(new)
             for line in new.splitlines():
-                if line.startswith(b"surefoot: ") and line not in self.said:
-                    self.said.add(line)
+                if line.startswith(b"surefoot: ") and line not in self.forwarded:
+                    self.forwarded.add(line)
                     note(line.decode(errors="replace").removeprefix("surefoot: "))
 
-    def rest(self, rank: int) -> str:
+    def remaining(self, rank: int) -> str:
         """All else that a rank has written."""
         lines = self.files[rank].read_bytes().splitlines(keepends=True)
         return b"".join(line for line in lines if not line.startswith(b"surefoot: ")).decode(errors="replace")
 
 
-def watch(ranks: list[subprocess.Popen[bytes]], dog: Watchdog, heard: StderrForwarder) -> int | str | None:
-    """Wait until all have ended well (None), one has failed (which), or one is silent (a sentence about it)."""
+def watch(ranks: list[subprocess.Popen[bytes]], watchdog: Watchdog, forwarder: StderrForwarder) -> int | str | None:
+    """Wait until all ranks have ended well (None), one has failed (which), or one hangs (a sentence about it)."""
     while True:
         codes = [p.poll() for p in ranks]
-        heard.pass_on()
-        bad = [i for i, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
-        if bad:  # a rank ended by a signal is the cause, or one that says why; one that lost its connection is not
-            return min(bad, key=lambda i: min(codes[i] or 0, 0) or not error_file(heard.files[i]).exists())
+        forwarder.forward()
+        failed = [i for i, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
+        if failed:  # the cause is one ended by a signal, or one that left an error; not one that lost its connection
+            return min(failed, key=lambda i: min(codes[i] or 0, 0) or not error_file(forwarder.files[i]).exists())
         if None not in codes:
             return None
-        if verdict := dog.verdict():
+        if verdict := watchdog.verdict():
             return verdict[1]
         time.sleep(0.05)
 
 
-def end(ranks: list[subprocess.Popen[bytes]], patience: float) -> None:
-    """Make sure that no rank is left."""
+def end_all(ranks: list[subprocess.Popen[bytes]], grace: float) -> None:
+    """End all ranks that are left: SIGTERM, and SIGKILL after `grace` seconds."""
     for p in ranks:
         if p.poll() is None:
             p.terminate()
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + grace
     for p in ranks:
         try:
             p.wait(max(0.0, deadline - time.monotonic()))
@@ -235,14 +235,14 @@ def end(ranks: list[subprocess.Popen[bytes]], patience: float) -> None:
             p.stdin.close()
 
 
-def stops() -> list[int]:
-    """The signals that stop a run: Ctrl-C, SIGTERM, and a closed terminal, where that is not ignored (nohup)."""
+def stop_signals() -> list[int]:
+    """The signals that stop a run: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (terminal closed) unless ignored (nohup)."""
     closed = [signal.SIGHUP] if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
     return [signal.SIGINT, signal.SIGTERM, *closed]
 
 
 class SignalForwarder:
-    """While it is open, SIGINT and SIGTERM are passed on as SIGTERM once; the second time they interrupt."""
+    """A context in which the first stop signal is passed on to the ranks as SIGTERM; a second one interrupts."""
 
     def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
         self.ranks, self.seen = ranks, 0
@@ -255,15 +255,15 @@ class SignalForwarder:
             for p in self.ranks:
                 p.terminate()
 
-        wanted: dict[int, Any] = dict.fromkeys(stops(), handle)
+        wanted: dict[int, Any] = dict.fromkeys(stop_signals(), handle)
         if hasattr(signal, "SIGUSR1"):
-            wanted[signal.SIGUSR1] = signal.SIG_IGN  # which the ranks inherit, until they can save
+            wanted[signal.SIGUSR1] = signal.SIG_IGN  # ranks inherit this, until they can save
         main = threading.current_thread() is threading.main_thread()
         self.old = {s: signal.signal(s, handler) for s, handler in wanted.items()} if main else {}
         return self
 
-    def pass_saves(self) -> None:
-        """From now on SIGUSR1 is passed on as well."""
+    def forward_saves(self) -> None:
+        """From now on SIGUSR1, which asks for a checkpoint, is passed on as well."""
 
         def save(*_: object) -> None:
             for p in self.ranks:

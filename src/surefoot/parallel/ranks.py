@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from surefoot.parallel.heartbeat import WaitingClock
 from surefoot.parallel.launch import rank_and_world, store_file
 
 SMALL = 1 << 18  # bytes; larger messages, gradients aside, go through gloo
@@ -217,14 +218,15 @@ class SharedMemory(Gloo):
     def barrier(self) -> None:
         self.barriers += 1
         self.counters[self.rank] = self.barriers
-        tries, began = 0, time.monotonic()
+        tries, clock = 0, None
         for other in self.others:
             while self.counters[other] < self.barriers:
                 tries += 1
                 if tries > 20_000:  # some milliseconds: another is far behind
                     time.sleep(1e-4)
-                    if tries % 5_000 == 0:
-                        self.check_alive(other, time.monotonic() - began)
+                    if tries % 5_000 == 0:  # about a second
+                        clock = clock or WaitingClock(3.0)
+                        self.check_alive(other, clock.read())
                 elif tries > 200:
                     os.sched_yield()
 
@@ -269,14 +271,14 @@ def join(timeout: float = 300.0) -> Ranks:
     (rank, count), timeout = rank_and_world(), 2 * timeout + 300
     if count <= 1:
         return Alone()
-    wait = timedelta(seconds=timeout)
     if not dist.is_initialized():
         if path := store_file():
+            wait = timedelta(days=365)  # the launcher ends ranks that hang, and its clock stands while all are stopped
             store = dist.FileStore(path, count)  # type: ignore[attr-defined]
             store.set_timeout(wait)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=wait)
         else:
-            dist.init_process_group("gloo", timeout=wait)  # at MASTER_ADDR and MASTER_PORT
+            dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))  # at MASTER_ADDR and MASTER_PORT
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(count)
     if not one_machine or not hasattr(os, "memfd_create") or platform.machine() != "x86_64":
         return Gloo(rank, count, timeout)

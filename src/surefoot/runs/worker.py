@@ -23,8 +23,15 @@ from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
 from surefoot.models.policy import Policy, bf16_units
-from surefoot.parallel.heartbeat import OVER, VARIABLE, Heartbeat, Watchdog
-from surefoot.parallel.launch import EXIT_STOPPED, HANGING, die_with_launcher, exit_now, exit_with_error, stops
+from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
+from surefoot.parallel.launch import (
+    EXIT_STOPPED,
+    HUNG_GRACE,
+    die_with_launcher,
+    exit_now,
+    exit_with_error,
+    stop_signals,
+)
 from surefoot.parallel.ranks import Ranks, join
 from surefoot.runs.checkpoint import restore
 from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
@@ -172,7 +179,7 @@ def graceful_shutdown(reporter: Reporter, again: bool) -> Iterator[None]:
     def save(*_: object) -> None:
         reporter.save_now = True
 
-    wanted: dict[int, Any] = dict.fromkeys(stops(), stop)
+    wanted: dict[int, Any] = dict.fromkeys(stop_signals(), stop)
     if hasattr(signal, "SIGUSR1"):
         wanted[signal.SIGUSR1] = save
     try:
@@ -203,7 +210,7 @@ def watch_over(heartbeat: Heartbeat, timeout: float, rank: int) -> Iterator[list
         hung.append(Fault(verdict[1]))
         if here == threading.main_thread().ident:  # no other can be interrupted
             signal.pthread_kill(here, signal.SIGINT)
-        if not over.wait(HANGING) and heartbeat.cells[0] != OVER:
+        if not over.wait(HUNG_GRACE) and not heartbeat.over:
             note(verdict[1])
             os._exit(1)
 
