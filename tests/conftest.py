@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # for ranks
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="surefoot-state-")  # the key of the user who tests
 
 import pytest
 import torch

@@ -146,7 +146,7 @@ def test_policies_are_kept_though_their_checkpoints_go(small: Config, tmp_path: 
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     kept = sorted((tmp_path / "policies").iterdir())
     assert int(kept[-1].stem) == small.total_steps
-    assert surefoot.load_policy(kept[-1])[2]["steps"] == small.total_steps
+    assert surefoot.load_policy(kept[-1], trust=True)[2]["steps"] == small.total_steps
 
 
 def test_speed_is_measured_after_the_warm_up() -> None:

@@ -124,7 +124,9 @@ def test_one_wild_score_moves_the_mean_and_not_the_interquartile_mean() -> None:
 def test_a_policy_loads_without_its_run(small, tmp_path: Path) -> None:
     run = surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
     file = (run.path / "policy.safetensors").rename(tmp_path / "alone.safetensors")
-    policy, env, facts = surefoot.load_policy(file)
+    with pytest.raises(UserError, match="asks to import worlds and make Catch-v0"):
+        surefoot.load_policy(file)
+    policy, env, facts = surefoot.load_policy(file, trust=True)
     assert env == small.env
     assert facts["steps"] == run.steps
     found = evaluate(policy, env, range(4))
@@ -185,7 +187,7 @@ def test_a_process_that_fails_is_one_sentence_and_ends_the_others(
     module.write_text(FAILING.format(f"if os.environ['RANK'] == '1': {deed}"))
     file = policy_file(Gymnasium("mine:Failing-v0"), tmp_path / "policy")
     with pytest.raises(Fault, match=f"^{says}$"):
-        surefoot.evaluate(file, episodes=2, ranks=2)
+        surefoot.evaluate(file, episodes=2, ranks=2, trust=True)
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_no_process_is_left_when_an_evaluation_is_ended(number: signal.Signals, 
     tell = "{os.environ['RANK']} {os.getpid()} plays\n"
     module.write_text(FAILING.format(f"open({str(tmp_path / 'fifo')!r}, 'w').write(f{tell!r})"))
     ear, file = Ear(tmp_path / "fifo"), policy_file(Gymnasium("mine:Failing-v0"), tmp_path / "policy")
-    command = [sys.executable, "-m", "surefoot", "evaluate", str(file), "--episodes", "2", "--ranks", "2"]
+    command = [sys.executable, "-m", "surefoot", "evaluate", str(file), "--episodes", "2", "--ranks", "2", "--trust"]
     with subprocess.Popen(command, cwd=module.parent, stderr=subprocess.PIPE) as process:
         try:
             ranks = set[int]()
@@ -219,11 +221,15 @@ def test_how_many_processes_share_the_episodes(tmp_path: Path, monkeypatch: pyte
     local = policy_file(describe(lambda: makers.Image()), tmp_path / "local", NatureCNN())
     image = policy_file(Gymnasium("makers:Image"), tmp_path / "image", NatureCNN())
     vector = policy_file(Gymnasium("CartPole-v1"), tmp_path / "vector")
-    found = [evaluate_run(file) for file in (local, image, vector)]
-    found += [evaluate_run(image, 2), evaluate_run(image, ranks=1), evaluate_run(vector, ranks=5)]
+    found = [evaluate_run(file, trust=True) for file in (local, image, vector)]
+    found += [
+        evaluate_run(image, 2, trust=True),
+        evaluate_run(image, ranks=1, trust=True),
+        evaluate_run(vector, ranks=5),
+    ]
     assert [len(result.scores) for result in found] == [1, 3, 1, 2, 1, 5]
     with pytest.raises(UserError, match="in this process alone"):
-        evaluate_run(local, ranks=2)
+        evaluate_run(local, ranks=2, trust=True)
 
 
 @pytest.mark.parametrize("wrong", [{"ranks": -1}, {"episodes": 0}, {"seed": -1}, {"sticky": 1.0}, {"sticky": np.nan}])

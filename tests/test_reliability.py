@@ -123,7 +123,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     file = newest / (f"{name}.json" if name == "state" else f"{name}.safetensors")
     damage(file)
     monkeypatch.setattr(launch, "usable_cores", lambda: 4)
-    surefoot.resume(saved_twice, quiet=True)
+    surefoot.resume(saved_twice, trust=True, quiet=True)
     assert f"'{file}' is damaged" in capsys.readouterr().err
     assert newest.with_name(newest.name + ".damaged").exists()
     assert_same_run(often_saved, saved_twice)
@@ -134,7 +134,7 @@ def test_a_run_without_a_whole_checkpoint_is_said_and_left_as_it_was(saved_twice
         flip(checkpoint / "policy.safetensors")
     for _ in range(2):
         with pytest.raises(UserError, match=r"no checkpoint .* is whole: .*policy\.safetensors' is damaged"):
-            surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=10_000)
+            surefoot.resume(saved_twice, trust=True, ranks=1, quiet=True, total_steps=10_000)
 
 
 class Bomb:
@@ -163,7 +163,7 @@ def test_nothing_that_is_loaded_is_carried_out(
         (newest / name).write_bytes(content)
         (newest / "state.json").write_bytes(files.seal(facts))
         with pytest.raises(UserError, match="of another program or environment"):
-            surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=10_000)
+            surefoot.resume(saved_twice, trust=True, ranks=1, quiet=True, total_steps=10_000)
         (newest / "state.json").write_bytes(before[0])
         (newest / name).write_bytes(before[1])
     assert not (tmp_path / "it-went-off").exists()
@@ -181,7 +181,7 @@ def test_checkpoints_behind_a_link_are_neither_written_nor_read(
         go(small, tmp_path / "new")
     assert not any((tmp_path / "empty").iterdir())
     with pytest.raises(UserError, match="behind a link"):
-        surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=10_000)
+        surefoot.resume(saved_twice, trust=True, ranks=1, quiet=True, total_steps=10_000)
 
 
 def test_nothing_outside_of_a_run_directory_is_written(saved_twice: Path, tmp_path: Path) -> None:
@@ -194,14 +194,14 @@ def test_nothing_outside_of_a_run_directory_is_written(saved_twice: Path, tmp_pa
         (saved_twice / name).symlink_to(tmp_path / name)
     before = [(tmp_path / name).read_bytes() for name in ("config.json", "metrics.jsonl", "policy.safetensors")]
     with pytest.raises(UserError, match=r"config\.json cannot be used \(it is no plain file\)"):
-        surefoot.resume(saved_twice, ranks=1, quiet=True)
+        surefoot.resume(saved_twice, trust=True, ranks=1, quiet=True)
     (saved_twice / "config.json").unlink()
     newest = checkpoints(saved_twice)[-1] / "state.json"
     facts = files.unseal(newest.read_bytes())
     facts["files"] |= {"../../../victim": [4, files.digest(b"mine")], str(victim): [4, files.digest(b"mine")]}
     newest.write_bytes(files.seal(facts))
-    surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=128 * 5)
-    assert [row["step"] for row in rows(saved_twice)] == [128 * k for k in range(1, 6)]
+    surefoot.resume(saved_twice, trust=True, ranks=1, quiet=True, total_steps=128 * 5)
+    assert [row["step"] for row in rows(saved_twice)] == [128 * 5]  # none were read through the link
     assert victim.read_text() == "mine"
     assert before == [(tmp_path / name).read_bytes() for name in ("config.json", "metrics.jsonl", "policy.safetensors")]
     assert not any(p.is_symlink() for p in saved_twice.rglob("*"))
@@ -281,8 +281,8 @@ def failing(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     with monkeypatch.context() as patch:
         patch.setattr(files, "write", wrap(files.write))
         patch.setattr(os, "fsync", wrap(os.fsync))
-        patch.setattr(Path, "rename", wrap(Path.rename))
-        patch.setattr(Path, "replace", wrap(Path.replace))
+        patch.setattr(os, "rename", wrap(os.rename))
+        patch.setattr(os, "replace", wrap(os.replace))
         yield calls
 
 
@@ -356,8 +356,10 @@ def killing_at(moment: int) -> None:
 
         return call
 
-    files.open = wrap(open)  # type: ignore[attr-defined]
-    os.fsync, Path.rename = wrap(os.fsync), wrap(Path.rename)  # type: ignore[method-assign]
+    real = os.open
+    exclusive = wrap(real)  # what makes a file; others only look
+    os.open = lambda path, flags, *how, **more: (exclusive if flags & os.O_EXCL else real)(path, flags, *how, **more)
+    os.fsync, os.rename = wrap(os.fsync), wrap(os.rename)
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "limit"])
@@ -460,10 +462,10 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_the_last_one_
 ) -> None:
     real, full = files.write, [True]
 
-    def write(path: Path, data: bytes) -> None:
-        if full[0] and "checkpoints" in str(path):
+    def write(folder: files.Folder, name: str, data: bytes) -> None:
+        if full[0] and "checkpoints" in str(folder.path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, data)
+        real(folder, name, data)
 
     monkeypatch.setattr(files, "write", write)
     with pytest.raises(Fault, match=r"checkpoints/000000768' cannot be written \(No space left on device\)"):
@@ -486,7 +488,7 @@ def test_rows_wait_for_room_and_a_broken_tensorboard_is_given_up(
             return real(handle, data[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(log, "board", Path("/dev/full"))
+    monkeypatch.setattr(log, "board", os.open("/dev/full", os.O_WRONLY))
     log.add({"step": 1, "x": 1.0})
     with monkeypatch.context() as patch:
         patch.setattr(metrics.os, "write", a_little)
@@ -585,7 +587,7 @@ def test_a_run_whose_config_is_gone_goes_on_and_is_not_taken_for_another(saved_t
     with pytest.raises(UserError, match=r"another Config \(.*seed"):
         go(small, saved_twice, seed=77)
     flip(checkpoints(saved_twice)[-1] / "state.json")  # even where the newest checkpoint does not know it either
-    surefoot.resume(saved_twice, ranks=1, quiet=True, total_steps=128 * 5)
+    surefoot.resume(saved_twice, trust=True, ranks=1, quiet=True, total_steps=128 * 5)
     assert [row["step"] for row in rows(saved_twice)] == [128 * k for k in range(1, 6)]
 
 

@@ -72,11 +72,14 @@ def train_seeds(
     return [_read(run) for run in sorted(folder.glob("seed-*"), key=lambda run: int(run.name[5:]))]
 
 
-def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, **end: Any) -> Run:
-    """Go on with a run; `end` may move total_steps, total_iterations, max_seconds, stop_at."""
+def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, trust: bool = False, **end: Any) -> Run:
+    """Go on with a run; `end` may move total_steps, total_iterations, max_seconds, stop_at.
+
+    `trust`: run the code that its files name, although it was not begun by this user in this directory.
+    """
     from surefoot.runs import start as runs
 
-    runs.resume(Path(run), quiet, ranks, **end)
+    runs.resume(Path(run), quiet, ranks, trust, **end)
     return _read(Path(run))
 
 
@@ -95,25 +98,32 @@ def evaluate(
     sticky: float | None = None,
     env: EnvSpec | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None = None,
     ranks: int = 0,
+    trust: bool = False,
 ) -> Evaluation:
     """Play full games with fresh seeds with the policy of a run or policy file.
 
     `env`: None for its own, or what `train` takes, where it looks the same; `sticky`: of an Atari console, None for its
-    own; `ranks`: processes, 0 for all cores with Atari and module:function with images, else one.
+    own; `ranks`: processes, 0 for all cores with Atari and module:function with images, else one; `trust`: run the code
+    that the file names, although no run begun here wrote it.
     """
     from surefoot.envs.interface import EnvSpec
     from surefoot.presets import find
     from surefoot.runs import evaluation
 
     env = env if env is None or isinstance(env, EnvSpec) else find(env).env
-    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env, ranks)
+    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env, ranks, trust=trust)
 
 
-def load_policy(run: Path | str, device: str = "cpu") -> tuple[Policy, EnvSpec, dict[str, Any]]:
-    """The policy of a run or policy file, its environment, and the facts in its header."""
+def load_policy(
+    run: Path | str, device: str = "cpu", *, env: EnvSpec | None = None, trust: bool = False
+) -> tuple[Policy, EnvSpec, dict[str, Any]]:
+    """The policy of a run or policy file, its environment, and the facts in its header.
+
+    `env`, `trust`: as for `evaluate`.
+    """
     from surefoot.runs import policy_file
 
-    return policy_file.load_policy(run, device)
+    return policy_file.load_policy(run, device, env, trust)
 
 
 def video(
@@ -124,11 +134,16 @@ def video(
     greedy: bool = False,
     every: int = 0,
     max_steps: int = 0,
+    env: EnvSpec | None = None,
+    trust: bool = False,
 ) -> Path:
-    """Film a full game, action probabilities and value beside it; `out` ends in .mp4 or .gif."""
+    """Film a full game, action probabilities and value beside it; `out` ends in .mp4 or .gif.
+
+    `env`, `trust`: as for `evaluate`.
+    """
     from surefoot.runs import video as videos
 
-    return videos.video(run, out, seed, greedy, every, max_steps)
+    return videos.video(run, out, seed, greedy, every, max_steps, env, trust)
 
 
 def summary(task: str | Config) -> str:

@@ -20,6 +20,7 @@ from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import EnvSpec
 from surefoot.errors import Fault, UserError
 from surefoot.parallel.launch import choose_ranks, die_with_launcher, exit_now, exit_with_error, launch, usable_cores
+from surefoot.runs.files import read_named, replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,7 +162,7 @@ def launched(cfg: Config, seconds: float, count: int) -> Speed:
         out = Path(folder, "speed.json")
         order = json.dumps([cfg.to_json(), seconds, str(out)])
         launch([sys.executable, "-m", "surefoot.commands.benchmark", order], count, cfg.num_envs // count, cfg.timeout)
-        return Speed(**json.loads(out.read_text()))
+        return Speed(**json.loads(read_named(out)))
 
 
 def print_bench(cfg: Config, seconds: float, ranks: int, as_json: bool) -> None:
@@ -191,7 +192,7 @@ if __name__ == "__main__":  # one rank of a measurement, as `bench` launches it
     try:
         speed = measure(Config.from_json(config), duration)
         if int(os.environ["RANK"]) == 0:
-            Path(out).write_text(json.dumps(asdict(speed)))
+            replace_file(Path(out), json.dumps(asdict(speed)).encode())
         exit_now(0)
     except UserError as mistake:
         exit_with_error(mistake)

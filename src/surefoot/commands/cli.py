@@ -84,6 +84,8 @@ class Resume:
     """episodes of the closing evaluation; 0: none"""
     ranks: int = 0
     """processes that share the games; 0: as many as the run had"""
+    trust: bool = False
+    """run the code that the run's files name, although it was not begun here"""
     quiet: bool = False
     """print nothing"""
 
@@ -92,7 +94,7 @@ class Resume:
         from surefoot.runs.start import resume
 
         changes = {k: getattr(self, k) for k in MAY_CHANGE if getattr(self, k) is not None}
-        if not resume(self.run, self.quiet, self.ranks, **changes):
+        if not resume(self.run, self.quiet, self.ranks, self.trust, **changes):
             raise KeyboardInterrupt
 
 
@@ -112,6 +114,8 @@ class Evaluate:
     """probability, each frame, that the console still sees the previous button (Atari); default: the task's own"""
     task: str | None = None
     """play this task instead of the policy's own; it must look the same"""
+    trust: bool = False
+    """run the code that the file names, although it was not written here"""
     ranks: int = 0
     """processes that share the games; 0: as many as cores for Atari and module:function with images, else one"""
     json: bool = False
@@ -123,7 +127,7 @@ class Evaluate:
         env = find(self.task).env if self.task else None
         how = self.episodes, self.seed, self.greedy, self.sticky, env, self.ranks
         with on_terminal(self.episodes, self.json) as progress:
-            result = evaluate_run(self.run, *how, progress)
+            result = evaluate_run(self.run, *how, progress, self.trust)
         print_evaluation(result, self.json)
 
 
@@ -143,11 +147,16 @@ class Video:
     """film each so many decisions; 0: 1 for mp4, 4 for gif"""
     max_steps: int = 0
     """stop after so many decisions; 0: play to the end"""
+    task: str | None = None
+    """play this task instead of the policy's own; it must look the same"""
+    trust: bool = False
+    """run the code that the file names, although it was not written here"""
 
     def __call__(self) -> None:
         from surefoot.runs.video import video
 
-        print(video(self.run, self.out, self.seed, self.greedy, self.every, self.max_steps))
+        env = find(self.task).env if self.task else None
+        print(video(self.run, self.out, self.seed, self.greedy, self.every, self.max_steps, env, self.trust))
 
 
 @dataclass(frozen=True)
@@ -302,6 +311,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # of --help
         return int(end.code or 0)
     except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from surefoot.runs.files import silence
+
+        silence(sys.stdout)
         return 0
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,29 @@ from surefoot.config import Config
 from surefoot.envs.interface import Episode
 from surefoot.errors import UserError, note
 from surefoot.parallel.ranks import Ranks
-from surefoot.runs.directory import FORMAT, checkpoints, require_format
-from surefoot.runs.files import digest, read_plain, seal, unseal, write_folder
+from surefoot.runs.directory import FORMAT, checkpoints, read_state, require_format
+from surefoot.runs.files import Folder, below, digest, seal, unseal, write_folder
 from surefoot.runs.policy_file import policy_bytes
+from surefoot.runs.trust import own_seal
 
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
 COUNTERS = ("learning_rate", "steps", "iteration", "seconds", "episodes", "skipped", "return_moments", "advantage_std")
 
 
-def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
+def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> bytes:
     """Write checkpoints/STEPS, whole or not at all, then drop older ones: KEEP stay, and the best. Every rank calls it.
 
+    Returns, on rank 0, the bytes of the policy file.
     Raises OSError, on rank 0 alone, where it cannot be written; what was there before is then as it was.
     """
     envs = ranks.all_gather_bytes(save_arrays(state.env_snapshot))
     if ranks.rank:
-        return
+        return b""
+    begun = own_seal(run_dir, cfg.env)
     moments = {"flat": state.flat.detach(), **state.optimizer.moments}
     files = {
-        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.return_moments),
+        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.return_moments, begun),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
@@ -47,23 +49,31 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> None:
     facts = counters | {
         "format": FORMAT,
         "config": cfg.to_json(),
+        "begun": begun,
         "score": state.mean_score() if len(state.recent_episodes) == state.recent_episodes.maxlen else None,
         "window": list(state.recent_episodes),
         "ranks": ranks.count,
         "files": {name: [len(data), digest(data)] for name, data in files.items()},
     }
-    write_folder(run_dir / "checkpoints" / f"{state.steps:09d}", {"state.json": seal(facts), **files})
-    found = checkpoints(run_dir)
+    with below(run_dir, "checkpoints", make=True) as folder:
+        write_folder(folder, f"{state.steps:09d}", {"state.json": seal(facts), **files})
+        drop_old(folder, checkpoints(run_dir))
+    return files["policy.safetensors"]
+
+
+def drop_old(folder: Folder, found: list[Path]) -> None:
+    """Remove the oldest checkpoints but the best; what is being removed has another name."""
     best = max(found, key=lambda checkpoint: (_score(checkpoint), checkpoint))
     for old in found[:-KEEP]:
         if old != best:
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.writing")))
+            folder.rename(old.name, f".{old.name}.writing")
+            folder.remove(f".{old.name}.writing")
 
 
 def _score(checkpoint: Path) -> float:
     """Mean score of the last 100 episodes before a checkpoint; the least there is where it has none."""
     try:
-        facts = unseal(read_plain(checkpoint / "state.json"))
+        facts = read_state(checkpoint)
         return -math.inf if facts["score"] is None else float(facts["score"])
     except (OSError, ValueError, KeyError, TypeError):
         return -math.inf
@@ -73,16 +83,15 @@ def look(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """A checkpoint's facts and files; raises UserError for another format, ValueError where anything is damaged."""
     name = "state.json"
     try:
-        if checkpoint.is_symlink():
-            raise ValueError("it lies behind a link")
-        facts = unseal(read_plain(checkpoint / name))
-        require_format(facts, checkpoint)
-        files = {}
-        for name in FILES:
-            size, expected = facts["files"][name]
-            files[name] = read_plain(checkpoint / name, size)
-            if digest(files[name]) != expected:
-                raise ValueError("its SHA-256 is not the one in state.json")
+        with below(checkpoint.parent.parent, "checkpoints", checkpoint.name) as folder:
+            facts = unseal(folder.read(name))
+            require_format(facts, checkpoint)
+            files = {}
+            for name in FILES:
+                size, expected = facts["files"][name]
+                files[name] = folder.read(name, size)
+                if digest(files[name]) != expected:
+                    raise ValueError("its SHA-256 is not the one in state.json")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"'{checkpoint / name}' is damaged: {error}") from error
     return facts, files
@@ -107,8 +116,9 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
     else:
         raise UserError(f"no checkpoint in '{run_dir}' is whole: {damage}")
     for bad in aside if ranks.rank == 0 else []:
-        shutil.rmtree(f"{bad}.damaged", ignore_errors=True)
-        bad.rename(f"{bad}.damaged")
+        with below(run_dir, "checkpoints") as folder:
+            folder.remove(f"{bad.name}.damaged")
+            folder.rename(bad.name, f"{bad.name}.damaged")
         note(f"{damage}; its checkpoint is set aside, '{checkpoint}' is used")
     try:
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.config import Config
-from surefoot.errors import Fault, UserError
+from surefoot.errors import Fault, UserError, note
 from surefoot.parallel.launch import world
-from surefoot.runs.files import read_plain, unseal
+from surefoot.runs.files import Folder, below, unseal
 from surefoot.runs.metrics import read
 
 if TYPE_CHECKING:
@@ -65,18 +65,39 @@ RUNTIME_FIELDS = ("save_every", "timeout", "env_restarts", "skip_updates", "eval
 MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *RUNTIME_FIELDS)
 
 
-def read_config(run_dir: Path) -> Config:
-    """The Config of a run directory; from its newest checkpoint, where config.json is gone."""
+def described(run_dir: Path) -> tuple[Config, Path, object]:
+    """The Config of a run directory, the file it is from, and the `own_seal` beside it.
+
+    It is the newest checkpoint's where config.json is gone.
+    """
     file, found = run_dir / "config.json", checkpoints(run_dir)
     wrong = ""
-    for source in [c / "state.json" for c in reversed(found)] if found and not file.exists() else [file]:
+    for folder in reversed(found) if found and not os.path.lexists(file) else [run_dir]:
+        source = file if folder == run_dir else folder / "state.json"
         try:
-            facts = unseal(read_plain(source))
+            facts = read_state(folder) if folder != run_dir else read_facts(run_dir)
             require_format(facts, source)
-            return Config.from_json(facts["config"])
+            return Config.from_json(facts["config"]), source, facts.get("begun")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             wrong = wrong or f"its {source.name} cannot be used ({error})"
     raise UserError(f"'{run_dir}' is not a run directory: {wrong}")
+
+
+def read_config(run_dir: Path) -> Config:
+    """The Config of a run directory."""
+    return described(run_dir)[0]
+
+
+def read_facts(run_dir: Path) -> dict[str, Any]:
+    """What config.json holds; raises OSError or ValueError."""
+    with Folder(run_dir) as folder:
+        return unseal(folder.read("config.json"))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's state.json holds; raises OSError or ValueError."""
+    with below(checkpoint.parent.parent, "checkpoints", checkpoint.name) as folder:
+        return unseal(folder.read("state.json"))
 
 
 def same_run(cfg: Config, run_dir: Path) -> None:
@@ -111,31 +132,51 @@ def require_format(facts: dict[str, Any], where: Path) -> None:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = (p for p in (run_dir / "checkpoints").glob("*") if p.name.isdecimal() and p.is_dir())
-    return sorted(found, key=lambda p: int(p.name))
+    """The whole checkpoints of a run, oldest first; none where they lie behind a link."""
+    try:
+        with below(run_dir, "checkpoints") as folder:
+            names = [name for name in folder.names() if name.isdecimal() and folder.has(name, folder=True)]
+    except OSError:
+        return []
+    return [run_dir / "checkpoints" / name for name in sorted(names, key=int)]
+
+
+def require_no_link(run_dir: Path) -> None:
+    """Raise UserError where the checkpoints lie elsewhere."""
+    if (run_dir / "checkpoints").is_symlink():
+        raise UserError(
+            f"'{run_dir}/checkpoints' lies behind a link, which is not followed: move the whole run instead"
+        )
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
     """How a run was begun and gone on with: commands, versions, machines; empty where it is not known."""
     try:
-        return [dict(entry) for entry in unseal(read_plain(run_dir / "config.json"))["history"]]
+        return [dict(entry) for entry in read_facts(run_dir)["history"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def read_run(run_dir: Path) -> Run:
     """What a run's files say of it."""
-    from surefoot.runs.evaluation import Evaluation
-
     rows = read(run_dir)
     last = rows[-1] if rows else {"step": 0, "seconds": 0.0}
-    file = run_dir / "evaluation.json"
-    result = None
-    if file.exists():
-        facts = json.loads(file.read_text())
-        result = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
-    return Run(run_dir, read_config(run_dir), result, int(last["step"]), float(last["seconds"]))
+    return Run(run_dir, read_config(run_dir), read_evaluation(run_dir), int(last["step"]), float(last["seconds"]))
+
+
+def read_evaluation(run_dir: Path) -> Evaluation | None:
+    """The closing evaluation of a run; None where there is none, or, which is said, where it is damaged."""
+    from surefoot.runs.evaluation import Evaluation
+
+    with Folder(run_dir) as folder:
+        if "evaluation.json" not in folder.names():
+            return None
+        try:
+            facts = json.loads(folder.read("evaluation.json"))
+            return Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            note(f"'{run_dir / 'evaluation.json'}' is damaged and left out: {error}")
+            return None
 
 
 def how_to_go_on(run_dir: Path) -> str:

@@ -244,18 +244,20 @@ def evaluate_run(
     env: EnvSpec | None = None,
     ranks: int = 0,
     progress: Callable[[int], None] | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same.
 
     `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is
-    an MLP or perhaps only this process can make the environment, otherwise for all cores.
+    an MLP or perhaps only this process can make the environment, otherwise for all cores; `env`, `trust`: as for
+    `load_policy`.
     """
     if episodes < 1 or not 0 <= seed < 2**63 or ranks < 0:
         raise UserError(f"episodes {episodes}, seed {seed}, ranks {ranks}: allowed are from 1, from 0, from 0")
     if sticky is not None and not 0 <= sticky < 1:
         raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
     torch.set_num_threads(1)
-    policy, own, facts = load_policy(source, env=env)
+    policy, own, facts = load_policy(source, env=env, trust=trust)
     if env is not None and type(env) is type(own):
         mine, other = make(own), make(env)
         if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):

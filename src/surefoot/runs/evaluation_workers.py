@@ -15,6 +15,7 @@ from typing import Any
 
 from surefoot.errors import Fault, UserError
 from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch
+from surefoot.runs.files import Folder, read_named, replace_file
 
 
 def dealt(
@@ -25,22 +26,23 @@ def dealt(
     `policy`: a policy file's bytes, since the run's own file may change meanwhile.
     """
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "policy").write_bytes(policy)
+        where = Path(folder)
+        replace_file(where / "policy", policy)
         order = json.dumps([folder, episodes, seed, greedy, sys.path])
         try:
-            with counting(Path(folder, "played"), progress):
+            with counting(where / "played", progress):
                 launch([sys.executable, "-m", "surefoot.runs.evaluation_workers", order], count, 1, math.inf)
         except UserError as error:
             if isinstance(error, Fault):
                 raise
             raise UserError(f"{error}; ranks=1 plays in this process, where it can be had") from error
-        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(count)]
+        return [json.loads(read_named(where / str(rank))) for rank in range(count)]
 
 
 @contextmanager
 def counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[None]:
     """While it is open, a thread says how many games have been played: `played` has a byte for each."""
-    played.touch()
+    replace_file(played, b"")
     over = threading.Event()
 
     def look() -> None:
@@ -67,14 +69,15 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
 
     torch.set_num_threads(1)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    policy, env, _ = load_policy(folder / "policy")
-    with open(folder / "played", "ab", buffering=0) as played:
+    policy, env, _ = load_policy(folder / "policy", trust=True)  # our launcher has made sure
+    with Folder(folder) as here:
+        played = here.descriptor("played", os.O_WRONLY | os.O_APPEND)
 
         def progress(_: int) -> None:
-            played.write(b".")
+            os.write(played, b".")
 
         part = evaluate(policy, env, range(rank, episodes, count), seed, greedy, progress=progress)
-    (folder / str(rank)).write_text(json.dumps([part.scores, part.lengths]))
+        here.replace(str(rank), json.dumps([part.scores, part.lengths]).encode())
 
 
 if __name__ == "__main__":

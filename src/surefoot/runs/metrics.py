@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -10,8 +11,8 @@ from pathlib import Path
 from time import time, time_ns
 from typing import Any
 
-from surefoot.errors import note
-from surefoot.runs.files import replace_file
+from surefoot.errors import UserError, note
+from surefoot.runs.files import Folder, below
 
 Row = dict[str, Any]
 
@@ -20,13 +21,15 @@ class Metrics:
     """Both files of one run; opened again after `step` they lose everything later, so nothing stands there twice."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        path = run_dir / "metrics.jsonl"
         kept = [row for row in read(run_dir) if row["step"] <= step]
-        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        with Folder(run_dir) as folder:
+            folder.replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
+            self.file = folder.descriptor("metrics.jsonl", os.O_WRONLY | os.O_APPEND)
         self.waiting = b""
         """rows that could not be written yet"""
-        self.board: Path | None = run_dir / "tb" / f"events.out.tfevents.{time_ns()}.{socket.gethostname()}"
+        self.run_dir, self.name = run_dir, f"events.out.tfevents.{time_ns()}.{socket.gethostname()}"
+        self.board: int | None = -1
+        """descriptor of TensorBoard's file; -1: not there yet; None: given up"""
         start = {"step": step + 1, "session_log": {"status": "START"}}  # what older files have from here on is void
         self.shown = time()
         self.events: list[Row] = [{"wall_time": self.shown} | e for e in ({"file_version": "brain.Event:2"}, start)]
@@ -53,11 +56,16 @@ class Metrics:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         try:
+            if self.board == -1:
+                with below(self.run_dir, "tb", make=True) as folder:
+                    self.board = folder.descriptor(self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             if self.board is not None:
-                self.board.parent.mkdir(exist_ok=True)
-                with open(self.board, "ab") as file:
-                    for event in self.events:
-                        RecordWriter(file).write(Event(**event).SerializeToString())
+                written = io.BytesIO()
+                for event in self.events:
+                    RecordWriter(written).write(Event(**event).SerializeToString())
+                data = written.getvalue()
+                while data:
+                    data = data[os.write(self.board, data) :]
         except Exception as error:  # whatever it has, it is not worth a run
             note(f"TensorBoard's files are given up: {error}")
             self.board = None
@@ -77,17 +85,27 @@ class Metrics:
         self.write("its last rows are lost")
         self.show()
         os.close(self.file)
+        if self.board not in (None, -1):
+            os.close(self.board)
 
 
 def read(run_dir: Path) -> list[Row]:
     """The rows of a run's metrics.jsonl; a last line that was cut off is left out, a damaged one named as well."""
-    path = run_dir / "metrics.jsonl"
-    rows = []
-    for number, line in enumerate(path.read_text(errors="replace").split("\n")[:-1] if path.exists() else [], 1):
+    path, rows = run_dir / "metrics.jsonl", list[Row]()
+    try:
+        with Folder(run_dir) as folder:
+            text = folder.read(path.name).decode(errors="replace") if folder.has(path.name) else ""
+            if not text and os.path.lexists(path) and not folder.has(path.name):
+                note(f"'{path}' is left out: it is no plain file")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' cannot be used ({error}): move it away, and its run goes on without its rows"
+        ) from error
+    for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
             row = json.loads(line)
             row["step"] + 0
             rows.append(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             note(f"line {number} of '{path}' is damaged and left out")
     return rows

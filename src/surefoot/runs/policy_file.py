@@ -7,54 +7,93 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import UserError
 from surefoot.models.policy import Policy
+from surefoot.runs.files import Folder, digest, read_named
+from surefoot.runs.trust import permit, runs_code
 
 BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training
 FORMAT = 4  # of the file; 4: an MLP's layers are pairs
+ALLOW = "allow it with --trust (trust=True), or name the environment yourself with --task (env=)"
 
 
-def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0)) -> bytes:
-    """A policy that loads without its run: safetensors, with environment and network as JSON in its header.
+def policy_bytes(
+    policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0), begun: str = ""
+) -> bytes:
+    """A policy file's bytes.
 
-    Running statistics of observations are among its tensors, those of `returns` in the header.
+    Running statistics of observations are among its tensors, those of `returns` in the header, which has a digest of
+    the tensors as well, and `begun`, the run's `own_seal`.
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
-    facts["returns"] = list(returns)
-    tensors = {k: v.detach().cpu().clone() for k, v in policy.state_dict().items()}
-    return save_tensors(tensors, {"surefoot": json.dumps(facts)})
+    facts |= {"returns": list(returns), "begun": begun}
+    data = save_tensors({k: v.detach().cpu().clone() for k, v in policy.state_dict().items()})
+    header, tensors = split(data)
+    header["__metadata__"] = {"surefoot": json.dumps(facts | {"sha256": digest(tensors)})}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)  # the tensors stay aligned
+    return len(head).to_bytes(8, "little") + head + tensors
+
+
+def split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header and the tensors of a safetensors file; raises ValueError or TypeError where it is none."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return dict(json.loads(data[8:end])), data[end:]
+
+
+def read_policy(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """The policy file that a run directory, checkpoint or file stands for, its header and its tensors, checked."""
+    file = path
+    try:
+        if path.is_dir():
+            with Folder(path) as folder:
+                names = folder.names()
+                file = path / (BEST if BEST in names else "policy.safetensors")
+                if file.name not in names:
+                    raise UserError(f"'{path}' holds no policy.safetensors: name a run directory or a policy file")
+                data = folder.read(file.name)
+        else:
+            data = read_named(path)
+        header, tensors = split(data)
+        facts = json.loads(header["__metadata__"]["surefoot"])
+        if facts["format"] != FORMAT:
+            raise UserError(f"'{file}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
+        if facts.get("sha256", wanted := digest(tensors)) != wanted:  # files of earlier versions have none
+            raise ValueError("its tensors have been changed since it was written")
+        return file, facts, load_tensors(data)
+    except FileNotFoundError:
+        raise UserError(f"there is no file '{path}': name a run directory or a policy file") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
+        raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
 
 
 def load_policy(
-    path: Path | str, device: str = "cpu", env: EnvSpec | None = None
+    path: Path | str, device: str = "cpu", env: EnvSpec | None = None, trust: bool = False
 ) -> tuple[Policy, EnvSpec, dict[str, Any]]:
     """The policy of a run directory (with `eval_every` the best), checkpoint or file, its environment, its header.
 
-    `env` stands in for an environment that only the program which trained could make.
+    `env` stands in for an environment that only the program which trained could make, or that would run code which the
+    file names. Without it, and without `trust`, such a file is refused, unless a run begun here wrote it.
     """
-    path = Path(path)
-    file = path / (BEST if (path / BEST).exists() else "policy.safetensors") if path.is_dir() else path
-    if not file.exists():
-        where = f"'{path}' holds no policy.safetensors" if path.is_dir() else f"there is no file '{path}'"
-        raise UserError(f"{where}: name a run directory or a policy file")
+    file, facts, tensors = read_policy(Path(path))
     try:
-        with safe_open(file, "pt") as opened:
-            facts = json.loads((opened.metadata() or {})["surefoot"])
-            if facts["format"] != FORMAT:
-                raise UserError(f"'{file}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
     lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
-    own = env if env and lost else cfg.env
+    own = env if env and (lost or (env != cfg.env and not trust and runs_code(cfg.env))) else cfg.env
+    if env != own:
+        folder = file.absolute().parent
+        permit(own, file, trust, (folder, folder.parent.parent), facts.get("begun"), ALLOW)
     game = make(own)
     policy = cfg.network.build(game.observation_space, game.action_space)
     game.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from surefoot.errors import Fault, Interrupted, note
 from surefoot.runs.checkpoint import save
 from surefoot.runs.directory import unwritable
 from surefoot.runs.evaluation import evaluate_shared
-from surefoot.runs.files import replace_file
+from surefoot.runs.files import replace_file, silence
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.policy_file import BEST, policy_bytes
 from surefoot.runs.report_card import STAGES, clock
+from surefoot.runs.trust import own_seal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ class Progress:
             yield
         except OSError:
             self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence(sys.stdout)
 
 
 class Reporter:
@@ -129,9 +129,8 @@ class Reporter:
         if self.metrics is not None:
             self.metrics.show()
         try:
-            save(state, self.cfg, self.run_dir, self.ranks)
+            data = save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
-                data = policy_bytes(state.ema_policy(), self.cfg, state.steps, state.return_moments)
                 replace_file(self.run_dir / "policy.safetensors", data)
         except OSError as error:
             if last:
@@ -152,7 +151,9 @@ class Reporter:
             return float("nan")
         if found.mean >= self.best and self.ranks.rank == 0:
             try:
-                replace_file(self.run_dir / BEST, policy_bytes(policy, cfg, state.steps, state.return_moments))
+                begun = own_seal(self.run_dir, cfg.env)
+                data = policy_bytes(policy, cfg, state.steps, state.return_moments, begun)
+                replace_file(self.run_dir / BEST, data)
                 self.best = found.mean
             except OSError as error:
                 note(f"{unwritable(error, self.run_dir)}; the best policy stays the one before")

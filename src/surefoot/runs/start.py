@@ -22,18 +22,24 @@ from surefoot.parallel.launch import choose_ranks, launch, usable_cores, world
 from surefoot.runs.directory import (
     MAY_CHANGE,
     checkpoints,
+    described,
     discard,
     how_to_go_on,
     new_dir,
-    read_config,
+    read_evaluation,
+    read_state,
+    require_no_link,
     same_run,
     unwritable,
 )
-from surefoot.runs.files import read_plain, replace_file, unseal
+from surefoot.runs.files import replace_file
 from surefoot.runs.metrics import read
+from surefoot.runs.trust import permit
 
 if TYPE_CHECKING:
     pass
+
+ALLOW = "resume it with --trust (trust=True)"
 
 
 def start(
@@ -54,10 +60,8 @@ def start(
     saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the program for SIGTERM.
     """
     started = started or perf_counter()
-    if run_dir and (run_dir / "checkpoints").is_symlink():
-        raise UserError(
-            f"'{run_dir}/checkpoints' lies behind a link, which is not followed: move the whole run instead"
-        )
+    if run_dir:
+        require_no_link(run_dir)
     found = checkpoints(run_dir) if run_dir else []
     if is_local(cfg.env):
         if (world() or ranks) > 1:
@@ -122,8 +126,8 @@ def start_seeds(
                 return run_dir, False
             full = [row["return_mean"] for row in read(where) if row["return_window"] == 100]
             scores["best_training"] += [max(full)] if full else []
-            if (where / "evaluation.json").exists():
-                scores["evaluation"].append(json.loads((where / "evaluation.json").read_text())["mean"])
+            if evaluation := read_evaluation(where):
+                scores["evaluation"].append(evaluation.mean)
     finally:
         if given is None:
             discard(run_dir)
@@ -144,18 +148,21 @@ def ranks_of(found: list[Path], num_envs: int) -> int:
     """How many ranks wrote the newest checkpoint that can be read; 0 where there are too few cores now, or none."""
     for checkpoint in reversed(found):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            count = int(unseal(read_plain(checkpoint / "state.json"))["ranks"])
+            count = int(read_state(checkpoint)["ranks"])
             return count if 0 < count <= usable_cores() and num_envs % count == 0 else 0
     return 0
 
 
-def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, **changes: Any) -> bool:
+def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = False, **changes: Any) -> bool:
     """Go on with a run; returns whether it has come to its end.
 
     `changes` may move that (total_steps, total_iterations, max_seconds, stop_at) and how the run is looked after
-    (save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes).
+    (save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes). `trust`: run what the
+    run's files say, although it was begun elsewhere.
     """
-    cfg = read_config(run_dir)
+    require_no_link(run_dir)
+    cfg, file, begun = described(run_dir)
+    permit(cfg.env, file, trust, (run_dir,), begun, ALLOW)
     if not checkpoints(run_dir):
         raise UserError(f"'{run_dir}' has no checkpoint to resume from")
     wrong = set(changes) - set(MAY_CHANGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from surefoot.envs.interface import EnvSpec
 from surefoot.envs.spaces import blank
 from surefoot.errors import UserError
 from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.rng import Purpose, integer, stream
+from surefoot.runs.files import read_named, replace_file
 from surefoot.runs.policy_file import load_policy
 
 Picture = NDArray[np.uint8]
@@ -29,11 +32,13 @@ def video(
     greedy: bool = False,
     every: int = 0,
     max_steps: int = 0,
+    env: EnvSpec | None = None,
+    trust: bool = False,
 ) -> Path:
     """Play one full game with the policy of a run (or policy file) and film it.
 
     `out` ends in .mp4 or .gif (default: game.mp4 beside the policy); `every`: film each so many decisions (0: 1 for
-    mp4, 4 for gif); `max_steps`: stop early. Returns `out`. The file is whole or absent.
+    mp4, 4 for gif); `max_steps`: stop early; `env`, `trust`: as for `load_policy`. Returns `out`, whole or absent.
     """
     source = Path(source)
     out = Path(out or (source if source.is_dir() else source.parent) / "game.mp4")
@@ -41,33 +46,33 @@ def video(
         raise UserError(f"seed {seed}, every {every}, max_steps {max_steps}: allowed are whole numbers from 0")
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"'{out}' must end in .mp4 or .gif")
-    policy, env, _ = load_policy(source)
+    policy, own, _ = load_policy(source, env=env, trust=trust)
     every = every or (4 if out.suffix == ".gif" else 1)
-    game = env.make(render=True)
+    game = (env or own).make(render=True)
     obs = blank(game.observation_space)
     game.reset(integer(seed, Purpose.EVALUATION, 2), obs)
     noise = stream(seed, Purpose.EVALUATION, 3)
     score, step, over = 0.0, 0, False
     values: list[float] = []
-    beside = out.with_name(f".writing-{out.name}")
     try:
-        with _writer(beside) as film:
-            while not over and not (max_steps and step >= max_steps):
-                with torch.no_grad():
-                    dist, value, _ = policy(torch.from_numpy(obs[None]))
-                values.append(float(value))
-                u = torch.from_numpy(noise.random((1, *policy.draws), np.float32))
-                action = (dist.greedy() if greedy else dist.sample(u))[0].tolist()
-                if step % every == 0:
-                    odds, taken = _bars(dist, action)
-                    film.append_data(_frame(game.render(), game.action_names, odds, taken, values, score, step))
-                reward, terminated, truncated = game.step(action, obs)
-                score, step, over = score + reward, step + 1, (terminated or truncated) and not game.life_lost
-        beside.replace(out)
+        with TemporaryDirectory() as private:  # that others cannot write into
+            film_file = Path(private, f"film{out.suffix}")
+            with _writer(film_file) as film:
+                while not over and not (max_steps and step >= max_steps):
+                    with torch.no_grad():
+                        dist, value, _ = policy(torch.from_numpy(obs[None]))
+                    values.append(float(value))
+                    u = torch.from_numpy(noise.random((1, *policy.draws), np.float32))
+                    action = (dist.greedy() if greedy else dist.sample(u))[0].tolist()
+                    if step % every == 0:
+                        odds, taken = _bars(dist, action)
+                        film.append_data(_frame(game.render(), game.action_names, odds, taken, values, score, step))
+                    reward, terminated, truncated = game.step(action, obs)
+                    score, step, over = score + reward, step + 1, (terminated or truncated) and not game.life_lost
+            replace_file(out, read_named(film_file))
     except (OSError, RuntimeError) as error:  # the latter where there is no ffmpeg
         raise UserError(f"'{out}' cannot be written: {error}") from error
     finally:
-        beside.unlink(missing_ok=True)
         game.close()
     return out
 

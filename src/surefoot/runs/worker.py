@@ -36,10 +36,11 @@ from surefoot.parallel.ranks import Ranks, join
 from surefoot.runs.checkpoint import restore
 from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
 from surefoot.runs.evaluation import evaluate_shared
-from surefoot.runs.files import alone_in, replace_file, seal
-from surefoot.runs.policy_file import BEST, load_policy
+from surefoot.runs.files import Folder, alone_in, replace_file, seal
+from surefoot.runs.policy_file import BEST, load_policy, read_policy
 from surefoot.runs.report_card import card, curve
 from surefoot.runs.reporter import Progress, Reporter
+from surefoot.runs.trust import own_seal
 
 
 def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
@@ -71,8 +72,9 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         if ranks.rank == 0:
             write_config(cfg, run_dir)
             begun = () if state.steps else (BEST,)
-            for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
-                (run_dir / name).unlink(missing_ok=True)
+            with Folder(run_dir) as folder:
+                for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
+                    folder.remove(name)
         goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
         who = f"{cfg.num_envs} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
         reporter.say(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}")
@@ -97,9 +99,9 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float
     """Give a policy the weights of another run's, where there is one to start from; returns how its returns varied."""
     if source is None:
         return 0.0, 0.0, 0.0
-    theirs, _, facts = load_policy(source)
+    _, facts, tensors = read_policy(source)  # its environment is not made: the tensors fit ours, or do not
     try:
-        policy.load_state_dict(theirs.state_dict())
+        policy.load_state_dict(tensors)
     except RuntimeError as error:
         task = facts["task"]
         raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
@@ -134,7 +136,12 @@ def agree_on(number: float, run_dir: Path, ranks: Ranks) -> None:
 def write_config(cfg: Config, run_dir: Path) -> None:
     """Write config.json: the Config, and how this run was begun and gone on with."""
     before = history(run_dir) if checkpoints(run_dir) else []
-    facts = {"format": FORMAT, "config": cfg.to_json(), "history": [*before, {"command": sys.argv, **machine()}]}
+    facts = {
+        "format": FORMAT,
+        "config": cfg.to_json(),
+        "begun": own_seal(run_dir, cfg.env),
+        "history": [*before, {"command": sys.argv, **machine()}],
+    }
     replace_file(run_dir / "config.json", seal(facts))
 
 
@@ -231,7 +238,7 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     if cfg.eval_episodes:
-        policy = load_policy(run_dir, cfg.device)[0] if (run_dir / BEST).exists() else state.ema_policy()
+        policy = load_policy(run_dir, cfg.device, cfg.env)[0] if (run_dir / BEST).exists() else state.ema_policy()
         episodes = range(cfg.eval_episodes)
         result = evaluate_shared(policy, cfg.env, episodes, cfg.seed, ranks, state.envs.heartbeat, progress.show)
     if ranks.rank:
@@ -241,7 +248,7 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         replace_file(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
         progress.show("filming a game", True)
         try:
-            pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000).name)
+            pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
         except Exception as error:  # whatever an environment has against it, the run is good all the same
             progress.show(f"no film: {error}", True)
     text = card(run_dir, cfg, state, result, pictures)

@@ -1,0 +1,107 @@
+"""A file never names code: which environments are made because a file says so, and which only where a user agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import stat
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from surefoot.envs.gym import Gymnasium
+from surefoot.envs.interface import EnvSpec
+from surefoot.errors import UserError
+from surefoot.runs.files import Folder, locked
+
+OURS = ("gymnasium.", "ale_py.")  # whose registered environments are made without asking
+PLAIN = re.compile(
+    r"""[A-Za-z_]\w*=(?:[+-]?\w[\w.+-]*|'\w[\w.-]*'|"\w[\w.-]*")""", re.ASCII
+)  # a number or word; no path
+
+
+def runs_code(env: EnvSpec) -> str:
+    """What making an environment would run beside surefoot, Gymnasium and ALE; empty where that is nothing.
+
+    Nothing is imported to find it out: an id is looked up among those that Gymnasium has already.
+    """
+    if not isinstance(env, Gymnasium):
+        return ""
+    import gymnasium
+
+    spec, odd = gymnasium.registry.get(env.id), [text for text in env.kwargs if not PLAIN.fullmatch(text)]
+    unknown = spec is None and re.fullmatch(r"[\w/.-]+-v\d+", env.id, re.ASCII)  # which Gymnasium refuses by itself
+    point = str(spec.entry_point if spec else "")
+    known = spec and isinstance(spec.entry_point, str) and point.startswith(OURS) and not spec.additional_wrappers
+    if (known or unknown) and not odd:
+        return ""
+    module, _, name = env.id.rpartition(":")
+    what = f"import {module} and make {name}" if module else f"make {env.id}"
+    what += f" with {' '.join(env.kwargs)}" if env.kwargs else ""
+    what += f", which is {point}" if spec else ""
+    return ascii(what[:200])[1:-1]
+
+
+def permit(env: EnvSpec, file: Path, trust: bool, run_dirs: tuple[Path, ...], begun: object, cure: str) -> None:
+    """Raise UserError where the environment that `file` describes would run code and nobody has agreed to that.
+
+    `trust`: its user has; `begun`: the `seal` beside the description, good where it is that of one of `run_dirs`.
+    """
+    what = runs_code(env)
+    if what and not trust and not any(isinstance(begun, str) and is_own(run, env, begun) for run in run_dirs):
+        raise UserError(f"'{file}' asks to {what}, and was not written by a run begun here: where you trust it, {cure}")
+
+
+def own_seal(run_dir: Path, env: EnvSpec) -> str:
+    """What a run writes beside its environment's description, and only this user can; empty where there is no key.
+
+    HMAC-SHA-256 over the directory, as its real path and number on the disk, and the description.
+    """
+    try:
+        key = user_key()
+        place = [os.path.realpath(run_dir), os.stat(run_dir).st_ino]
+    except (OSError, ValueError, RuntimeError, TimeoutError):
+        return ""
+    message = json.dumps(["surefoot run", *place, type(env).__name__, asdict(env)], sort_keys=True).encode()
+    return hmac.new(key, message, hashlib.sha256).hexdigest()
+
+
+def is_own(run_dir: Path, env: EnvSpec, begun: str) -> bool:
+    """Whether the run was begun by this user, in this directory, with this environment."""
+    return begun.isascii() and begun != "" and hmac.compare_digest(own_seal(run_dir, env), begun)
+
+
+def user_key() -> bytes:
+    """32 random bytes that only this user can read, made where there are none; raises OSError or ValueError."""
+    where = state_dir()
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with Folder(where) as folder, locked(folder, 2.0):
+        private(os.stat(folder.handle if folder.handle is not None else where))
+        if not folder.has("key"):
+            handle = folder.descriptor("key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+        with suppress(FileNotFoundError):
+            private(os.stat(folder.at("key"), dir_fd=folder.handle, follow_symlinks=False))
+        return folder.read("key", 32)
+
+
+def private(found: os.stat_result) -> None:
+    """Raise ValueError where others than this user may read or write."""
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077):
+        raise ValueError("others have access to it")
+
+
+def state_dir() -> Path:
+    """Where this user's programs keep what they remember."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local", "surefoot")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "surefoot"
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".local" / "state") / "surefoot"
