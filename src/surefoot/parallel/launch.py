@@ -125,7 +125,7 @@ def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int
     sentences are passed on at once; the rest at the end, and only the failed rank's. Raises the UserError or Fault
     that the failed rank has left, KeyboardInterrupt where the signal came when no rank could save.
     """
-    loopback = socket.if_indextoname(1)  # whatever it is called, it is the first on Linux and macOS
+    loopback = dict(socket.if_nameindex()).get(1, "lo")  # whatever it is called, it is the first on Linux and macOS
     shared = os.environ | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": loopback}
     shared |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     ranks: list[subprocess.Popen[bytes]] = []
