@@ -262,14 +262,14 @@ def test_spaces_that_do_not_fit_are_refused() -> None:
 def test_the_summary_counts_and_points_out_growth() -> None:
     lesson = surefoot.summary("pong-lesson")
     assert "334,897 parameters" in lesson
-    assert "no layer puts out more" in lesson
+    assert "no layer has more outputs" in lesson
     from dataclasses import replace
 
     from surefoot.presets import PONG
 
     grown = surefoot.summary(replace(PONG, network=SmallCNN(filters=(64, 32))))
-    assert "put out more than goes in" in grown
-    assert "12,800 numbers in, 23,104 out" in grown  # 64 x 19 x 19
+    assert "have more outputs than inputs" in grown
+    assert "12,800 inputs, 23,104 outputs" in grown  # 64 x 19 x 19
 
 
 def test_continuous_actions_begin_with_the_deviation_that_was_asked_for() -> None:

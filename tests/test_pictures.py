@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surefoot.algorithm.objectives import ClippedSurrogate, Surrogate
-from surefoot.commands.pictures import EPSILON, PICTURES, START, ascend, average_reward, games, model, picture
+from surefoot.commands.pictures import EPSILON, PICTURES, START, all_episodes, ascend, average_reward, model, picture
 from surefoot.errors import UserError
 
 OBJECTIVES = [Surrogate(), ClippedSurrogate(EPSILON)]
@@ -37,7 +37,7 @@ def truth(theta: torch.Tensor) -> float:
 
 
 def test_games_are_all_there_is_each_once() -> None:
-    action, reward, ended = games()
+    action, reward, ended = all_episodes()
     assert action.shape == reward.shape == ended.shape == (12, 4096)
     assert len({tuple(column) for column in action.T.tolist()}) == 4096
     assert ended[-1].all()
@@ -45,7 +45,7 @@ def test_games_are_all_there_is_each_once() -> None:
 
 
 def test_rewards_of_single_games_by_hand() -> None:
-    action, reward, _ = games()
+    action, reward, _ = all_episodes()
     found = {tuple(a): r for a, r in zip(action.T.tolist(), reward.T.tolist(), strict=True)}
     assert found[(0,) * 12] == [0] * 12
     assert found[(1,) * 12] == [1] * 9 + [-29] + [1, 1]  # the tenth step leads over the edge: 1 - 30
@@ -108,7 +108,7 @@ def test_the_clipped_ascent_holds_before_the_cliff() -> None:
 def test_the_first_step_of_both_ascents_goes_up_the_true_slope() -> None:
     slope = (programme(START + 1e-5) - programme(START - 1e-5)) / 2e-5
     for objective in OBJECTIVES:
-        path = ascend(objective, steps=1, rate=0.01)
+        path = ascend(objective, steps=1, learning_rate=0.01)
         assert len(path) == 2
         assert path[1].item() - START == pytest.approx(0.01 * slope, abs=1e-7)
 

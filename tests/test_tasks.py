@@ -21,7 +21,7 @@ from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import initial
 from surefoot.commands.cli import main
 from surefoot.config import Config
-from surefoot.envs.gym import Gymnasium, mujoco_warning
+from surefoot.envs.gym import Gymnasium, note_once
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN
 from surefoot.parallel.ranks import Alone
@@ -216,7 +216,7 @@ def test_mujoco_warns_once_and_writes_no_file(
     mujoco = pytest.importorskip("mujoco")
     monkeypatch.chdir(tmp_path)
     Gymnasium("HalfCheetah-v5").make().close()
-    mujoco_warning.cache_clear()
+    note_once.cache_clear()
     capfd.readouterr()
     for _ in range(3):
         mujoco.MjModel.from_xml_string("<mujoco><compiler settotalmass='1'/><worldbody/></mujoco>")
@@ -248,7 +248,7 @@ def test_arguments_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert find("HalfCheetah-v5", kwargs=("reset_noise_scale=0.0",)).env.kwargs == ("reset_noise_scale=0.0",)
     assert find("FrozenLake-v1", {"map_name": "8x8", "is_slippery": False}).env.make().observation_space.n == 64
     for task, kwargs, says in (
-        ("FrozenLake-v1", {"desc": object()}, "numbers and words"),
+        ("FrozenLake-v1", {"desc": object()}, "numbers and strings"),
         ("pong", {"a": 1}, "no kwargs"),
     ):
         with pytest.raises(UserError, match=says):

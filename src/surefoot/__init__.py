@@ -1,6 +1,6 @@
 """surefoot: policy gradients that climb without falling off the cliff.
 
-The command line's twins. They import what they need when they are called:
+A function for each command; heavy modules are imported when it is called:
 
     import surefoot
     run = surefoot.train("pong", seed=1, total_steps=1_000_000)
@@ -37,14 +37,14 @@ def train(
     quiet: bool = False,
     **fields: Any,
 ) -> Run:
-    """Train `task` (or go on with the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
+    """Train `task` (or continue the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
 
-    `task`: a name, a Config, a function that makes a Gymnasium environment (of any number of ranks where it can be
-    imported, of one otherwise; where it takes `num_envs`, a VectorEnv), or an environment, of which every game gets a
-    copy (one rank). `fields` change the task's Config; `source`: start from this run's policy; `ranks`: processes, 0
-    for all cores where the network sees images, else one.
-    Raises UserError for a mistake, Fault (a UserError too) for what the run cannot go on with. Ctrl-C and SIGTERM save
-    first and then do what they always do: KeyboardInterrupt, and the end of the program.
+    `task`: a name, a Config, a function that makes a Gymnasium environment (a VectorEnv, if it takes `num_envs`; on
+    several ranks one that can be imported), or an environment, which is copied (one rank). `fields` change the task's
+    Config; `source`: start from this run's policy; `ranks`: processes, 0: one per core where the network sees images,
+    otherwise one.
+    Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
+    then do what they always do: KeyboardInterrupt, and the end of the program.
     """
     from surefoot.presets import find
     from surefoot.runs.start import start
@@ -63,7 +63,7 @@ def train_seeds(
     quiet: bool = False,
     **fields: Any,
 ) -> list[Run]:
-    """Train several runs that differ in their seed alone; what they have in common is in `seeds.json`."""
+    """Train several runs that differ only in their seed; `seeds.json` has the summary of their scores."""
     from surefoot.presets import find
     from surefoot.runs.start import start_seeds
 
@@ -73,7 +73,7 @@ def train_seeds(
 
 
 def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, trust: bool = False, **end: Any) -> Run:
-    """Go on with a run; `end` may move total_steps, total_iterations, max_seconds, stop_at.
+    """Continue a run; `end` may change total_steps, total_iterations, max_seconds, stop_at.
 
     `trust`: run the code that its files name, although it was not begun by this user in this directory.
     """
@@ -100,11 +100,11 @@ def evaluate(
     ranks: int = 0,
     trust: bool = False,
 ) -> Evaluation:
-    """Play full games with fresh seeds with the policy of a run or policy file.
+    """Play episodes with fresh seeds with the policy of a run or policy file.
 
-    `env`: None for its own, or what `train` takes, where it looks the same; `sticky`: of an Atari console, None for its
-    own; `ranks`: processes, 0 for all cores with Atari and module:function with images, else one; `trust`: run the code
-    that the file names, although no run begun here wrote it.
+    `env`: None for its own, or what `train` takes with the same observations and actions; `sticky`: probability of
+    sticky actions (Atari), None for its own; `ranks`: processes, 0: one per core for Atari and module:function with
+    images, otherwise one; `trust`: run the code that the file names, although no run begun here wrote it.
     """
     from surefoot.envs.interface import EnvSpec
     from surefoot.presets import find
@@ -137,7 +137,7 @@ def video(
     env: EnvSpec | None = None,
     trust: bool = False,
 ) -> Path:
-    """Film a full game, action probabilities and value beside it; `out` ends in .mp4 or .gif.
+    """Record an episode with action probabilities and value beside the frames; `out` ends in .mp4 or .gif.
 
     `env`, `trust`: as for `evaluate`.
     """
@@ -147,7 +147,7 @@ def video(
 
 
 def summary(task: str | Config) -> str:
-    """The layers of the task's network."""
+    """The layers of the task's network as a table."""
     from surefoot.commands import summary as layers
     from surefoot.presets import find
 
@@ -155,7 +155,7 @@ def summary(task: str | Config) -> str:
 
 
 def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields: Any) -> list[Speed]:
-    """Measure the task's decisions per second with 1, 2, ... ranks, or with `ranks` alone."""
+    """Measure environment steps per second of the task with 1, 2, ... ranks, or only with `ranks`."""
     from surefoot.commands import benchmark as benching
     from surefoot.presets import find
 
@@ -163,7 +163,7 @@ def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields:
 
 
 def picture(name: str, out: Path | str | None = None) -> Path:
-    """Draw one of the lesson's pictures: cliff, clipped or clipped-explained."""
+    """Draw one of the lesson's figures: cliff, clipped or clipped-explained."""
     from surefoot.commands import pictures
 
     return pictures.picture(name, out)

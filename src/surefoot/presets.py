@@ -1,4 +1,4 @@
-"""The tasks: the lesson's two, the six rungs of the ladder, the tuned ones. Each is a Config."""
+"""The presets, each a Config: the lesson's two, the six steps of the ladder, and the tuned ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from surefoot.other_words import OPTIONS, in_python
 
 LESSON_GAME = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), noop_max=0, opening=5, settle=True, palette=True)
 
-# The lesson as it was taught: 8 games, 320 decisions from the start, 500 "episodes", each one rollout.
+# The lesson as it was taught: 8 environments, 320 steps from the reset, 500 "episodes", each one rollout.
 LESSON = Config(
     task="pong-lesson",
     env=LESSON_GAME,
@@ -45,7 +45,7 @@ LESSON = Config(
 
 LESSON_REINFORCE = replace(LESSON, task="pong-reinforce", objective=Reinforce(), num_epochs=1)
 
-# The ladder: each rung changes what the line says, and nothing else (a test holds it to that).
+# The ladder from REINFORCE to PPO: each step changes only what its line says, and a test checks that.
 RUNG_0 = replace(
     LESSON,
     task="reinforce",
@@ -117,7 +117,7 @@ ATARI = Config(
     bf16=True,
 )
 
-# Breakout as Pong is learned, in 1,538 rollouts of smaller steps.
+# Breakout with the settings of `pong`, but a smaller KL divergence per update; 1,538 rollouts.
 BREAKOUT = replace(
     PONG,
     network=SmallCNN(background=0.0, scale=255.0),
@@ -129,7 +129,7 @@ BREAKOUT = replace(
 
 TUNED_GAMES = {"breakout": BREAKOUT, "beam_rider": replace(BREAKOUT, total_steps=10_002_432)}
 
-# Continuous control, and any other environment with vectors to see: see docs/log.md for how it came to this.
+# Continuous control, and any other environment with vector observations; how it was tuned is in docs/log.md.
 CONTROL = Config(
     task="control",
     env=Gymnasium("Walker2d-v5"),
@@ -149,23 +149,18 @@ CONTROL = Config(
     ema_decay=0.9,
     total_steps=1_001_472,  # 978 rollouts
 )
-STEADY = replace(CONTROL, num_steps=(256,), learning_rate=LinearRate(3e-4))  # comes to rest at the end
-BALANCE = replace(STEADY, normalize=OverBatch(memory=0.9), entropy=Entropy(0.003, end_factor=0.0))
-BONUS = Entropy(0.01, end_factor=0.0, until=0.75)
-EXPLORE = replace(STEADY, advantage=GAE(gamma=0.99, gae_lambda=0.9), entropy=BONUS, learning_rate=LinearRate(5e-4))
-LANDER_RATE = AdaptiveRate(initial=1e-3, desired_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4)
-FAR = GAE(gamma=0.999, gae_lambda=0.98)
+CONTROL_LINEAR = replace(CONTROL, num_steps=(256,), learning_rate=LinearRate(3e-4))
 LANDER = replace(
     CONTROL,
     num_envs=16,
     num_steps=(256,),
-    advantage=FAR,
+    advantage=GAE(gamma=0.999, gae_lambda=0.98),
     recompute=False,
     minibatch_size=256,
-    learning_rate=LANDER_RATE,
+    learning_rate=AdaptiveRate(initial=1e-3, desired_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4),
     ema_decay=0.8,
 )
-IMAGES = replace(ATARI, task="images", reward=ScaledReward(), bf16=False)  # other pixels than Atari's
+IMAGES = replace(ATARI, task="images", reward=ScaledReward(), bf16=False)  # images other than Atari's
 
 
 def _tuned(task: str, cfg: Config, **fields: Any) -> Config:
@@ -179,45 +174,58 @@ TUNED = (
     _tuned("LunarLander-v3", LANDER, reward=RawReward(), entropy=Entropy(0.01), num_epochs=4, minibatch_size=512),
     _tuned("LunarLanderContinuous-v3", LANDER),
     _tuned("BipedalWalker-v3", CONTROL, total_steps=3_000_320),
-    _tuned("Hopper-v5", CONTROL, network=MLP(running=True, std=1.0)),  # with less noise it may end in standing still
-    _tuned("InvertedDoublePendulum-v5", BALANCE, advantage=GAE(gamma=0.98, gae_lambda=0.95)),
-    _tuned("Reacher-v5", STEADY),
-    _tuned("HalfCheetah-v5", EXPLORE, network=MLP(running=True, std=0.37)),
-    _tuned("Swimmer-v5", CONTROL, advantage=GAE(gamma=0.9999, gae_lambda=0.95)),  # a stroke pays late
+    _tuned("Hopper-v5", CONTROL, network=MLP(running=True, std=1.0)),  # with a smaller std it may learn to stand still
+    _tuned(
+        "InvertedDoublePendulum-v5",
+        CONTROL_LINEAR,
+        advantage=GAE(gamma=0.98, gae_lambda=0.95),
+        normalize=OverBatch(memory=0.9),
+        entropy=Entropy(0.003, end_factor=0.0),
+    ),
+    _tuned("Reacher-v5", CONTROL_LINEAR),
+    _tuned(
+        "HalfCheetah-v5",
+        CONTROL_LINEAR,
+        network=MLP(running=True, std=0.37),
+        advantage=GAE(gamma=0.99, gae_lambda=0.9),
+        entropy=Entropy(0.01, end_factor=0.0, until=0.75),
+        learning_rate=LinearRate(5e-4),
+    ),
+    _tuned("Swimmer-v5", CONTROL, advantage=GAE(gamma=0.9999, gae_lambda=0.95)),  # the reward of a stroke comes late
     *(_tuned(id, CONTROL) for id in ("Walker2d-v5", "InvertedPendulum-v5")),
 )
 
-ATARI_ID = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")  # the first with sticky actions, as Gymnasium registers them
+ATARI_ID = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")  # the first has sticky actions, as registered in Gymnasium
 
 PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE, *TUNED)}
 
 
 def by_spaces(env: Gymnasium) -> Config:
-    """The Config of an environment that is no preset: convolutions for images, otherwise fully connected layers."""
+    """The Config of an environment without a preset: a CNN for images, otherwise an MLP."""
     import gymnasium
 
     from surefoot.envs.interface import make
     from surefoot.envs.spaces import parts
 
-    game = make(env)
+    made = make(env)
     if "ale_py" in str(getattr(gymnasium.registry.get(env.id), "entry_point", "")):
         name = re.sub(r"(NoFrameskip)?-v\d+$", "", env.id)
         raise UserError(f"'{env.id}' shows raw screens: choose ALE/{name}-v5 (sticky actions) or {name}NoFrameskip-v4")
-    images = any(part.is_image() for part in parts(game.observation_space))
-    game.close()
+    images = any(part.is_image() for part in parts(made.observation_space))
+    made.close()
     return replace(IMAGES if images else CONTROL, task=env.id, env=env)
 
 
 def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: Any) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
-    `kwargs`: what a Gymnasium id or `module:function` is made with, as a dict or as NAME=VALUE; its spaces may depend
-    on that. Raises UserError with the nearest names where there is none.
+    `kwargs`: keyword arguments for a Gymnasium id or `module:function`, as a dict or as NAME=VALUE. Raises UserError,
+    with the nearest names for an unknown task.
     """
     if isinstance(kwargs, Mapping):
         given, kwargs = dict(kwargs), [f"{name}={value!r}" for name, value in kwargs.items()]
         if repr(parse_kwargs(kwargs)) != repr(given):
-            raise UserError(f"kwargs hold more than numbers and words ({given}): give a function of no arguments")
+            raise UserError(f"kwargs hold more than numbers and strings ({given}): give a function without arguments")
     kwargs = tuple(kwargs)
     if isinstance(task, Config):
         cfg = task
@@ -226,8 +234,8 @@ def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: An
     elif isinstance(task, str) and (atari := ATARI_ID.fullmatch(task)):
         name = (atari[1] or atari[2]).replace("3D", "_3d")
         rom = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
-        game = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
-        cfg = replace(TUNED_GAMES.get(rom, ATARI), env=game, task=task)
+        env = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
+        cfg = replace(TUNED_GAMES.get(rom, ATARI), env=env, task=task)
     elif not isinstance(task, str):
         cfg = by_spaces(describe(task))
     elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+|[\w.]+:[\w.]+", task):

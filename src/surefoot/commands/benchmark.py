@@ -1,4 +1,4 @@
-"""`surefoot bench`: how fast a task runs on this machine, as a whole and stage by stage, on 1 to N ranks."""
+"""`surefoot bench`: environment steps per second of training, as a whole and by stage, with 1 to N ranks."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ if TYPE_CHECKING:
     from surefoot.algorithm.rollout import Rollout
     from surefoot.algorithm.state import State
 
-WARM = 2  # iterations before the clock starts: memory is found, PyTorch has chosen its kernels
+WARM_UP = 2  # iterations before the measurement: memory is allocated, PyTorch has chosen its kernels
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Decisions per second of all ranks together; a stage's is what it would be if the others took no time."""
+    """Environment steps per second of all ranks together; for a stage, as if the other stages took no time."""
 
     ranks: int
     bare: float
-    """the environment alone, random actions, nothing looked at: the machine's measure"""
+    """the environments alone, with random actions and no preprocessing"""
     emulate: float
-    """games with preprocessing and resets"""
+    """environments with preprocessing and resets"""
     act: float
-    """the policy, one observation of every game at a time"""
+    """action selection"""
     learn: float
-    """credit and all epochs"""
+    """advantages and all epochs of updates"""
     loop: float
-    """the whole iteration"""
+    """whole iterations"""
 
 
-def bare(env: EnvSpec, seconds: float) -> float:
-    """Steps per second of one environment alone in this process; an emulator plays a decision's frames in one call."""
-    game: Any = env.make()
-    if isinstance(env, Gymnasium):
-        world, space = game.env, game.env.action_space
+def bare(spec: EnvSpec, seconds: float) -> float:
+    """Steps per second of one environment alone in this process; an emulator plays the frames of a step in one call."""
+    made: Any = spec.make()
+    if isinstance(spec, Gymnasium):
+        env, space = made.env, made.env.action_space
         space.seed(0)
         actions = [space.sample() for _ in range(512)]
-        world.reset(seed=0)
+        env.reset(seed=0)
 
         def step(action: Any) -> None:
-            _, _, terminated, truncated, _ = world.step(action)
+            _, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
-                world.reset()
+                env.reset()
     else:
         import ale_py
 
-        ale, actions = ale_py.ALEInterface(), random.Random(0).choices(game.buttons, k=512)
+        ale, actions = ale_py.ALEInterface(), random.Random(0).choices(made.buttons, k=512)
         ale.setInt("random_seed", 0)
         ale.setFloat("repeat_action_probability", 0.0)
-        ale.setInt("frame_skip", env.frame_skip[-1])
-        ale.loadROM(str(ale_py.roms.get_rom_path(env.game if isinstance(env, Atari) else "pong")))
+        ale.setInt("frame_skip", spec.frame_skip[-1])
+        ale.loadROM(str(ale_py.roms.get_rom_path(spec.game if isinstance(spec, Atari) else "pong")))
 
         def step(action: Any) -> None:
             ale.act(action)
@@ -81,14 +81,14 @@ def bare(env: EnvSpec, seconds: float) -> float:
             for action in actions:
                 step(action)
         except Exception as error:
-            raise Fault(f"the environment {env} failed: {type(error).__name__}: {error}") from error
+            raise Fault(f"the environment {spec} failed: {type(error).__name__}: {error}") from error
         steps += len(actions)
-    game.close()
+    made.close()
     return steps / spent
 
 
 class Stopwatch:
-    """The loop's callback that measures: each stage, and the whole, for `seconds` after the first iterations."""
+    """A training callback that times each stage and the whole loop for `seconds` after the warm-up."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.begun, self.ended = seconds, float("inf"), 0.0
@@ -99,7 +99,7 @@ class Stopwatch:
 
     def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
         self.ended = perf_counter()
-        if state.iteration <= WARM:
+        if state.iteration <= WARM_UP:
             self.begun = self.ended
             return
         self.steps += len(rollout.reward)
@@ -121,7 +121,7 @@ class Stopwatch:
 
 
 def measure(cfg: Config, seconds: float) -> Speed:
-    """Be one rank of a measurement; the bare environment runs on all ranks at once, before the loop and after it."""
+    """One rank's measurement; the environments alone run on all ranks at once, before training and after it."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -134,7 +134,7 @@ def measure(cfg: Config, seconds: float) -> Speed:
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
     state = initial(cfg, ranks, Heartbeat.of(cfg.num_envs // ranks.count, os.environ.get(VARIABLE)))
-    ranks.any(False)  # all begin together
+    ranks.any(False)  # all ranks begin at the same time
     before, watch = bare(cfg.env, seconds / 4), Stopwatch(seconds)
     train(cfg, state, ranks, watch)
     after = bare(cfg.env, seconds / 4)
@@ -146,18 +146,18 @@ def measure(cfg: Config, seconds: float) -> Speed:
 
 
 def bench(cfg: Config, seconds: float = 5.0, ranks: int = 0) -> Iterator[Speed]:
-    """Measure on 1, 2, ... ranks as the games divide and the usable cores allow, or on `ranks` alone.
+    """Measure with `ranks`, or with each of 1, 2, ... ranks that divides the environments, up to the number of cores.
 
     Raises UserError for a user's mistake, Fault where a rank has failed.
     """
     if not 0 < seconds < float("inf"):
         raise UserError(f"seconds is {seconds}; allowed is above 0, finite")
     possible = [n for n in range(1, usable_cores() + 1) if cfg.num_envs % n == 0]
-    return (launched(cfg, seconds, n) for n in ([choose_ranks(ranks, cfg.num_envs)] if ranks else possible))
+    return (launch_ranks(cfg, seconds, n) for n in ([choose_ranks(ranks, cfg.num_envs)] if ranks else possible))
 
 
-def launched(cfg: Config, seconds: float, count: int) -> Speed:
-    """Measure on so many ranks."""
+def launch_ranks(cfg: Config, seconds: float, count: int) -> Speed:
+    """Measure with `count` ranks, in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "speed.json")
         order = json.dumps([cfg.to_json(), seconds, str(out)])
@@ -166,27 +166,26 @@ def launched(cfg: Config, seconds: float, count: int) -> Speed:
 
 
 def print_bench(cfg: Config, seconds: float, ranks: int, as_json: bool) -> None:
-    """Print the measurements as they come, or as one JSON object."""
+    """Print each measurement when it is ready, or all as one JSON object."""
     speeds = bench(cfg, seconds, ranks)
     if as_json:
-        figures = [asdict(speed) for speed in speeds]
+        rows = [asdict(speed) for speed in speeds]
         from surefoot.runs.worker import machine
 
-        print(json.dumps({"task": cfg.task, "config": cfg.to_json(), "machine": machine(), "speeds": figures}))
+        print(json.dumps({"task": cfg.task, "config": cfg.to_json(), "machine": machine(), "speeds": rows}))
         return
-    parts = cfg.minibatches(cfg.num_steps[0])
-    size = cfg.minibatch_size or "all"
-    print(
-        f"{cfg.task}: {cfg.num_envs} games x {cfg.num_steps[0]} decisions, {cfg.num_epochs} x {parts} updates of {size}"
-    )
+    rollout = f"{cfg.num_envs} environments x {cfg.num_steps[0]} steps"
+    size = cfg.minibatch_size or "the whole rollout"
+    updates = f"{cfg.num_epochs} epochs of {cfg.minibatches(cfg.num_steps[0])} minibatches of {size}"
+    print(f"{cfg.task}: {rollout}, {updates}")
     print(f"{'ranks':>5}{'bare':>10}{'emulate':>10}{'act':>10}{'learn':>10}{'loop':>10}   of bare")
     for s in speeds:
         row = "".join(f"{rate:>10,.0f}" for rate in (s.bare, s.emulate, s.act, s.learn, s.loop))
         print(f"{s.ranks:>5}{row}{s.loop / s.bare:>10.1%}", flush=True)
-    print("decisions per second of all ranks; a stage's as if the others took no time; bare: the environment alone")
+    print("environment steps per second of all ranks; a stage as if the others took no time; bare: environments alone")
 
 
-if __name__ == "__main__":  # one rank of a measurement, as `bench` launches it
+if __name__ == "__main__":  # one rank of a measurement
     die_with_launcher()
     config, duration, out = json.loads(sys.argv[1])
     try:

@@ -1,4 +1,4 @@
-"""The command line. Each command is a dataclass with its options; heavy modules are imported only when it runs."""
+"""The command line: each command is a dataclass of its options; torch and numpy are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from surefoot.errors import Fault, UserError, note
 from surefoot.other_words import on_command_line
 from surefoot.presets import PRESETS, find
 
-STARTED = time.perf_counter()  # the race's clock counts from here
+STARTED = time.perf_counter()  # the start of the process, for the time to a score
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a policy on TASK, evaluate it on full games, and write a report card."""
+    """Train a policy on TASK, evaluate it, and write a report card."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     run_dir: Path | None = None
-    """where the run is written; default: runs/TASK-DATE-TIME. A run that is there with the same options goes on"""
+    """run directory, where a run with the same options is continued; default: runs/TASK-DATE-TIME"""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """start from the policy of this run or policy file"""
     ranks: int = 0
-    """processes that share the games; 0: for images the largest divisor of the games within the cores, else 1"""
+    """processes that share the environments; 0: one per core where the network sees images, otherwise one"""
     seeds: int = 1
-    """train so many runs, with this seed and those after it, and say what they have in common"""
+    """number of runs, with this seed and the following ones; their scores are summarised"""
     quiet: bool = False
     """print nothing"""
 
@@ -56,34 +56,34 @@ class Train:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run that was stopped, or past its end."""
+    """Continue a run that was stopped, or extend one that has ended."""
 
     run: tyro.conf.Positional[Path]
     """the run directory"""
     total_steps: int | None = None
-    """move the end of the run: decisions, all games together"""
+    """new end of the run, in environment steps of all environments together"""
     total_iterations: int | None = None
-    """move the end of the run: rollouts"""
+    """new end of the run, in iterations (rollouts)"""
     max_seconds: float | None = None
     """stop training after this time"""
     stop_at: float | None = None
-    """stop training at this mean score"""
+    """stop training when the mean score of the last 100 episodes reaches this"""
     save_every: float | None = None
     """seconds between checkpoints"""
     timeout: float | None = None
-    """seconds without a sign of life after which the run is ended"""
+    """the run ends when an environment or a process has hung for this many seconds"""
     env_restarts: int | None = None
-    """environments that raise are made anew, this many times"""
+    """environments that crash are recreated, at most this many times"""
     skip_updates: int | None = None
-    """updates whose gradient is not finite are skipped, this many in the whole run"""
+    """updates whose gradient is not finite are skipped, at most this many in the whole run"""
     eval_every: int | None = None
-    """decisions between evaluations during training, of which the best policy is kept; 0: none"""
+    """environment steps between evaluations during training, of which the best policy is kept; 0: no evaluations"""
     eval_games: int | None = None
-    """full games of each of them"""
+    """episodes of each evaluation during training"""
     eval_episodes: int | None = None
-    """episodes of the closing evaluation; 0: none"""
+    """episodes of the evaluation after training; 0: none"""
     ranks: int = 0
-    """processes that share the games; 0: as many as the run had"""
+    """processes that share the environments; 0: as many as the run had"""
     trust: bool = False
     """run the code that the run's files name, although it was not begun here"""
     quiet: bool = False
@@ -100,24 +100,24 @@ class Resume:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Play full games with fresh seeds and report the score with its interval."""
+    """Play episodes with fresh seeds and report the score with its confidence interval."""
 
     run: tyro.conf.Positional[Path]
     """a run directory or policy file"""
     episodes: int = 100
-    """games to play"""
+    """number of episodes"""
     seed: int = 0
-    """decides the games and the sampled actions"""
+    """seed of the environments and the sampled actions"""
     greedy: bool = False
-    """always take the likeliest action"""
+    """always take the most probable action"""
     sticky: float | None = None
-    """probability, each frame, that the console still sees the previous button (Atari); default: the task's own"""
+    """probability at each frame that the previous action is repeated (Atari); default: the task's"""
     task: str | None = None
-    """play this task instead of the policy's own; it must look the same"""
+    """another task to play, with the same observations and actions; default: the policy's own"""
     trust: bool = False
     """run the code that the file names, although it was not written here"""
     ranks: int = 0
-    """processes that share the games; 0: as many as cores for Atari and module:function with images, else one"""
+    """processes that share the episodes; 0: one per core for Atari and module:function with images, otherwise one"""
     json: bool = False
     """print one JSON object instead of a table"""
 
@@ -133,22 +133,22 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Video:
-    """Film a full game, with action probabilities and value beside the frames."""
+    """Record an episode as a video, with action probabilities and value beside the frames."""
 
     run: tyro.conf.Positional[Path]
     """a run directory or policy file"""
     out: Path | None = None
     """file to write, .mp4 or .gif; default: game.mp4 in the run directory"""
     seed: int = 0
-    """which game"""
+    """seed of the environment and the sampled actions"""
     greedy: bool = False
-    """always take the likeliest action"""
+    """always take the most probable action"""
     every: int = 0
-    """film each so many decisions; 0: 1 for mp4, 4 for gif"""
+    """steps from one frame of the video to the next; 0: 1 for mp4, 4 for gif"""
     max_steps: int = 0
-    """stop after so many decisions; 0: play to the end"""
+    """stop after this many steps; 0: at the end of the episode"""
     task: str | None = None
-    """play this task instead of the policy's own; it must look the same"""
+    """another task to play, with the same observations and actions; default: the policy's own"""
     trust: bool = False
     """run the code that the file names, although it was not written here"""
 
@@ -161,7 +161,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Summary:
-    """List the layers of TASK's network: shapes, parameters, and layers whose output grows."""
+    """List the layers of TASK's network: output shapes, parameters, and layers with more outputs than inputs."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
 
@@ -173,7 +173,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Picture:
-    """Draw one of the lesson's pictures from the package's own functions: cliff, clipped or clipped-explained."""
+    """Draw one of the lesson's figures: cliff, clipped or clipped-explained."""
 
     name: tyro.conf.Positional[str]
     """cliff, clipped or clipped-explained"""
@@ -188,13 +188,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure TASK's decisions per second on this machine, on 1 to N ranks, beside the bare environment's."""
+    """Measure environment steps per second of TASK on this machine, and those of its environment alone."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     seconds: float = 5.0
-    """to measure for, with each number of ranks"""
+    """duration of each measurement"""
     ranks: int = 0
-    """measure with so many alone; 0: with 1, 2, ... as the games divide and the usable cores allow"""
+    """processes that share the environments; 0: a measurement for each of 1, 2, ... up to the number of cores"""
     json: bool = False
     """print one JSON object instead of a table"""
 
@@ -210,22 +210,22 @@ TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary":
 
 
 def usage() -> str:
-    """What `surefoot --help` shows."""
-    lines = ["usage: surefoot COMMAND ...", "", "Policy gradients, from REINFORCE to PPO.", ""]
+    """The text of `surefoot --help`."""
+    lines = ["usage: surefoot COMMAND ...", "", "Trains policies with policy gradients, from REINFORCE to PPO.", ""]
     for name, command in COMMANDS.items():
         what = name + (" TASK" if name in TAKES_TASK else " NAME" if name == "picture" else " RUN")
         lines.append(f"  {what:<14} {command.__doc__}")
     lines += [
         "",
         f"TASK is a preset ({', '.join(PRESETS)})",
-        "or any Gymnasium id, module:function that makes an environment, or any Atari game: ALE/Breakout-v5.",
-        "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all of a run's.",
+        "or any Gymnasium id, an Atari game such as ALE/Breakout-v5, or module:function, which makes an environment.",
+        "`surefoot COMMAND --help` lists the options of a command; `surefoot train TASK --help` all settings of a run.",
     ]
     return "\n".join(lines)
 
 
 def parse(args: Sequence[str]) -> Command:
-    """The command and options that the arguments name; raises UserError where they do not make sense."""
+    """The command with its options from the arguments; raises UserError."""
     if not args or args[0] not in COMMANDS:
         near = difflib.get_close_matches(args[0], COMMANDS, 1) if args else []
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
@@ -239,9 +239,9 @@ def parse(args: Sequence[str]) -> Command:
         given = rest[rest.index("--env.kwargs") + 1 :] if "--env.kwargs" in rest else []
         kwargs = tuple(itertools.takewhile(lambda text: "=" in text and not text.startswith("--"), given))
         default = {"default": TAKES_TASK[name](find(task, kwargs))}
-    heard = io.StringIO()
+    complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(heard):
+        with contextlib.redirect_stderr(complaint):
             command: Command = tyro.cli(
                 COMMANDS[name],
                 prog=f"surefoot {name}" + (" TASK" if name in TAKES_TASK else ""),
@@ -253,11 +253,11 @@ def parse(args: Sequence[str]) -> Command:
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(sentence(heard.getvalue(), COMMANDS[name], default.get("default"))) from None
+        raise UserError(sentence(complaint.getvalue(), COMMANDS[name], default.get("default"))) from None
 
 
 def sentence(complaint: str, command: type[Command], default: Any) -> str:
-    """Tyro's boxed complaint as one sentence."""
+    """Tyro's error message, which it prints in a box, as one sentence."""
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{4,}", " ", complaint)
     text = re.sub(r"\s+", " ", text).strip()
     unknown = re.search(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:=\S*)?,? ", text + " ")
@@ -275,7 +275,7 @@ def sentence(complaint: str, command: type[Command], default: Any) -> str:
 
 
 def options(value: Any, prefix: str = "") -> list[str]:
-    """The option names of a command, and of the parts its Config holds now."""
+    """The option names of a command and of the parts that its Config has chosen."""
     names = []
     for f in dataclasses.fields(value):
         name = "from" if f.name == "source" else f.name.replace("_", "-")
@@ -290,14 +290,14 @@ def options(value: Any, prefix: str = "") -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for a user's mistake, 1 for a fault, 130 after a signal."""
+    """Run one command; returns the exit code: 0, 2 for a user's mistake, 1 for a Fault, 130 after a signal."""
     args = sys.argv[1:] if args is None else args
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for a user's own module, as `python -m surefoot` would
+        sys.path.append(os.getcwd())  # for a user's module, as with `python -m surefoot`
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the process as Ctrl-C does
         if hasattr(signal, "SIGUSR1"):
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # means something while a run can save
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training run to save; ignored until there is one
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -308,9 +308,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, Fault) else 2
     except KeyboardInterrupt:
         return 130
-    except SystemExit as end:  # of --help
+    except SystemExit as end:  # --help
         return int(end.code or 0)
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has closed it
         from surefoot.runs.files import silence
 
         silence(sys.stdout)

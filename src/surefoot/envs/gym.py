@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
 import functools
+import importlib
 import inspect
 import re
+import sys
 from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -54,9 +58,6 @@ def describe(maker: Any) -> Gymnasium:
     A function that other processes can import is described by its name. An object is copied for every environment of a
     run, or made again from its Gymnasium id where it cannot be copied or a video needs another render_mode.
     """
-    import copy
-    import sys
-
     if callable(maker):
         name, where = f"{maker.__module__}:{getattr(maker, '__qualname__', '')}", sys.modules.get(maker.__module__)
         if maker.__module__ != "__main__" and getattr(where, getattr(maker, "__qualname__", ""), None) is maker:
@@ -75,8 +76,8 @@ def describe(maker: Any) -> Gymnasium:
             try:
                 return gymnasium.make(spec, **how)
             except Exception as error:
-                cure = "give a function that makes it"
-                raise UserError(f"{name} can neither be copied nor made again ({error}): {cure}") from error
+                failure = f"{name} can neither be copied nor made again ({error})"
+                raise UserError(f"{failure}: give a function that makes it") from error
 
         _require_gymnasium(maker, type(maker).__name__)
     name = f"{name}#{len(LOCAL_MAKERS)}"
@@ -89,10 +90,12 @@ def is_local(env: object) -> TypeGuard[Gymnasium]:
     return isinstance(env, Gymnasium) and env.id in LOCAL_MAKERS
 
 
-@functools.cache
+note_once = functools.cache(note)
+
+
 def mujoco_warning(text: str) -> None:
     """Print a warning of MuJoCo once; MuJoCo would print it for every environment and write MUJOCO_LOG.TXT."""
-    note(f"MuJoCo: {text}")
+    note_once(f"MuJoCo: {text.partition(' Time =')[0]}")
 
 
 def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
@@ -100,9 +103,6 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
 
     Raises UserError, with what to do, where it cannot be made.
     """
-    import difflib
-    import importlib
-
     import gymnasium
 
     id, how = spec.id, parse_kwargs(spec.kwargs) | ({"render_mode": "rgb_array"} if render else {})
@@ -125,21 +125,18 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
             return None
         if "mujoco" in str(getattr(gymnasium.registry.get(id), "entry_point", "")):
             with suppress(ImportError):  # `make` reports it below
-                importlib.import_module("mujoco").set_mju_user_warning(
-                    lambda text: mujoco_warning(text.partition(" Time =")[0])
-                )
+                importlib.import_module("mujoco").set_mju_user_warning(mujoco_warning)
         env = make(**how)
     except (gymnasium.error.Error, ImportError) as error:
         text = str(error).replace("\n", " ").rstrip(". ")
         wanted = re.search(r"gymnasium\[([\w-]+)\]", text)
         extra = wanted[1].replace("_", "-") if wanted else ""
+        lacking = getattr(error.__cause__ or error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        cure = f"pip install the package of '{lacking}'" if lacking else ""
+        cure += ", or correct the name" * (lacking == module.partition(".")[0])
         if isinstance(error, gymnasium.error.DependencyNotInstalled) or extra in EXTRAS:
             cure = f"pip install 'surefoot[{extra}]'" if extra in EXTRAS else text
-            raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
-        lacking = getattr(error.__cause__ or error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if lacking:
-            cure = f"pip install the package of '{lacking}'"
-            cure += ", or correct the name" * (lacking == module.partition(".")[0])
+        if cure:
             raise UserError(f"environment '{id}' needs a package that is missing: {cure}") from error
         from surefoot.envs.atari import ids
 
@@ -181,8 +178,8 @@ def parse_kwargs(kwargs: Iterable[str]) -> dict[str, Any]:
 
 
 def _old_gym(api: str) -> str:
-    cure = f"pip install 'shimmy[gym-{api}]', and gymnasium.make('Gym{api.title()}Environment-v0', env=...)"
-    return f"of the old Gym package: {cure} converts it"
+    make = f"gymnasium.make('Gym{api.title()}Environment-v0', env=...)"
+    return f"of the old Gym package: pip install 'shimmy[gym-{api}]', and {make} converts it"
 
 
 def _require_gymnasium(env: Any, name: str, many: bool = False) -> None:
