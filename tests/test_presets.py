@@ -21,7 +21,7 @@ from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
 from surefoot.commands.cli import Train, parse
 from surefoot.config import Config
-from surefoot.envs.atari import Pong
+from surefoot.envs.atari import Atari, Pong
 from surefoot.errors import UserError
 from surefoot.models.networks import MLP, LessonCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
@@ -233,6 +233,32 @@ BAD: list[tuple[str, Callable[[], dict[str, Any]]]] = [
 @pytest.mark.parametrize(("name", "values"), BAD, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BAD)])
 def test_a_bad_value_is_refused_by_its_name(name: str, values: Callable[[], dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=rf"^(\w+\.)?{name} is "):
+        Config(**values())
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: GAE(gamma=1.1), "GAE.gamma is 1.1; allowed is at least 0 and at most 1"),
+        (lambda: AdaptiveRate(end_factor=0.0), "AdaptiveRate.end_factor is 0.0; allowed is above 0, finite"),
+        (lambda: OverBatch(memory=1.0), "OverBatch.memory is 1.0; allowed is at least 0 and below 1"),
+        (lambda: Atari(size=20_000), "Atari.size is 20000; allowed is at least 1 and at most 16384"),
+        (lambda: MLP(hidden=(64, 0)), "MLP.hidden is (64, 0); allowed is at least 1 and at most 16384"),
+        (lambda: ScaledReward(limit=math.inf), "ScaledReward.limit is inf; allowed is above 0, finite"),
+        (lambda: Pong(actions=("NOOP",)), "Pong.actions is ('NOOP',); allowed is two or more buttons"),
+    ],
+)
+def test_a_part_checks_its_own_ranges(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value) == says
+
+
+@pytest.mark.parametrize(
+    "values", [lambda: {"network": MLP(hidden=64)}, lambda: {"advantage": GAE(gamma="0.9")}, lambda: {"num_steps": 64}]
+)
+def test_a_value_of_the_wrong_type_is_a_users_mistake(values: Callable[[], dict[str, Any]]) -> None:
+    with pytest.raises(UserError):
         Config(**values())
 
 

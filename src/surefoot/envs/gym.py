@@ -34,8 +34,7 @@ class Gymnasium:
     """A Gymnasium environment, by its id or by a function that makes it."""
 
     id: str = "CartPole-v1"
-    """as for gymnasium.make; `module:Name-v0` imports the module first; `module:function` calls a function that makes
-    an Env, or a VectorEnv if it takes `num_envs`"""
+    """as for gymnasium.make, or module:function, which returns an Env (a VectorEnv if it takes num_envs)"""
     kwargs: tuple[str, ...] = ()
     """keyword arguments of the constructor, as NAME=VALUE: is_slippery=False map_name=8x8"""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Space = spaces.Space[Any]
 
-MAX_UNITS = 16_384  # of a layer; more is a slip of the pen, and takes all memory
+MAX_UNITS = 16_384  # of a layer; more is a typing error and takes all memory
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,23 @@ class LessonCNN:
 
 @dataclass(frozen=True)
 class SmallCNN:
-    """Two convolutions and a hidden layer, ReLU, policy and critic on top; orthogonal initialisation.
+    """Two convolutions and a hidden layer with ReLU, shared by policy and value; orthogonal initialisation.
 
-    The shape is that of the first deep Q-network (Mnih et al. 2013); its knobs say how fine it looks.
+    By default the shape of the first deep Q-network (Mnih et al. 2013).
     """
 
     filters: tuple[int, int] = (16, 32)
-    """channels after each convolution"""
+    """filters of each convolution"""
     kernel: tuple[int, int] = (8, 4)
-    """edge of each convolution's window"""
+    """kernel size of each convolution"""
     stride: tuple[int, int] = (4, 2)
-    """step of each convolution"""
+    """stride of each convolution"""
     hidden: int = 256
     """units of the hidden layer"""
     background: float = 78.0
-    """subtracted from every pixel"""
+    """subtracted from each pixel"""
     scale: float = 64.0
-    """then divided by this"""
+    """divisor of each pixel after that"""
 
     def __post_init__(self) -> None:
         require_range(self, "filters", "kernel", "stride", "hidden", low=1, high=MAX_UNITS)
@@ -97,7 +97,7 @@ class NatureCNN:
     """
 
     scale: float = 255.0
-    """pixels are divided by this"""
+    """divisor of each pixel"""
 
     def __post_init__(self) -> None:
         require_range(self, "scale", above=True)
@@ -201,14 +201,14 @@ def _image_encoder(part: Part, step: int, look: Callable[[int], list[nn.Module]]
 
 @dataclass(frozen=True)
 class MLP:
-    """Fully connected layers with tanh, for vectors and all that flattens to one; policy and critic have their own."""
+    """Fully connected layers with tanh, for flat observations; policy and value have separate layers."""
 
     hidden: tuple[int, ...] = (64, 64)
     """units of each hidden layer"""
     running: bool = False
-    """see numbers by their running mean and deviation"""
+    """normalise observations by their running mean and standard deviation"""
     std: float = 0.6
-    """deviation of continuous actions at the start"""
+    """initial standard deviation of continuous actions, in units of half their range"""
 
     def __post_init__(self) -> None:
         require_range(self, "hidden", low=1, high=MAX_UNITS)

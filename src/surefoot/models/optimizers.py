@@ -23,7 +23,7 @@ class Adam:
     """Every parameter moves by its mean gradient over its gradient's root mean square. Source: Kingma & Ba 2015."""
 
     eps: float = 1e-8
-    """added to the root mean square"""
+    """added to the root mean square of the gradient"""
 
     def __post_init__(self) -> None:
         require_range(self, "eps", above=True)
@@ -48,11 +48,11 @@ class Muon:
     """
 
     momentum: float = 0.9
-    """how slowly the mean gradient forgets"""
+    """decay of the moving average of gradients"""
     units: int = 64
-    """of a layer whose weights are one matrix, where that divides them; 0: all"""
+    """units of a layer whose weights are orthogonalised together, where that divides them; 0: all"""
     eps: float = 1e-8
-    """Adam's, for heads and biases"""
+    """eps of Adam, for heads and biases"""
 
     def __post_init__(self) -> None:
         require_range(self, "momentum", high=1, below=True)
