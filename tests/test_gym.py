@@ -1,4 +1,4 @@
-"""Any Gymnasium id: the contract every game keeps, and one sentence for what cannot be learned."""
+"""Any Gymnasium id: the contract that every environment keeps, and one sentence for what cannot be learned."""
 
 from __future__ import annotations
 
@@ -27,66 +27,66 @@ def env(request: pytest.FixtureRequest) -> EnvSpec:
     return request.param
 
 
-def choose(games: EnvVector) -> Any:
+def choose(envs: EnvVector) -> Any:
     """Random actions as a rollout has them: a list of numbers, or an array of rows; a mask is obeyed."""
-    space, n = games.action_space, masked(games.observation_space, games.action_space)
-    actions = np.array([space.sample(row[-n:].view(np.int8) if n else None) for row in games.obs])
+    space, n = envs.action_space, masked(envs.observation_space, envs.action_space)
+    actions = np.array([space.sample(row[-n:].view(np.int8) if n else None) for row in envs.obs])
     return actions.tolist() if actions.ndim == 1 else actions
 
 
 def test_the_contract(env: EnvSpec) -> None:
-    """Observations as announced, the same seed twice the same, snapshots exact, endings reset in the same step."""
-    games, runs = EnvVector(env, 3, range(2)), []
+    """Observations in their space, the same seed twice the same, snapshots exact, endings reset in the same step."""
+    envs, runs = EnvVector(env, 3, range(2)), []
     for _ in range(2):
-        games.reset_all()
-        games.action_space.seed(0)
-        seen, rewards = [games.obs.copy()], []
+        envs.reset_all()
+        envs.action_space.seed(0)
+        seen, rewards = [envs.obs.copy()], []
         for _ in range(40):
-            rewards.append(games.step(choose(games), np.empty_like(games.obs)).reward)
-            seen.append(games.obs)
+            rewards.append(envs.step(choose(envs), np.empty_like(envs.obs)).reward)
+            seen.append(envs.obs)
         runs.append((np.stack(seen), rewards))
     assert all(np.array_equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
-    for part in parts(games.observation_space):
-        data = games.obs[0].reshape(-1).view(np.uint8)[part.start : part.stop].view(part.dtype)
+    for part in parts(envs.observation_space):
+        data = envs.obs[0].reshape(-1).view(np.uint8)[part.start : part.stop].view(part.dtype)
         assert part.space.contains(data.reshape(part.space.shape))
-    games.take_finished()
-    saved, where = games.snapshot(), games.obs.copy()
+    envs.take_finished()
+    saved, where = envs.snapshot(), envs.obs.copy()
     other = EnvVector(env, 3, range(2))
     assert other.restore(saved) == []
     assert np.array_equal(other.obs, where)
     mine, theirs = np.empty_like(where), np.empty_like(where)
     for _ in range(60):
-        actions = choose(games)
-        a, b = games.step(actions, mine), other.step(actions, theirs)
+        actions = choose(envs)
+        a, b = envs.step(actions, mine), other.step(actions, theirs)
         assert (a.reward, a.terminated, a.truncated) == (b.reward, b.terminated, b.truncated)
         assert np.array_equal(mine, theirs)
         for i, final in a.final.items():
             assert np.array_equal(final, b.final[i])
-            assert (games.length[i] == 0) != games.envs[i].life_lost  # a new episode has begun, or a life
-    assert games.episodes == other.episodes
-    assert games.score == other.score
-    assert games.take_finished()[-1:] == other.take_finished()[-1:]
-    games.close()
+            assert (envs.length[i] == 0) != envs.envs[i].life_lost  # a new episode has begun, or a life
+    assert envs.episodes == other.episodes
+    assert envs.score == other.score
+    assert envs.take_finished()[-1:] == other.take_finished()[-1:]
+    envs.close()
 
 
 def test_other_seeds_are_other_episodes(env: EnvSpec) -> None:
     """In what is seen first, or in a console's memory: its no-ops show only later."""
-    games, first = EnvVector(env, 0, range(3)), set()
-    for games.seed in (0, 1):
-        games.reset_all()
-        states = [g.ale.getRAM() for g in games.envs] if isinstance(env, Pong | Atari) else games.obs
+    envs, first = EnvVector(env, 0, range(3)), set()
+    for envs.seed in (0, 1):
+        envs.reset_all()
+        states = [g.ale.getRAM() for g in envs.envs] if isinstance(env, Pong | Atari) else envs.obs
         first |= {state.tobytes() for state in states}
     assert len(first) == 6 or (env in (LESSON_GAME, CATCH) and len(first) > 3)  # 32 openings, 5 places of a ball
 
 
 def test_the_time_limit_truncates() -> None:
-    games = EnvVector(Gymnasium("worlds:Corridor-v0"), 0, range(1))
-    games.reset_all()
-    out = np.empty_like(games.obs)
-    flags = [games.step([0], out) for _ in range(20)]
+    envs = EnvVector(Gymnasium("worlds:Corridor-v0"), 0, range(1))
+    envs.reset_all()
+    out = np.empty_like(envs.obs)
+    flags = [envs.step([0], out) for _ in range(20)]
     assert [s.truncated[0] for s in flags] == [False] * 19 + [True]
     assert not any(s.terminated[0] for s in flags)
-    assert games.take_finished()[0].score == 20
+    assert envs.take_finished()[0].score == 20
 
 
 @pytest.mark.parametrize(

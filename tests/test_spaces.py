@@ -236,12 +236,12 @@ def test_images_may_have_their_channels_first_last_or_not_at_all(shape: tuple[in
 
 
 def play(env_id: str, num_steps: int = 12) -> tuple[Rollout, EnvVector, Policy]:
-    games = EnvVector(Gymnasium(env_id), 5, range(2))
-    games.reset_all()
+    envs = EnvVector(Gymnasium(env_id), 5, range(2))
+    envs.reset_all()
     torch.manual_seed(0)
-    policy = MLP((8,)).build(games.observation_space, games.action_space)
+    policy = MLP((8,)).build(envs.observation_space, envs.action_space)
     noise = torch.rand(num_steps, 2, *policy.draws, generator=torch.Generator().manual_seed(1))
-    return collect(policy, games, noise), games, policy
+    return collect(policy, envs, noise), envs, policy
 
 
 def test_what_was_sampled_is_learned_from_and_what_fits_is_played() -> None:
@@ -259,36 +259,36 @@ def test_what_was_sampled_is_learned_from_and_what_fits_is_played() -> None:
 
 @pytest.mark.parametrize("env_id", ["worlds:Target-v0", "worlds:Switches-v0", "worlds:Doors-v0", "worlds:Nested-v0"])
 def test_every_kind_of_game_is_restored_in_the_middle_of_an_episode(env_id: str) -> None:
-    _, games, policy = play(env_id)
+    _, envs, policy = play(env_id)
     other = EnvVector(Gymnasium(env_id), 5, range(2))
-    assert other.restore(games.snapshot()) == []
+    assert other.restore(envs.snapshot()) == []
     noise = torch.rand(9, 2, *policy.draws, generator=torch.Generator().manual_seed(2))
-    a, b = collect(policy, games, noise), collect(policy, other, noise)
+    a, b = collect(policy, envs, noise), collect(policy, other, noise)
     for name in ("obs", "action", "reward", "terminated", "truncated"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert len(evaluate(policy, Gymnasium(env_id), range(3)).scores) == 3
 
 
 def test_masks_are_found_obeyed_and_kept() -> None:
-    r, games, policy = play("worlds:Doors-v0", 60)
+    r, envs, policy = play("worlds:Doors-v0", 60)
     assert policy.masks == 4
     allowed = r.obs[..., -4:] > 0
     assert allowed.gather(-1, r.action[..., None]).all()
     assert (~allowed).any()
     assert (r.params[~allowed] < -1e6).all()
-    assert games.envs[0].env.unwrapped.broken == 0
+    assert envs.envs[0].env.unwrapped.broken == 0
 
 
 def test_a_mask_that_allows_nothing_is_a_fault() -> None:
-    games = EnvVector(Gymnasium("worlds:Doors-v0"), 5, range(1))
-    games.reset_all()
-    games.envs[0].env.unwrapped.shut = True
+    envs = EnvVector(Gymnasium("worlds:Doors-v0"), 5, range(1))
+    envs.reset_all()
+    envs.envs[0].env.unwrapped.shut = True
     with pytest.raises(Fault, match="its action mask allows no action"):
-        games.step([games.envs[0].env.unwrapped.open], games.obs.copy())
+        envs.step([envs.envs[0].env.unwrapped.open], envs.obs.copy())
 
 
 def test_a_fault_of_a_continuous_game_is_named_without_actions() -> None:
-    games = EnvVector(Gymnasium("worlds:Target-v0"), 5, range(1))
-    games.reset_all()
+    envs = EnvVector(Gymnasium("worlds:Target-v0"), 5, range(1))
+    envs.reset_all()
     with pytest.raises(Fault, match=r"\(episode's seed \d+, decision 1\) failed: .*nan"):
-        games.step(np.float32([[np.nan, 0]]), games.obs.copy())
+        envs.step(np.float32([[np.nan, 0]]), envs.obs.copy())

@@ -81,17 +81,17 @@ class Fixed:
 
 
 def test_a_lost_life_ends_for_learning_and_not_for_scores() -> None:
-    games = EnvVector(Atari("breakout", life_loss=True), 1, range(1))
-    games.reset_all()
-    out = np.empty_like(games.obs)
+    envs = EnvVector(Atari("breakout", life_loss=True), 1, range(1))
+    envs.reset_all()
+    out = np.empty_like(envs.obs)
     lives, scores, went_on = [], [], 0
     for t in range(400):
-        before = games.envs[0].lives  # type: ignore[attr-defined]
-        steps = games.step([(1, 2, 3)[t % 3]], out)
+        before = envs.envs[0].lives  # type: ignore[attr-defined]
+        steps = envs.step([(1, 2, 3)[t % 3]], out)
         if steps.terminated[0]:
             lives.append(before)
-            went_on += games.envs[0].life_lost
-        scores += [e.score for e in games.take_finished()]
+            went_on += envs.envs[0].life_lost
+        scores += [e.score for e in envs.take_finished()]
     assert lives[:5] == [5, 4, 3, 2, 1]  # each life is an ending
     assert len(scores) == len(lives) // 5  # and five of them a game
     assert went_on == len(lives) - len(scores)
@@ -109,19 +109,19 @@ def test_signs_are_learned_and_scores_stay_raw() -> None:
     cfg = find("ALE/MsPacman-v5")
     assert isinstance(cfg.reward, SignReward)
     torch.manual_seed(0)
-    games = EnvVector(cfg.env, 1, range(2))
-    games.reset_all()
-    policy = cfg.network.build(games.observation_space, games.action_space)
-    rollout = collect(policy, games, torch.rand(96, 2))  # a tune of 64 decisions comes first
+    envs = EnvVector(cfg.env, 1, range(2))
+    envs.reset_all()
+    policy = cfg.network.build(envs.observation_space, envs.action_space)
+    rollout = collect(policy, envs, torch.rand(96, 2))  # a tune of 64 decisions comes first
     assert rollout.reward.max() >= 10
     assert set(cfg.reward(rollout.reward).unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
 def test_an_evaluation_plays_whole_games_whatever_learning_calls_an_ending() -> None:
     short = Atari("breakout", life_loss=True)
-    game = short.make()
+    env = short.make()
     torch.manual_seed(0)
-    policy = find("BreakoutNoFrameskip-v4").network.build(game.observation_space, game.action_space)
+    policy = find("BreakoutNoFrameskip-v4").network.build(env.observation_space, env.action_space)
     with_lives, whole = (evaluate(policy, env, range(2)) for env in (short, Atari("breakout")))
     assert with_lives.scores == whole.scores
     assert with_lives.lengths == whole.lengths
@@ -160,10 +160,10 @@ def test_all_games_that_ale_ships_load_and_play() -> None:
     out = np.zeros((4, 84, 84), np.uint8)
     for spec in [spec for name, spec in gymnasium.registry.items() if name.startswith("ALE/")]:
         rom = spec.kwargs["game"]
-        game = Atari(rom).make()
-        game.reset(1, out)
+        env = Atari(rom).make()
+        env.reset(1, out)
         for t in range(20):
-            game.step(t % game.action_space.n, out)
+            env.step(t % env.action_space.n, out)
         assert out.any() or rom in ("video_chess",), rom
 
 

@@ -49,11 +49,11 @@ def vector(id: str, mode: AutoresetMode | str = "SameStep", kind: Any = SyncVect
     return describe(make)
 
 
-def games(env: Gymnasium, indices: range = range(3)) -> EnvVector:
+def env_vector(env: Gymnasium, indices: range = range(3)) -> EnvVector:
     found = EnvVector(env, 5, indices)
     if found.vector is None:
-        for i, game in zip(indices, found.envs, strict=True):
-            game.env.first = integer(5, Purpose.RESETS, 0, 0) + i  # type: ignore[attr-defined]
+        for i, one in zip(indices, found.envs, strict=True):
+            one.env.first = integer(5, Purpose.RESETS, 0, 0) + i  # type: ignore[attr-defined]
     found.reset_all()
     return found
 
@@ -66,7 +66,7 @@ def test_it_is_the_same_as_its_environments_one_by_one(id: str, mode: AutoresetM
     """Observations, actions, rewards, endings, final observations, values and scores of 60 decisions, bit for bit."""
     rollouts, finals = [], []
     for env in (vector(id, mode), describe(lambda: Once(gymnasium.make(id)))):
-        played = games(env)
+        played = env_vector(env)
         step, found = played.step, []
 
         def stepped(*args: Any, step: Any = step, found: list[Any] = found) -> Any:
@@ -93,7 +93,7 @@ def test_it_is_the_same_as_its_environments_one_by_one(id: str, mode: AutoresetM
 def test_final_observations_are_kept_whatever_is_written_over_them(mode: AutoresetMode, kind: Any) -> None:
     runs = []
     for env in (vector("ScriptedMixed-truncated-v0", mode, kind), vector("ScriptedMixed-truncated-v0")):
-        played, found = games(env, range(2)), []
+        played, found = env_vector(env, range(2)), []
         for t in range(12):
             out = np.empty_like(played.obs)
             steps = played.step([t % 2, 1], out)
@@ -106,7 +106,7 @@ def test_final_observations_are_kept_whatever_is_written_over_them(mode: Autores
 @pytest.mark.parametrize("mode", KNOWN, ids=str)
 def test_the_games_do_not_know_how_many_ranks_there_are(mode: AutoresetMode) -> None:
     env = vector("CartPole-v1", mode)
-    whole, *halves = games(env, range(4)), games(env, range(2)), games(env, range(2, 4))
+    whole, *halves = env_vector(env, range(4)), env_vector(env, range(2)), env_vector(env, range(2, 4))
     for t in range(80):
         actions = [t % 2, 1, 0, (t + 1) % 2]
         out, parts = np.empty_like(whole.obs), [np.empty_like(half.obs) for half in halves]
