@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as save_tensors
 
 import makers
 import surefoot
@@ -134,6 +135,22 @@ def test_a_policy_loads_without_its_run(small, tmp_path: Path) -> None:
     written = {k: v for k, v in found.to_json().items() if not k.startswith("iqm")}  # as before there was one
     (run.path / "evaluation.json").write_text(json.dumps(written))
     assert read_run(run.path).evaluation == found
+
+
+def test_a_policy_whose_tensors_were_changed_is_refused_and_one_without_a_digest_loads(tmp_path: Path) -> None:
+    file = policy_file(Gymnasium("CartPole-v1"), tmp_path / "policy")
+    data = file.read_bytes()
+    for at in (-1, -100):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match="its tensors have been changed since it was written"):
+            surefoot.load_policy(file)
+    policy, _, facts = surefoot.load_policy(policy_file(Gymnasium("CartPole-v1"), file))
+    del facts["sha256"], facts["begun"]  # as earlier versions wrote it
+    file.write_bytes(save_tensors(policy.state_dict(), {"surefoot": json.dumps(facts)}))
+    again = surefoot.load_policy(file)[0].state_dict()
+    assert all(torch.equal(x, again[k]) for k, x in policy.state_dict().items())
 
 
 @pytest.mark.parametrize("count", [1, 3])

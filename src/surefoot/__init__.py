@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from surefoot.runs.directory import Run
     from surefoot.runs.evaluation import Evaluation
 
+    GivenEnv = EnvSpec | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None
+
 __version__ = "0.1.0"
 __all__ = ["bench", "evaluate", "load_policy", "picture", "resume", "summary", "train", "train_seeds", "video"]
 
@@ -96,7 +98,7 @@ def evaluate(
     seed: int = 0,
     greedy: bool = False,
     sticky: float | None = None,
-    env: EnvSpec | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None = None,
+    env: GivenEnv = None,
     ranks: int = 0,
     trust: bool = False,
 ) -> Evaluation:
@@ -106,16 +108,20 @@ def evaluate(
     sticky actions (Atari), None for its own; `ranks`: processes, 0: one per core for Atari and module:function with
     images, otherwise one; `trust`: run the code that the file names, although no run begun here wrote it.
     """
-    from surefoot.envs.interface import EnvSpec
-    from surefoot.presets import find
     from surefoot.runs import evaluation
 
-    env = env if env is None or isinstance(env, EnvSpec) else find(env).env
-    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, env, ranks, trust=trust)
+    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, _spec(env), ranks, trust=trust)
+
+
+def _spec(env: GivenEnv) -> EnvSpec | None:
+    from surefoot.envs.interface import EnvSpec
+    from surefoot.presets import find
+
+    return env if env is None or isinstance(env, EnvSpec) else find(env).env
 
 
 def load_policy(
-    run: Path | str, device: str = "cpu", *, env: EnvSpec | None = None, trust: bool = False
+    run: Path | str, device: str = "cpu", *, env: GivenEnv = None, trust: bool = False
 ) -> tuple[Policy, EnvSpec, dict[str, Any]]:
     """The policy of a run or policy file, its environment, and the facts in its header.
 
@@ -123,7 +129,7 @@ def load_policy(
     """
     from surefoot.runs import policy_file
 
-    return policy_file.load_policy(run, device, env, trust)
+    return policy_file.load_policy(run, device, _spec(env), trust)
 
 
 def video(
@@ -134,7 +140,7 @@ def video(
     greedy: bool = False,
     every: int = 0,
     max_steps: int = 0,
-    env: EnvSpec | None = None,
+    env: GivenEnv = None,
     trust: bool = False,
 ) -> Path:
     """Record an episode with action probabilities and value beside the frames; `out` ends in .mp4 or .gif.
@@ -143,7 +149,7 @@ def video(
     """
     from surefoot.runs import video as videos
 
-    return videos.video(run, out, seed, greedy, every, max_steps, env, trust)
+    return videos.video(run, out, seed, greedy, every, max_steps, _spec(env), trust)
 
 
 def summary(task: str | Config) -> str:

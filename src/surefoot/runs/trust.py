@@ -10,7 +10,6 @@ import re
 import secrets
 import stat
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,9 +19,7 @@ from surefoot.errors import UserError
 from surefoot.runs.files import Folder, locked
 
 OURS = ("gymnasium.", "ale_py.")  # whose registered environments are made without asking
-PLAIN = re.compile(
-    r"""[A-Za-z_]\w*=(?:[+-]?\w[\w.+-]*|'\w[\w.-]*'|"\w[\w.-]*")""", re.ASCII
-)  # a number or word; no path
+PLAIN = re.compile(r"""[A-Za-z_]\w*=(?:[+-]?\w[\w.+-]*|'\w[\w.-]*'|"\w[\w.-]*")""", re.ASCII)  # numbers and words
 
 
 def runs_code(env: EnvSpec) -> str:
@@ -41,7 +38,8 @@ def runs_code(env: EnvSpec) -> str:
     if (known or unknown) and not odd:
         return ""
     module, _, name = env.id.rpartition(":")
-    what = f"import {module} and make {name}" if module else f"make {env.id}"
+    verb = "make" if re.search(r"-v\d+$", name) else "call"
+    what = f"import {module} and {verb} {name}" if module else f"make {env.id}"
     what += f" with {' '.join(env.kwargs)}" if env.kwargs else ""
     what += f", which is {point}" if spec else ""
     return ascii(what[:200])[1:-1]
@@ -50,11 +48,11 @@ def runs_code(env: EnvSpec) -> str:
 def permit(env: EnvSpec, file: Path, trust: bool, run_dirs: tuple[Path, ...], begun: object, cure: str) -> None:
     """Raise UserError where the environment that `file` describes would run code and nobody has agreed to that.
 
-    `trust`: its user has; `begun`: the `seal` beside the description, good where it is that of one of `run_dirs`.
+    `trust`: the user has; `begun`: the `own_seal` beside the description, good where it is that of one of `run_dirs`.
     """
     what = runs_code(env)
     if what and not trust and not any(isinstance(begun, str) and is_own(run, env, begun) for run in run_dirs):
-        raise UserError(f"'{file}' asks to {what}, and was not written by a run begun here: where you trust it, {cure}")
+        raise UserError(f"'{file}' asks to {what}, and no run begun here wrote it: where you trust it, {cure}")
 
 
 def own_seal(run_dir: Path, env: EnvSpec) -> str:
@@ -80,14 +78,17 @@ def user_key() -> bytes:
     """32 random bytes that only this user can read, made where there are none; raises OSError or ValueError."""
     where = state_dir()
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with Folder(where) as folder, locked(folder, 2.0):
-        private(os.stat(folder.handle if folder.handle is not None else where))
+    with Folder(where) as folder:
+        private(os.stat(where if folder.handle is None else folder.handle))
         if not folder.has("key"):
-            handle = folder.descriptor("key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_bytes(32))
-        with suppress(FileNotFoundError):
-            private(os.stat(folder.at("key"), dir_fd=folder.handle, follow_symlinks=False))
+            with locked(folder, 2.0):
+                if not folder.has("key"):
+                    folder.remove("new")
+                    handle = folder.descriptor("new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    with os.fdopen(handle, "wb") as file:
+                        file.write(secrets.token_bytes(32))
+                    folder.rename("new", "key")
+        private(os.stat(folder.at("key"), dir_fd=folder.handle, follow_symlinks=False))
         return folder.read("key", 32)
 
 
