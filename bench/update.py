@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from itertools import islice
 from time import perf_counter
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from surefoot.algorithm.rollout import collect
+from surefoot.algorithm.advantages import compute_advantages
+from surefoot.algorithm.rollout import collect, gather_if_small
 from surefoot.algorithm.state import initial
-from surefoot.algorithm.update import minibatches, update
+from surefoot.algorithm.update import batches, update
 from surefoot.parallel.ranks import Alone
 from surefoot.presets import find
 from surefoot.rng import Purpose, stream
@@ -29,20 +31,17 @@ def measure(task: str, seconds: float) -> list[float]:
     """Seconds an update took, each the mean of a pass over eight minibatches of one rollout."""
     cfg, ranks = find(task), Alone()
     state = initial(cfg, ranks)
-    shape = cfg.num_steps[0], cfg.num_envs, *state.policy.draws
+    shape = cfg.num_steps[0], cfg.num_envs, *state.policy.noise_shape
     noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
     rollout = collect(state.policy, state.envs, noise)
-    if hasattr(state.policy, "windows"):  # the versions since
-        rollout.windows = state.policy.windows(rollout.preprocessed, rollout.bootstrap_obs)
-    weight, target = cfg.advantage(rollout)
-    batches = list(
-        minibatches(rollout, cfg.normalize(weight), target, cfg, 0, 0, slice(0, cfg.num_envs), bool(state.policy.bound))
-    )[:8]
+    rollout, _ = gather_if_small(rollout, cfg, state, ranks)
+    advantage, returns, _ = compute_advantages(rollout, cfg, state, ranks)
+    some = list(islice(batches(rollout, advantage, returns, cfg, state, ranks), 8))
     passes, end = list[float](), perf_counter() + seconds
     while (start := perf_counter()) < end:
-        for batch in batches:
+        for batch in some:
             update(state, batch, cfg, ranks)
-        passes.append((perf_counter() - start) / len(batches))
+        passes.append((perf_counter() - start) / len(some))
     state.envs.close()
     return passes
 

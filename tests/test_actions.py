@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surefoot.models.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
+from surefoot.models.distributions import Bernoulli, Categorical
 
 LOGITS = [-30.0, -3.0, -0.5, 0.0, 0.2, 1.7, 30.0]
 LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))
@@ -250,35 +250,3 @@ def test_cross_entropy_is_divergence_plus_entropy() -> None:
         for p, q in zip(new.probabilities().tolist(), old.probabilities().tolist(), strict=True):
             written.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
         torch.testing.assert_close(old.kl(new), numbers(*written), rtol=1e-7, atol=1e-13)
-
-
-# Gradients by what a network puts out
-
-
-@pytest.mark.parametrize(
-    ("make", "draws"),
-    [
-        (lambda x: Bernoulli(x[:, 0]), ()),
-        (Categorical, ()),
-        (DiagonalGaussian, (2,)),
-        (lambda x: MultiCategorical(x, (1, 3)), (2,)),
-    ],
-    ids=["Bernoulli", "Categorical", "DiagonalGaussian", "MultiCategorical"],
-)
-def test_scores_and_slopes_are_autograds_gradients(make, draws) -> None:
-    draw = torch.Generator().manual_seed(5)
-    x, before = some_logits(50, 4, 1).requires_grad_(), make(some_logits(50, 4, 2))
-    factor = torch.randn(50, generator=draw, dtype=torch.float64)
-    dist = make(x)
-    action = dist.sample(torch.rand(50, *draws, generator=draw)).detach()
-
-    def written(slope: Tensor) -> Tensor:  # of a Bernoulli only the first column counts
-        return slope if slope.ndim == 2 else torch.cat((slope[:, None], torch.zeros(50, 3, dtype=torch.float64)), 1)
-
-    for whole, slope in (
-        (factor * dist.log_prob(action), dist.score(action, factor)),
-        (dist.cross_entropy(before), dist.cross_entropy_slope(before)),
-        (dist.entropy(), dist.cross_entropy_slope(dist)),
-    ):
-        (gradient,) = torch.autograd.grad(whole.sum(), x, retain_graph=True)
-        torch.testing.assert_close(written(slope), gradient, rtol=1e-9, atol=1e-12)

@@ -397,14 +397,14 @@ def test_with_a_memory_a_quiet_rollout_stays_quiet_and_a_loud_one_is_normalised(
 def test_the_memory_of_a_deviation_starts_with_the_first_and_fades() -> None:
     remembers = OverBatch(memory=0.9)
     loud, silent = torch.tensor([[2.0, 4.0]]), torch.tensor([[3.0, 3.0]])  # sigma 1 and 0
-    spread = remembers.remember(0.0, loud)
+    spread = remembers.update_std(0.0, loud)
     assert spread == 1
     for _ in range(5):
-        spread = remembers.remember(spread, silent)
+        spread = remembers.update_std(spread, silent)
     assert spread == pytest.approx(0.9**2.5)
-    assert remembers.remember(spread, 10 * loud) == pytest.approx((0.9**6 + 10) ** 0.5)
-    assert remembers.remember(spread, torch.tensor([[math.nan, 1.0]])) == spread
-    assert OverBatch().remember(0.0, loud) == 0  # has none
+    assert remembers.update_std(spread, 10 * loud) == pytest.approx((0.9**6 + 10) ** 0.5)
+    assert remembers.update_std(spread, torch.tensor([[math.nan, 1.0]])) == spread
+    assert OverBatch().update_std(0.0, loud) == 0  # has none
 
 
 def test_over_games_compares_only_within_a_step_and_over_batch_with_everything() -> None:

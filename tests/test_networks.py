@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +11,16 @@ import torch.nn.functional as F
 from gymnasium import spaces
 
 import surefoot
+from surefoot.algorithm.fast_paths import inference_policy, make_actor
 from surefoot.algorithm.state import build
 from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
-from surefoot.fast.packed import inference_policy
-from surefoot.models.distributions import normal
+from surefoot.fast.packed import PackedActor
+from surefoot.models.actor import Actor
+from surefoot.models.layers import Palette, Patches, Residual
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
-from surefoot.models.policy import Palette, Patches, Policy, Residual, flatten
+from surefoot.models.policy import Policy, flatten
 
 FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -56,7 +57,7 @@ def test_shapes_and_parameters(network: Network, space: spaces.Box, actions: int
     assert dist.probabilities().shape == (5, actions)
     assert value.shape == (5,)
     assert memory is None
-    assert torch.equal(policy.judge(policy.preprocess(obs))[1], value)
+    assert torch.equal(policy.evaluate(policy.preprocess(obs))[1], value)
 
 
 def test_a_policy_without_a_critic_expects_nothing() -> None:
@@ -107,53 +108,59 @@ def test_bfloat16_is_close_and_leaves_the_heads_exact(network: Network) -> None:
 
 @pytest.mark.parametrize("network", [SmallCNN(), ImpalaCNN()], ids=str)
 @pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16"])
-def test_whoever_plays_plays_the_same_policy(network: Network, kind: str) -> None:
-    """Laid out by oneDNN, or not where it cannot (float64); with heads of PyTorch and of NumPy."""
+def test_the_policy_that_acts_is_the_policy_that_learns(network: Network, kind: str) -> None:
+    """Packed for oneDNN, or not where it cannot be (float64); with heads of PyTorch and, in an actor, of NumPy."""
     policy = built(network, FRAMES, 3)
     if kind == "float64":
         policy = policy.double()
     policy.bf16 = kind == "bfloat16"
     before = {name: p.clone() for name, p in policy.state_dict().items()}
+    close = {"rtol": 1e-5, "atol": 1e-6} if kind != "float64" else {"rtol": 1e-12, "atol": 1e-12}
+    noise = torch.rand(1, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         learned = policy(images(16))
-        for arrays in (False, True):
-            played = inference_policy(policy, arrays)
-            assert not any(p.requires_grad for p in played.parameters())
-            dist, value, _ = played(images(16))
-            assert isinstance(value, np.ndarray) == arrays
-            close = {"rtol": 1e-5, "atol": 1e-6} if kind != "float64" else {"rtol": 1e-12, "atol": 1e-12}
-            torch.testing.assert_close(learned[0].params, torch.as_tensor(dist.params), **close)  # only sums' order
-            torch.testing.assert_close(learned[1], torch.as_tensor(value), **close)
+        packed = inference_policy(policy)
+        assert not any(p.requires_grad for p in packed.parameters())
+        dist, value, _ = packed(images(16))
+        actor = make_actor(policy, noise)
+        assert isinstance(actor, PackedActor)
+        action = actor.act(0, images(16).numpy())
+        done = actor.decisions(images(16).numpy()[None], images(16).numpy())
+    for params, v in ((dist.params, value), (done.params[0], done.value[0]), (done.params[0], done.bootstrap_value)):
+        torch.testing.assert_close(learned[0].params, params, **close)  # only the order of sums differs
+        torch.testing.assert_close(learned[1], v, **close)
+    assert done.action[0].tolist() == action == learned[0].sample(noise[0]).tolist()
     for name, p in policy.state_dict().items():
         assert torch.equal(p, before[name])
         assert p.dtype == before[name].dtype
 
 
-def test_whoever_plays_images_may_act_in_numbers() -> None:
-    """A Gaussian's deviations go with the heads of NumPy."""
+def test_an_actor_for_images_has_gaussians_too() -> None:
     policy = SmallCNN().build(FRAMES, spaces.Box(-1, 1, (2,), np.float32))
-    dist, value, _ = inference_policy(policy, arrays=True)(images(4))
+    noise = torch.rand(1, 4, 2, generator=torch.Generator().manual_seed(1))
+    fast, plain = make_actor(policy, noise), Actor(policy, noise)
     with torch.no_grad():
-        learned = policy(images(4))
-    torch.testing.assert_close(learned[0].params, torch.as_tensor(dist.params))
-    torch.testing.assert_close(learned[1], torch.as_tensor(value))
+        actions = [actor.act(0, images(4).numpy()) for actor in (fast, plain)]
+        a, b = (actor.decisions(images(4).numpy()[None], images(4).numpy()) for actor in (fast, plain))
+    np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-6)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_in_bfloat16_are_autocasts() -> None:
-    """Bit for bit, though the large ones skip single precision on their way."""
     policy = built(SmallCNN(), FRAMES, 3)
     policy.bf16 = True
     flatten(policy)
     seen, generator = policy.preprocess(images(16)), torch.Generator().manual_seed(1)
-    slope, value_slope = torch.randn(16, 3, generator=generator), torch.randn(16, generator=generator)
+    weights, value_weights = torch.randn(16, 3, generator=generator), torch.randn(16, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
         features = policy.body(seen).float()
     out, value = policy.actor(features), policy.critic(features)[:, 0]
-    expected = torch.autograd.grad((out, value), [*policy.parameters()], (slope, value_slope))
-    new, judged, pull = policy.traced(seen)
-    pull(slope, value_slope, add=False)
-    assert torch.equal(new.logits, out)
-    assert torch.equal(judged, value)
+    expected = torch.autograd.grad((out, value), [*policy.parameters()], (weights, value_weights))
+    dist, found = policy.evaluate(seen)
+    torch.autograd.backward((dist.logits, found), (weights, value_weights))
+    assert torch.equal(dist.logits, out)
+    assert torch.equal(found, value)
     for p, gradient in zip(policy.parameters(), expected, strict=True):
         assert torch.equal(p.grad, gradient)
 
@@ -187,49 +194,6 @@ def test_the_flat_parameter_is_the_policy() -> None:
     assert all((p == 0).all() for p in policy.parameters())
 
 
-@pytest.mark.parametrize(
-    ("network", "space"),
-    [
-        (MLP((8, 5)), spaces.Discrete(3)),
-        (MLP((8,)), spaces.Box(-1, 1, (2,))),
-        (MLP((8, 6, 4), running=True), spaces.MultiDiscrete([2, 3])),
-    ],
-    ids=str,
-)
-def test_an_mlps_written_out_chain_rule_is_autograds(network: MLP, space: spaces.Space[Any]) -> None:
-    """The same distribution and value, and the same gradient of something of both, added to what is there."""
-    torch.manual_seed(0)
-    policy = network.build(VECTOR, space).double()
-    flat = flatten(policy)
-    assert flat.grad is not None
-    seen = torch.randn(7, 4, dtype=torch.float64)
-    obs, gradients = policy.preprocess(seen), []
-    for way in ("autograd", "tensors", "arrays"):
-        flat.grad.fill_(0.5)
-        dist, value, _ = policy.judge(obs)
-        action = dist.sample(torch.full((7, *policy.draws), 0.3)).detach()
-        noise = torch.full((7, *policy.draws), 0.3)
-        drawn = normal(noise) if policy.log_std is not None else noise
-        acting = torch.from_numpy(policy.acting()(seen.numpy(), drawn.numpy()))
-        torch.testing.assert_close(acting, dist.sample(noise), rtol=0, atol=1e-12)
-        if way == "autograd":
-            (dist.log_prob(action) * value).sum().backward()
-        else:
-            given, taken = (obs, action) if way == "tensors" else (obs.numpy(), action.numpy())
-            with torch.no_grad():
-                dist, value, pull = policy.traced(given)
-                pull(dist.score(taken, value), dist.log_prob(taken))
-                added = flat.grad.clone()
-                flat.grad.fill_(float("nan"))  # as after an update that was skipped
-                policy.traced(given)[2](dist.score(taken, value), dist.log_prob(taken), add=False)
-                torch.testing.assert_close(flat.grad + 0.5, added, rtol=0, atol=1e-12)
-                flat.grad.copy_(added)
-        gradients.append(flat.grad.clone())
-    for other in gradients[1:]:
-        torch.testing.assert_close(other, gradients[0], rtol=0, atol=1e-12)
-    assert (gradients[0] != 0.5).all()
-
-
 def test_an_mlp_stays_in_single_precision(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surefoot.algorithm.state.bf16_units", lambda: "amx_bf16")
     for network, space in ((MLP(), VECTOR), (SmallCNN(), FRAMES)):
@@ -240,7 +204,7 @@ def test_an_mlp_stays_in_single_precision(small: Config, monkeypatch: pytest.Mon
 def test_actor_and_critic_of_a_pair_know_nothing_of_each_other() -> None:
     policy = built(MLP((8, 8)), VECTOR, 2)
     policy(torch.randn(5, 4))[1].sum().backward()
-    for pair in policy.pairs:
+    for pair in policy.hidden:
         assert pair.weight.grad is not None
         assert not pair.weight.grad[0].any()
         assert pair.weight.grad[1].any()

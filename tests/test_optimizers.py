@@ -9,8 +9,9 @@ import torch
 
 from surefoot.algorithm.state import initial
 from surefoot.config import Config
+from surefoot.models.adam import AdamSteps
 from surefoot.models.distributions import Categorical, Head
-from surefoot.models.optimizer_steps import AdamSteps, orthogonalize
+from surefoot.models.muon import orthogonalize
 from surefoot.models.optimizers import Adam, Muon
 from surefoot.models.policy import Policy, flatten, matrices
 from surefoot.parallel.ranks import Alone

@@ -696,7 +696,7 @@ def test_an_episode_too_long_to_replay_begins_anew(monkeypatch: pytest.MonkeyPat
 def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Config, tmp_path: Path) -> None:
     """Rewards of 1e30 overflow the squared error in single precision; the weights stay what they were."""
     cfg = replace(small, env=Gymnasium("worlds:Enormous-v0"))
-    with pytest.raises(Fault, match="the gradient is not finite in iteration 1, after 0 decisions"):
+    with pytest.raises(Fault, match="the gradient is not finite in iteration 1, after 0 steps"):
         go(cfg, tmp_path / "a")
     go(cfg, tmp_path / "b", skip_updates=1000)
     first = initial(cfg, Alone()).policy.state_dict()
@@ -781,8 +781,8 @@ def test_an_environment_that_hangs_before_its_first_decision_is_named(
 
 def test_sigusr1_saves_and_goes_on(small: Config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Asking(runner.Reporter):
-        def iteration(self, state: Any, *rest: Any) -> None:
-            super().iteration(state, *rest)
+        def on_iteration(self, state: Any, *rest: Any) -> None:
+            super().on_iteration(state, *rest)
             if state.iteration == 2:
                 os.kill(os.getpid(), signal.SIGUSR1)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from surefoot.algorithm.fast_paths import distinct_windows
 from surefoot.algorithm.rollout import Rollout, collect
 from surefoot.algorithm.state import initial
 from surefoot.envs.atari import Atari
@@ -89,13 +90,13 @@ def test_truncation_is_worth_the_value_of_the_real_final_observation() -> None:
 @pytest.mark.parametrize("num_steps", [6, 7])  # 6: the last decision ends an episode
 def test_a_rollout_is_judged_anew_as_it_was_judged_first(ending: str, num_steps: int) -> None:
     r, _, policy = play(f"worlds:Scripted-{ending}-v0", num_steps)
-    again = r.judged(policy)
+    again = r.with_values_of(policy)
     torch.testing.assert_close(again.value, r.value)
     torch.testing.assert_close(again.next_value, r.next_value)
     assert policy.critic is not None
     with torch.no_grad():
         policy.critic.bias += 3.0  # now every state is worth 3 more, but where nothing follows
-    later = r.judged(policy)
+    later = r.with_values_of(policy)
     torch.testing.assert_close(later.value, r.value + 3)
     torch.testing.assert_close(later.next_value, (r.next_value + 3).masked_fill(r.terminated, 0.0))
     assert later.action is r.action
@@ -109,12 +110,13 @@ def test_recomputed_weights_come_from_the_critic_as_it_is_then(small, monkeypatc
     def spy(rollout: Rollout, cfg, state, ranks):
         with torch.no_grad():
             seen.append(
-                (rollout.value, state.policy.judge(rollout.preprocessed.flatten(0, 1))[1].view_as(rollout.value))
+                (rollout.value, state.policy.evaluate(rollout.preprocessed.flatten(0, 1))[1].view_as(rollout.value))
             )
         return compute_advantages(rollout, cfg, state, ranks)
 
     compute_advantages = loop.compute_advantages
     monkeypatch.setattr(loop, "compute_advantages", spy)
+    monkeypatch.setattr("surefoot.algorithm.update.compute_advantages", spy)
     for recompute, calls in ((False, 1), (True, small.num_epochs)):
         seen.clear()
         cfg = replace(small, recompute=recompute, total_iterations=1)
@@ -170,7 +172,7 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
     r = collect(state.policy, state.envs, noise)
     batch = next(minibatches(r, r.reward, r.reward, small, 0, 0, slice(0, 8)))
-    ratio = (state.policy.judge(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
+    ratio = (state.policy.evaluate(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
     assert (ratio - 1).abs().max() < 1e-5
 
 
@@ -184,14 +186,14 @@ def test_images_stay_bytes_and_the_ratio_is_one(rounded: bool) -> None:
     r = collect(policy, games, torch.rand(8, 2, generator=torch.Generator().manual_seed(1)))
     assert r.preprocessed.dtype == torch.uint8
     assert torch.equal(r.preprocessed.flatten(0, 1), policy.preprocess(r.obs.flatten(0, 1)))
-    r.windows = policy.windows(r.preprocessed, r.bootstrap_obs)
+    r.windows = distinct_windows(policy, r.preprocessed, r.bootstrap_obs)
     assert r.windows is not None
     with torch.no_grad():
         for seen in (r.preprocessed.flatten(0, 1), r.windows[:16]):
-            dist, value, _ = policy.judge(seen)
+            dist, value = policy.evaluate(seen)
             assert (dist.log_prob(r.action.flatten()).exp() / r.logp.flatten().exp() - 1).abs().max() < 1e-5
             assert (value - r.value.flatten()).abs().max() < 1e-5
-    again = r.judged(policy)
+    again = r.with_values_of(policy)
     assert (again.next_value - r.next_value).abs().max() < 1e-5
 
 
@@ -201,7 +203,7 @@ def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
     state = initial(small, Alone())
     r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
-    parts = [b.weight for epoch in (0, 1) for b in minibatches(r, number, number, small, 3, epoch, slice(0, 8))]
+    parts = [b.advantage for epoch in (0, 1) for b in minibatches(r, number, number, small, 3, epoch, slice(0, 8))]
     assert len(parts) == 2 * 4
     first, second = torch.cat(parts[:4]), torch.cat(parts[4:])
     assert sorted(first.tolist()) == sorted(second.tolist()) == number.flatten().tolist()
@@ -216,12 +218,12 @@ def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
     state = initial(small, Alone())
     r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
-    whole = [set(b.weight.tolist()) for b in minibatches(r, number, number, small, 3, 1, slice(0, 8))]
+    whole = [set(b.advantage.tolist()) for b in minibatches(r, number, number, small, 3, 1, slice(0, 8))]
     fields = {k: v[:, 4:] if isinstance(v, torch.Tensor) else v for k, v in vars(r).items()}
     own = number[:, 4:]
     half = minibatches(Rollout(**fields), own, own, small, 3, 1, slice(4, 8))
     for everything, part in zip(whole, half, strict=True):
-        assert set(part.weight.tolist()) == {x for x in everything if x % 8 >= 4}
+        assert set(part.advantage.tolist()) == {x for x in everything if x % 8 >= 4}
 
 
 @pytest.mark.parametrize("purpose", [Purpose.ACTIONS, Purpose.RESETS])

@@ -12,13 +12,14 @@ import torch
 import surefoot
 from surefoot.algorithm.advantages import OverBatch
 from surefoot.algorithm.rewards import ScaledReward
-from surefoot.algorithm.running_stats import merge, of_games, past_return
+from surefoot.algorithm.running_stats import merge, moments_per_env, past_return
 from surefoot.algorithm.state import State, initial
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
+from surefoot.models.layers import RunningNorm
 from surefoot.models.networks import MLP
-from surefoot.models.policy import Moments, Policy
-from surefoot.parallel.ranks import Alone, Gloo
+from surefoot.models.policy import Policy
+from surefoot.parallel.ranks import Alone, Ranks
 from surefoot.runs import worker as runner
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
@@ -47,7 +48,7 @@ def test_moments_are_numpys() -> None:
     x = 1e4 + torch.randn(3, 50, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     now = nothing(5)
     for rollout in x:
-        now = merge(now, 50, of_games(rollout, Alone()))
+        now = merge(now, 50, moments_per_env(rollout, Alone()))
     everything = x.reshape(-1, 5).numpy()
     assert now[0] == 3 * 50 * 8
     np.testing.assert_allclose(now[1], everything.mean(0), rtol=1e-13)
@@ -56,9 +57,9 @@ def test_moments_are_numpys() -> None:
 
 def test_moments_have_the_same_bits_however_the_games_are_shared() -> None:
     x = torch.randn(37, 8, 3, generator=torch.Generator().manual_seed(0))
-    whole = of_games(x, Alone())
+    whole = moments_per_env(x, Alone())
     for count in (2, 4, 8):
-        parts = [of_games(x[:, Gloo(r, count).columns(8)], Alone()) for r in range(count)]
+        parts = [moments_per_env(x[:, Ranks(r, count).columns(8)], Alone()) for r in range(count)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -73,14 +74,14 @@ def test_the_past_return_by_hand() -> None:
 
 
 def test_numbers_are_seen_by_their_moments_and_nowhere_beyond_ten() -> None:
-    seen = Moments(2)
+    seen = RunningNorm(2)
     assert seen(torch.tensor([[3.0, 4.0]])).tolist() == [[3, 4]]  # before there are any
-    seen.take(torch.tensor(4.0), torch.tensor([1.0, -1.0]), torch.tensor([16.0, 4.0]))  # deviations 2 and 1
+    seen.assign(torch.tensor(4.0), torch.tensor([1.0, -1.0]), torch.tensor([16.0, 4.0]))  # deviations 2 and 1
     assert seen(torch.tensor([[5.0, -1.0], [99.0, -99.0]])).tolist() == [
         pytest.approx([2, 0], abs=1e-6),
         pytest.approx([10, -10]),
     ]
-    other = Moments(2)
+    other = RunningNorm(2)
     other.load_state_dict(seen.state_dict())
     assert torch.equal(other(torch.ones(1, 2)), seen(torch.ones(1, 2)))
 
@@ -94,13 +95,13 @@ class Watching(Reporter):
 
     seen: list[tuple[torch.Tensor, torch.Tensor, float]]
 
-    def iteration(self, state: State, rollout, *rest):  # type: ignore[no-untyped-def, override]
+    def on_iteration(self, state: State, rollout, *rest):  # type: ignore[no-untyped-def, override]
         self.seen.append((rollout.obs.clone(), rollout.reward.clone(), state.return_std))
-        super().iteration(state, rollout, *rest)
+        super().on_iteration(state, rollout, *rest)
 
 
-def moments(policy: Policy) -> Moments:
-    (found,) = [m for m in policy.modules() if isinstance(m, Moments)]
+def moments(policy: Policy) -> RunningNorm:
+    (found,) = [m for m in policy.modules() if isinstance(m, RunningNorm)]
     return found
 
 
@@ -130,28 +131,20 @@ def test_a_runs_moments_are_those_of_all_it_saw_and_its_rewards_stay_raw(
 
 def test_collection_and_learning_see_the_same_until_both_are_over(control: Config) -> None:
     """The first minibatch's ratios are 1 although the statistics move every rollout."""
-    from contextlib import nullcontext
-
-    from surefoot.algorithm.train import train
-    from surefoot.algorithm.update import NAMES
+    from surefoot.algorithm.train import Callback, train
+    from surefoot.algorithm.update import METRIC_NAMES
 
     drifts = []
 
-    class Silent:
-        def done(self, state: State) -> bool:
+    class Silent(Callback):
+        def should_stop(self, state: State) -> bool:
             return state.iteration >= 4
 
-        def iteration(self, state: State, rollout, target, stats, learn_s) -> None:  # type: ignore[no-untyped-def]
-            drifts.append(float(stats[0, NAMES.index("ratio_drift")]))
-
-        def due(self) -> bool:
-            return False
-
-        def playing(self) -> nullcontext[None]:
-            return nullcontext()
+        def on_iteration(self, state: State, rollout, returns, metrics, learn_s) -> None:  # type: ignore[no-untyped-def]
+            drifts.append(float(metrics[0, METRIC_NAMES.index("ratio_drift")]))
 
     state = initial(control, Alone())
-    train(control, state, Alone(), Silent())  # type: ignore[arg-type]
+    train(control, state, Alone(), Silent())
     assert moments(state.policy).count == 4 * 16 * 8
     assert max(drifts) < 1e-5
 

@@ -167,7 +167,7 @@ def everything(rows: int) -> tuple[list[Any], torch.Tensor]:
 
 
 def test_a_dict_is_taken_apart_as_it_was_laid() -> None:
-    from surefoot.models.policy import Vector, part_of
+    from surefoot.models.layers import VectorEncoder, part_of
 
     seen, rows = everything(6)
     layout = parts(EVERYTHING)
@@ -178,17 +178,17 @@ def test_a_dict_is_taken_apart_as_it_was_laid() -> None:
             for key in part.path:
                 value = value[key]
             assert np.array_equal(mine.numpy().reshape(np.shape(value)), np.float32(value) - part.first)
-    width = Vector(layout)(rows).shape[1]
+    width = VectorEncoder(layout)(rows).shape[1]
     assert width == 40 * 44 * 3 + 4 + 4 + 3 + 5
 
 
 def test_one_hot_bytes_and_switches_are_what_they_should_be() -> None:
-    from surefoot.models.policy import Vector
+    from surefoot.models.layers import VectorEncoder
 
     space = spaces.Dict(a=spaces.Discrete(3, start=1), b=spaces.Box(0, 255, (2,), np.uint8), c=spaces.MultiBinary(2))
     row = blank(space)
     pack(parts(space), {"a": 3, "b": np.uint8([0, 51]), "c": np.int8([1, 0])}, row)
-    assert Vector(parts(space))(torch.from_numpy(row[None])).tolist() == [pytest.approx([0, 0, 1, 0, 0.2, 1, 0])]
+    assert VectorEncoder(parts(space))(torch.from_numpy(row[None])).tolist() == [pytest.approx([0, 0, 1, 0, 0.2, 1, 0])]
 
 
 @pytest.mark.parametrize("network", [MLP((8,), running=True), NatureCNN(), ImpalaCNN()], ids=str)

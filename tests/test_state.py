@@ -65,8 +65,8 @@ def interrupt_at(iteration: int) -> type[Reporter]:
     """A reporter that sends SIGTERM to its own process at the end of an iteration."""
 
     class Interrupted(Reporter):
-        def iteration(self, state, *rest):  # type: ignore[no-untyped-def]
-            super().iteration(state, *rest)
+        def on_iteration(self, state, *rest):  # type: ignore[no-untyped-def]
+            super().on_iteration(state, *rest)
             if state.iteration == iteration:
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -76,7 +76,7 @@ def test_it_is_the_same_as_its_environments_one_by_one(id: str, mode: AutoresetM
         played.step = stepped  # type: ignore[method-assign]
         torch.manual_seed(0)
         policy = MLP((8,)).build(played.observation_space, played.action_space)
-        noise = torch.rand(60, 3, *policy.draws, generator=torch.Generator().manual_seed(1))
+        noise = torch.rand(60, 3, *policy.noise_shape, generator=torch.Generator().manual_seed(1))
         rollouts.append(collect(policy, played, noise))
         finals.append([{i: final.tobytes() for i, final in steps.final.items()} for steps in found])
         played.close()

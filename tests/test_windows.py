@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import surefoot
 import surefoot.fast.windows as module
 from surefoot.algorithm.schedules import FixedRate
-from surefoot.fast.windows import Windows, windows
+from surefoot.fast.windows import Windows, distinct_windows, windows_of
 from surefoot.models.networks import ImpalaCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam
 from surefoot.models.policy import Policy, flatten
@@ -64,7 +64,7 @@ def test_images_come_back_exactly_and_nothing_is_there_twice(channels: int, dtyp
     patches = scenes(30, channels, 20, dtype).permute(0, 2, 3, 1)
     shape = ((2, 2), (1, 1)), ((4, 3), (2, 1)), ((3, 3), (1, 1))
     for depth in (1, 2, 3):
-        found = windows([patches[:25], patches[25:]], shape[:depth])
+        found = distinct_windows([patches[:25], patches[25:]], shape[:depth])
         assert found is not None
         for which in (slice(None), slice(3, 9), np.array([29, 4, 4, 0])):
             some = found[which]
@@ -86,7 +86,7 @@ def test_patches_that_are_nearly_alike_are_told_apart(values: tuple[int, int], d
 
 
 def test_a_selection_holds_only_what_it_shows_in_round_numbers() -> None:
-    found = windows([scenes(30, 8, 20).permute(0, 2, 3, 1)], [((2, 2), (1, 1)), ((4, 4), (2, 2))])
+    found = distinct_windows([scenes(30, 8, 20).permute(0, 2, 3, 1)], [((2, 2), (1, 1)), ((4, 4), (2, 2))])
     assert found is not None
     some = found[:2]
     for rows, above in zip((some.rows, *some.tables[:-1]), some.tables, strict=True):
@@ -98,9 +98,9 @@ def test_a_selection_holds_only_what_it_shows_in_round_numbers() -> None:
 def test_rows_that_meet_in_one_slot_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of slots is that of rows, twice; here all that differ meet in a few."""
     patches = scenes(30, 8, 20).permute(0, 2, 3, 1)
-    usual = windows([patches], [((2, 2), (1, 1))])
+    usual = distinct_windows([patches], [((2, 2), (1, 1))])
     monkeypatch.setattr(module, "MIX", (np.uint64(0x10001),))
-    crowded = windows([patches], [((2, 2), (1, 1))])
+    crowded = distinct_windows([patches], [((2, 2), (1, 1))])
     assert usual is not None
     assert crowded is not None
     assert torch.equal(whole(crowded), whole(usual))
@@ -111,7 +111,7 @@ def test_what_differs_everywhere_is_convolved_as_images() -> None:
     generator = torch.Generator().manual_seed(2)
     noise = torch.randint(0, 256, (20, 4, 84, 84), generator=generator, dtype=torch.uint8)
     policy = policy_of(NatureCNN())
-    assert policy.windows(policy.preprocess(noise)) is None
+    assert windows_of(policy, policy.preprocess(noise)) is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_windows_that_would_take_more_than_images_are_not_made(
     """It pads; each of them is large; there are many, and each has many patches."""
     monkeypatch.setattr(module, "MOST", 1 << 18)
     policy = network.build(spaces.Box(0, 255, (4, size, size), np.uint8), spaces.Discrete(3))
-    assert policy.windows(policy.preprocess(scenes(8, 4, size))) is None
+    assert windows_of(policy, policy.preprocess(scenes(8, 4, size))) is None
 
 
 def test_a_layer_deeper_down_may_see_too_much_that_differs() -> None:
@@ -134,21 +134,23 @@ def test_a_layer_deeper_down_may_see_too_much_that_differs() -> None:
     busy, generator = scenes(), np.random.default_rng(1)
     for image in busy.numpy():
         image[:, ::14, ::14] = generator.integers(0, 2, (4, 6, 6))
-    found = policy.windows(policy.preprocess(busy))
+    found = windows_of(policy, policy.preprocess(busy))
     assert found is not None
     assert len(found.tables) == 2
-    assert max(off(traced(policy, found), traced(policy, policy.preprocess(busy)))) < 1e-10
+    assert (
+        max(off(outputs_and_gradients(policy, found), outputs_and_gradients(policy, policy.preprocess(busy)))) < 1e-10
+    )
 
 
-def traced(policy: Policy, seen: Tensor | Windows) -> list[Tensor]:
-    """Numbers, values and gradients of what is seen, for slopes that are the same for all."""
+def outputs_and_gradients(policy: Policy, seen: Tensor | Windows) -> list[Tensor]:
+    """Parameters of distributions, values and gradients, for a loss that is the same for all."""
     policy = copy.deepcopy(policy)
     flatten(policy)
     generator = torch.Generator().manual_seed(4)
-    slopes = (torch.randn(len(seen), *n, generator=generator, dtype=torch.float64) for n in ((4,), ()))
-    new, value, pull = policy.traced(seen)
-    pull(*(slope.to(value.dtype) for slope in slopes), add=False)
-    return [new.params, value, *(p.grad for p in policy.parameters())]
+    weights = (torch.randn(len(seen), *n, generator=generator, dtype=torch.float64) for n in ((4,), ()))
+    dist, value = policy.evaluate(seen)
+    sum((w.to(x.dtype) * x).sum() for w, x in zip(weights, (dist.logits, value), strict=True)).backward()
+    return [dist.params.detach(), value.detach(), *(p.grad for p in policy.parameters())]
 
 
 def off(found: list[Tensor], exact: list[Tensor]) -> list[float]:
@@ -160,13 +162,13 @@ def off(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 def test_a_network_finds_and_learns_the_same(network: Any) -> None:
     """In double precision; in others it is not further from that by windows than by images."""
     policy, images = policy_of(network), scenes()
-    found, patches = policy.windows(policy.preprocess(images)), policy.preprocess(images)
+    found, patches = windows_of(policy, policy.preprocess(images)), policy.preprocess(images)
     assert found is not None
     assert len(found.tables) == 1 + sum(isinstance(layer, nn.Conv2d) for layer in policy.body)
-    exact = traced(copy.deepcopy(policy).double(), patches)
-    assert max(off(traced(copy.deepcopy(policy).double(), found), exact)) < 1e-10
+    exact = outputs_and_gradients(copy.deepcopy(policy).double(), patches)
+    assert max(off(outputs_and_gradients(copy.deepcopy(policy).double(), found), exact)) < 1e-10
     for policy.bf16 in (False, True):
-        by_windows, by_images = (off(traced(policy, seen), exact) for seen in (found, patches))
+        by_windows, by_images = (off(outputs_and_gradients(policy, seen), exact) for seen in (found, patches))
         assert all(a < max(1.5 * b, 1e-5) for a, b in zip(by_windows, by_images, strict=True))
 
 
@@ -180,7 +182,7 @@ def test_gradients_of_what_is_everywhere_are_summed_in_single_precision() -> Non
 
 
 def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real Pong, judged anew in the second epoch.
+    """Real Pong, values recomputed in the second epoch.
 
     Its background is not taken off: what sees 0 everywhere is on or off as sums are rounded, until biases are learned.
     """
@@ -198,8 +200,8 @@ def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         eval_episodes=0,
     )
     surefoot.train(cfg, run_dir=tmp_path / "windows", ranks=1, quiet=True)
-    used, real = list[bool](), Policy.windows
-    monkeypatch.setattr(Policy, "windows", lambda self, *parts: used.append(real(self, *parts) is not None))
+    used, real = list[bool](), module.windows_of
+    monkeypatch.setattr(module, "windows_of", lambda policy, *parts: used.append(real(policy, *parts) is not None))
     surefoot.train(cfg, run_dir=tmp_path / "images", ranks=1, quiet=True)
     assert used == [True]
     a, b = (surefoot.load_policy(tmp_path / name)[0].state_dict() for name in ("windows", "images"))

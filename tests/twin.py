@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGame
 from surefoot.algorithm.objectives import ClippedSurrogate
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import FixedRate
-from surefoot.algorithm.state import initial, laid_out
-from surefoot.algorithm.train import train
+from surefoot.algorithm.state import flat_parameters, initial
+from surefoot.algorithm.train import Callback, train
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP, SmallCNN
@@ -71,16 +70,16 @@ KINDS = {
 }
 
 
-class Notebook:
+class Notebook(Callback):
     """A callback that keeps every iteration's rollout, gradient and parameters."""
 
     def __init__(self, cfg: Config) -> None:
         self.cfg, self.notes = cfg, dict[str, torch.Tensor]()
 
-    def done(self, state) -> bool:  # type: ignore[no-untyped-def]
+    def should_stop(self, state) -> bool:  # type: ignore[no-untyped-def]
         return state.progress(self.cfg) >= 1
 
-    def iteration(self, state, rollout, target, stats, learn_s) -> None:  # type: ignore[no-untyped-def]
+    def on_iteration(self, state, rollout, returns, metrics, learn_s) -> None:  # type: ignore[no-untyped-def]
         for name in ("obs", "action", "reward", "terminated"):
             self.notes[f"{state.iteration}/{name}"] = getattr(rollout, name).clone()
         self.notes[f"{state.iteration}/gradient"] = state.gradient[state.optimizer.part].clone()
@@ -91,17 +90,8 @@ class Notebook:
         )
         self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.recent_episodes])
 
-    def due(self) -> bool:
-        return False
-
-    def playing(self) -> nullcontext[None]:
-        return nullcontext()
-
-    def dropped(self, cause: BaseException | None) -> None:
+    def on_dropped_rollout(self, cause: BaseException | None) -> None:
         raise AssertionError(cause)
-
-    def save(self, state) -> None:  # type: ignore[no-untyped-def]
-        raise AssertionError("never due")
 
 
 def main(kind: str, cfg: Config, out: Path) -> None:
@@ -109,20 +99,20 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     ranks = join()
     state = initial(cfg, ranks)
     state.policy.double()
-    state.flat, state.gradients, state.optimizer, state.ema_params = laid_out(state.policy, cfg, ranks)
+    vars(state).update(flat_parameters(state.policy, cfg, ranks))
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
     if ranks.count > 1 and sys.platform == "linux":  # all ways of exchanging are really taken
         together = "LOCAL_WORLD_SIZE" in os.environ
         assert type(ranks) is (SharedMemory if together else Gloo)
-        assert (len(state.gradients) > 1) == (together and not state.policy.pairs)
+        assert (len(state.gradients) > 1) == (together and not state.policy.hidden)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")
 
 
 if __name__ == "__main__":
     die_with_launcher()
     for kind, cfg in KINDS.items():
-        rollout.SHARE = 128 if kind in EVERYTHING else 0
+        rollout.MIN_SHARE = 128 if kind in EVERYTHING else 0
         if kind == "control":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
         main(kind, cfg, Path(sys.argv[1]))

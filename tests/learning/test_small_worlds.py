@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,19 +101,11 @@ def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> f
 
         monkeypatch.setattr(GAE, "__call__", blind)
     state = initial(cfg, Alone())
-    from surefoot.algorithm.train import train
+    from surefoot.algorithm.train import Callback, train
 
-    class Silent:
-        def done(self, state) -> bool:  # type: ignore[no-untyped-def]
+    class Silent(Callback):
+        def should_stop(self, state) -> bool:  # type: ignore[no-untyped-def]
             return state.steps >= cfg.total_steps
-
-        def iteration(self, *_: object) -> None: ...
-        def save(self, *_: object) -> None: ...
-        def due(self) -> bool:
-            return False
-
-        def playing(self) -> nullcontext[None]:
-            return nullcontext()
 
     train(cfg, state, Alone(), Silent())
     rollout = collect(state.policy, state.envs, torch.rand(20, 8, generator=torch.Generator().manual_seed(0)))

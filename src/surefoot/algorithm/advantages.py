@@ -1,15 +1,15 @@
-"""What each action deserves: total reward, future reward, TD error, GAE, and how they are compared with other games.
+"""Returns and advantages: total reward, future reward, TD error, GAE, and their normalisation.
 
-Everything here is a pure function of tensors. Shapes: `[T, N]` is T decisions in time order of N parallel games;
-column n may hold several episodes, separated by `ended`.
+Shapes: `[T, N]` is T steps in time order of N parallel environments; column n may hold several episodes, separated by
+`ended`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from surefoot.errors import require_range
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from surefoot.algorithm.rollout import Rollout
+    from surefoot.algorithm.state import State
+    from surefoot.config import Config
+    from surefoot.parallel.ranks import Ranks
 
 
 def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ def episode_return(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
 
 
 def td_error(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, gamma: float) -> Tensor:
-    """One-step surprise, delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t).
+    """One-step TD error, delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t).
 
     A termination is worth 0 afterwards; a truncation is not an ending of the task, so `next_value` still counts.
     All arguments [T, N], `terminated` bool; returns [T, N]. Source: Sutton 1988.
@@ -103,38 +106,38 @@ def gae(
     return discounted_sum(delta, gamma * gae_lambda * (~ended).to(value.dtype))
 
 
-def _standardize(weight: Tensor, dim: tuple[int, ...], least: float = 0.0) -> Tensor:
-    """(w - mean) / max(sqrt(mean of (w - mean)^2), least) over `dim`; 0 where max - min <= 1e-6 max|w|: all agree."""
-    low, high = weight.amin(dim, keepdim=True), weight.amax(dim, keepdim=True)
-    agree = high - low <= 1e-6 * weight.abs().amax(dim, keepdim=True)
-    centred = weight - weight.mean(dim, keepdim=True)
-    sigma = centred.square().mean(dim, keepdim=True).sqrt().clamp(min=least)
-    return (centred / sigma.masked_fill(agree, 1.0)).masked_fill(agree, 0.0)
+def _normalize(x: Tensor, dim: tuple[int, ...], min_std: float = 0.0) -> Tensor:
+    """(x - mean) / max(std, min_std) over `dim`; 0 where all are equal, max - min <= 1e-6 max|x|."""
+    low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
+    equal = high - low <= 1e-6 * x.abs().amax(dim, keepdim=True)
+    centred = x - x.mean(dim, keepdim=True)
+    std = centred.square().mean(dim, keepdim=True).sqrt().clamp(min=min_std)
+    return (centred / std.masked_fill(equal, 1.0)).masked_fill(equal, 0.0)
 
 
-def normalize_over_games(weight: Tensor) -> Tensor:
-    """Compare each time step with the same step of the parallel games: (w_tn - mean_n w_t) / sigma_n(w_t).
+def normalize_over_games(advantage: Tensor) -> Tensor:
+    """Each time step compared with the same step of the parallel environments: (A_tn - mean_n A_t) / std_n(A_t).
 
-    `weight` [T, N]; returns [T, N]: mean 0 and mean square 1 in every row, or a row of zeros where all games agree
-    (rounding leaves sigma a little above 0 there, and would turn equal games into +-1).
+    `advantage` [T, N]; returns [T, N]: mean 0 and mean square 1 in every row, or a row of zeros where all are equal
+    (rounding leaves a std a little above 0 there, and would turn equal ones into +-1).
     """
-    return _standardize(weight, (1,))
+    return _normalize(advantage, (1,))
 
 
-def normalize_over_batch(weight: Tensor, least: float = 0.0) -> Tensor:
-    """Compare with the whole rollout: (w - mean) / max(sigma, `least`) over all of [T, N]; zeros where all agree."""
-    return _standardize(weight, tuple(range(weight.ndim)), least)
+def normalize_over_batch(advantage: Tensor, min_std: float = 0.0) -> Tensor:
+    """(A - mean) / max(std, min_std) over the whole rollout [T, N]; zeros where all are equal."""
+    return _normalize(advantage, tuple(range(advantage.ndim)), min_std)
 
 
-# What a Config can choose. Each is a function with its knobs attached.
+# What a Config can choose as `advantage`: called with a Rollout, returns advantages and the critic's targets, [T, N].
 
 
 @dataclass(frozen=True)
 class EpisodeReturn:
-    """Every action gets the total reward of its trajectory."""
+    """The total reward of the trajectory, for each of its actions."""
 
     gamma: float = 0.995
-    """discount per decision"""
+    """discount per step"""
 
     def __post_init__(self) -> None:
         require_range(self, "gamma", high=1)
@@ -146,10 +149,10 @@ class EpisodeReturn:
 
 @dataclass(frozen=True)
 class FutureReturn:
-    """Every action gets the reward that came after it."""
+    """The discounted reward that came after the action."""
 
     gamma: float = 0.995
-    """discount per decision"""
+    """discount per step"""
 
     def __post_init__(self) -> None:
         require_range(self, "gamma", high=1)
@@ -161,12 +164,12 @@ class FutureReturn:
 
 @dataclass(frozen=True)
 class GAE:
-    """Every action gets its generalised advantage; the critic's target is advantage plus value."""
+    """The generalised advantage; the critic's target is advantage plus value."""
 
     gamma: float = 0.99
-    """discount per decision"""
+    """discount per step"""
     gae_lambda: float = 0.95
-    """lambda: 0 trusts the critic, 1 trusts the rewards"""
+    """0: one-step TD errors, from the critic; 1: whole returns, from the rewards"""
 
     def __post_init__(self) -> None:
         require_range(self, "gamma", "gae_lambda", high=1)
@@ -177,64 +180,78 @@ class GAE:
         return advantage, advantage + r.value
 
 
+# What a Config can choose as `normalize`: called with advantages [T, N] of all environments.
+
+
 @dataclass(frozen=True)
 class Unnormalized:
-    """Take the weights as they are."""
+    """Advantages as they are."""
 
-    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
-        return weight
+    def __call__(self, advantage: Tensor, min_std: float = 0.0) -> Tensor:
+        return advantage
 
 
 @dataclass(frozen=True)
 class OverGames:
-    """Normalise each time step over the parallel games (the lesson's way)."""
+    """Normalise each time step over the parallel environments (the lesson's way)."""
 
-    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
-        return normalize_over_games(weight)
+    def __call__(self, advantage: Tensor, min_std: float = 0.0) -> Tensor:
+        return normalize_over_games(advantage)
 
 
 @dataclass(frozen=True)
 class OverBatch:
-    """Normalise over all games and time steps of the rollout.
+    """Normalise over all environments and time steps of the rollout.
 
-    Where a policy has nearly learned its task most advantages are noise, and dividing them by their own deviation
-    makes that noise as large as anything before. With a memory they are divided by no less than the deviation of
-    earlier rollouts, s: s^2 <- memory s^2 + (1 - memory) sigma^2.
+    Where a policy has nearly learned its task most advantages are noise, and dividing them by their own std makes that
+    noise as large as anything before. With a memory they are divided by no less than a running std of earlier
+    rollouts, s^2 <- memory s^2 + (1 - memory) std^2.
     """
 
     memory: float = 0.0
-    """of earlier rollouts, a rollout; 0: none, each is taken for itself"""
+    """how much of s^2 is kept each rollout; 0: every rollout is normalised by itself"""
 
     def __post_init__(self) -> None:
         require_range(self, "memory", high=1, below=True)
 
-    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
-        """[T, N] to [T, N]; `spread` is s as it was before the rollout."""
-        return normalize_over_batch(weight, spread)
+    def __call__(self, advantage: Tensor, min_std: float = 0.0) -> Tensor:
+        """[T, N] to [T, N]; `min_std`: s before the rollout."""
+        return normalize_over_batch(advantage, min_std)
 
-    def remember(self, spread: float, weight: Tensor) -> float:
-        """The next s, after a rollout with these weights [T, N]; the first rollout's is its own sigma."""
-        sigma = float(weight.std(correction=0)) if self.memory else math.inf
-        if not sigma < math.inf:  # no memory, or NaN, which the gradient will tell
-            return spread
-        return math.sqrt(self.memory * spread**2 + (1 - self.memory) * sigma**2) if spread else sigma
+    def update_std(self, std: float, advantage: Tensor) -> float:
+        """The next s, after a rollout with these advantages [T, N]; the first rollout's is its own std."""
+        new = float(advantage.std(correction=0)) if self.memory else math.inf
+        if not new < math.inf:  # no memory, or NaN, which the gradient's check will report
+            return std
+        return math.sqrt(self.memory * std**2 + (1 - self.memory) * new**2) if std else new
 
 
 @dataclass(frozen=True)
 class OverMinibatch:
-    """Normalise over each minibatch, afresh in every pass, as Stable-Baselines3 does."""
+    """Normalise over each minibatch, anew in every epoch, as Stable-Baselines3 does."""
 
-    def __call__(self, weight: Tensor, spread: float = 0.0) -> Tensor:
-        """The rollout's weights as they are: their turn comes in the update."""
-        return weight
+    def __call__(self, advantage: Tensor, min_std: float = 0.0) -> Tensor:
+        """The rollout's advantages as they are: `within` is called in each update."""
+        return advantage
 
-    def within(self, weight: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-        """(w - mean) / sigma of a minibatch [B]; `mean` averages numbers over the ranks that share it."""
-        middle = float(mean(weight.mean()))
-        weight = weight - middle
-        sigma = math.sqrt(mean((weight * weight).mean()))
-        return weight / (sigma + 1e-8) if sigma > 1e-6 * abs(middle) else 0 * weight
+    def within(self, advantage: Any, mean: Callable[[Any], Any]) -> Any:
+        """(A - mean) / std of a minibatch [B]; `mean` averages numbers over the ranks that share it."""
+        middle = float(mean(advantage.mean()))
+        centred = advantage - middle
+        std = math.sqrt(mean((centred * centred).mean()))
+        return centred / (std + 1e-8) if std > 1e-6 * abs(middle) else 0 * centred
 
 
 Advantage = EpisodeReturn | FutureReturn | GAE
 Normalize = Unnormalized | OverGames | OverBatch | OverMinibatch
+
+
+def compute_advantages(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Tensor, Tensor, float]:
+    """Normalised advantages and the critic's targets, both [T, N], and the next `advantage_std` of the state."""
+    rollout = replace(rollout, reward=cfg.reward(rollout.reward, state.return_std))
+    advantage, returns = cfg.advantage(rollout)
+    of_all_envs = ranks.gather_columns(advantage)
+    std = 0.0
+    if isinstance(cfg.normalize, OverBatch):
+        std = cfg.normalize.update_std(state.advantage_std, of_all_envs)
+    return ranks.local_columns(cfg.normalize(of_all_envs, state.advantage_std)), returns, std

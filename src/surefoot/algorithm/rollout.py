@@ -1,4 +1,4 @@
-"""Collecting experience: the old policy plays T decisions in N games."""
+"""Collecting experience: the present policy acts for T steps in N environments."""
 
 from __future__ import annotations
 
@@ -11,83 +11,84 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from surefoot.algorithm.fast_paths import distinct_windows, make_actor, mlp_twin
 from surefoot.envs.interface import Episode
-from surefoot.fast.packed import inference_policy
-from surefoot.models.distributions import normal
+from surefoot.errors import Fault, Interrupted
 from surefoot.parallel.ranks import Alone, Ranks
+from surefoot.rng import Purpose, stream
 
 if TYPE_CHECKING:
+    from surefoot.algorithm.state import State
+    from surefoot.algorithm.train import Callback
+    from surefoot.config import Config
     from surefoot.envs.vector import EnvVector
-    from surefoot.fast.windows import Windows
-    from surefoot.models.policy import Policy
+    from surefoot.models.policy import DistinctWindows, Policy
 
-SHARE = 128  # rows of a minibatch: what is shorter takes an MLP nearly as long
+MIN_SHARE = 128  # samples of a minibatch: fewer take an MLP nearly as long
 
 
 @dataclass
 class Rollout:
-    """What was seen and done. Everything at [t, n] belongs to the transition at t of game n; nothing is shifted."""
+    """What was observed and done. Everything at [t, n] belongs to the transition at t of environment n, unshifted."""
 
     obs: Tensor
     """[T, N, ...] in the environment's dtype (uint8 stays uint8)"""
     preprocessed: Tensor
-    """[T, N, ...] as the policy preprocessed them"""
+    """[T, N, ...] preprocessed by the policy"""
     action: Tensor
     """[T, N] int64; of several choices [T, N, D]; continuous [T, N, A], as sampled"""
     logp: Tensor
-    """[T, N] log probability of the action under the policy that played"""
+    """[T, N] log probability of the action under the policy that acted"""
     params: Tensor
-    """[T, N, ...] that policy's distribution, for exact divergences"""
+    """[T, N, ...] parameters of that policy's distributions, for exact KL divergences"""
     reward: Tensor
     """[T, N] raw"""
     terminated: Tensor
     """[T, N] bool: the task ended here, the future is worth 0"""
     truncated: Tensor
-    """[T, N] bool: we stopped watching here, the future is worth V"""
+    """[T, N] bool: the episode was cut here, the future is worth V"""
     value: Tensor
     """[T, N] the critic's V(s_t)"""
     next_value: Tensor
     """[T, N] V of the true successor; 0 at a termination"""
     bootstrap_obs: Tensor
-    """[K, ...] preprocessed: the successors that are no rows here, of the last decision and where truncated"""
+    """[K, ...] preprocessed: the successors that are no rows here, of the last step and of truncated ones"""
     bootstrap_index: Tensor
-    """[2, K] whose they are: t, n"""
+    """[2, K] their t and n"""
     episodes: list[Episode]
     """finished during this rollout"""
     env_s: float
     """seconds in the environments"""
     act_s: float
     """seconds in the policy"""
-    windows: Windows | None = None
-    """`preprocessed`, and after it `beyond`, as convolutions see them: where learning is faster so"""
+    windows: DistinctWindows | None = None
+    """`preprocessed`, then `bootstrap_obs`, as distinct windows: where learning is faster so"""
 
     @property
     def ended(self) -> Tensor:
         """[T, N] bool: the next row belongs to another episode."""
         return self.terminated | self.truncated
 
-    @torch.no_grad()
-    def judged(self, policy: Policy) -> Rollout:
-        """The same with the values that `policy` gives it."""
-        seen = self.windows or torch.cat((self.preprocessed.flatten(0, 1), self.bootstrap_obs))
-        judged, count = policy.judged(seen)[1], self.value.numel()
-        value, later = judged[:count].view_as(self.value), judged[count:]
-        return replace(self, value=value, next_value=next_values(value, later, self.bootstrap_index, self.terminated))
+    def with_values_of(self, policy: Policy) -> Rollout:
+        """The same rollout with the values that `policy` gives it."""
+        obs: Any = self.windows or torch.cat((self.preprocessed.flatten(0, 1), self.bootstrap_obs))
+        values, count = (mlp_twin(policy) or policy).evaluate_all(obs)[1], self.value.numel()
+        value = values[:count].view_as(self.value)
+        next_value = next_values(value, values[count:], self.bootstrap_index, self.terminated)
+        return replace(self, value=value, next_value=next_value)
 
-    def of_all(self, ranks: Ranks) -> Rollout:
-        """All ranks' games side by side, the same on every rank."""
-        mine = {k: v.contiguous().clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        mine["bootstrap_index"][1] += ranks.rank * self.reward.shape[1]
-        parts = [load(data) for data in ranks.all_gather_bytes(save(mine))]
-        rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "bootstrap_obs")) for k in mine}
+    def of_all_envs(self, ranks: Ranks) -> Rollout:
+        """All ranks' environments side by side, the same on every rank."""
+        own = {k: v.contiguous().clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        own["bootstrap_index"][1] += ranks.rank * self.reward.shape[1]
+        parts = [load(data) for data in ranks.all_gather_bytes(save(own))]
+        rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "bootstrap_obs")) for k in own}
         return replace(self, **rows)
 
     def cut(self, length: int, indices: range) -> Rollout:
-        """The first `length` decisions, as trajectories of the games `indices` that all ended there."""
+        """The first `length` steps, as trajectories of the environments `indices` that all ended there."""
         changes = {f.name: getattr(self, f.name) for f in fields(self)}
-        rows = {
-            k: v[:length] for k, v in changes.items() if isinstance(v, Tensor) and not k.startswith("bootstrap_obs")
-        }
+        rows = {k: v[:length] for k, v in changes.items() if isinstance(v, Tensor) and not k.startswith("bootstrap")}
         shorter = Rollout(**changes | rows)
         shorter.truncated = shorter.truncated.clone()
         shorter.truncated[-1] = ~shorter.terminated[-1]
@@ -96,108 +97,104 @@ class Rollout:
         return shorter
 
 
-def gather_if_small(rollout: Rollout, policy: Policy, minibatch_size: int, ranks: Ranks) -> tuple[Rollout, Ranks]:
-    """What this rank learns from, and with whom: it gives its share of every minibatch of so many decisions.
+def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback) -> Rollout | None:
+    """The next rollout, on all ranks; None where a signal or a fault has broken it off on any of them.
 
-    But a small share of an MLP's takes as long as the whole: then each learns from all games by itself, all alike.
+    `state.env_snapshot` then still is where it began.
     """
-    if ranks.count == 1 or policy.bound is None or minibatch_size >= ranks.count * SHARE:
-        return rollout, ranks
-    return rollout.of_all(ranks), Alone()
+    shape = state.num_steps(cfg), cfg.num_envs, *state.policy.noise_shape
+    noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, ranks.columns(cfg.num_envs)]
+    episode, rollout = state.iteration if cfg.from_reset else None, None
+    try:
+        with callback.collecting():
+            rollout = collect(state.policy, state.envs, torch.from_numpy(noise).to(cfg.device), episode)
+    except (Interrupted, Fault) as cause:
+        callback.on_dropped_rollout(cause)
+    length = ranks.all_reduce_min(0 if rollout is None else len(rollout.reward))
+    if rollout is None or length == 0:
+        callback.on_dropped_rollout(None)
+        return None
+    if length < len(rollout.reward):  # from_reset: all ranks' environments stop where the first of them ended
+        return rollout.cut(length, state.envs.indices)
+    return rollout
 
 
-def next_values(value: Tensor, bootstrap_obs: Tensor, at: Tensor, terminated: Tensor) -> Tensor:
-    """V of the true successor: that of the next row, `beyond` [K] `at` [2, K], 0 at a termination; all else [T, N]."""
+def gather_if_small(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Rollout, Ranks]:
+    """The rollout that this rank learns from, and the ranks that share its minibatches.
+
+    Each rank computes its share of every minibatch. But a small share of an MLP's takes as long as the whole: then
+    every rank learns from all environments by itself, all alike.
+    """
+    minibatch_size = cfg.minibatch_size or cfg.num_envs * len(rollout.reward)
+    if ranks.count > 1 and state.policy.hidden and minibatch_size < ranks.count * MIN_SHARE:
+        return rollout.of_all_envs(ranks), Alone()
+    windows = distinct_windows(state.policy, rollout.preprocessed, rollout.bootstrap_obs)
+    return replace(rollout, windows=windows), ranks
+
+
+def next_values(value: Tensor, bootstrap_value: Tensor, index: Tensor, terminated: Tensor) -> Tensor:
+    """V of the true successors, [T, N]: the next row's, `bootstrap_value` [K] at `index` [2, K], 0 if terminated."""
     next_value = torch.cat((value[1:], value[:1]))
-    next_value[tuple(at)] = bootstrap_obs
+    next_value[tuple(index)] = bootstrap_value
     return next_value.masked_fill(terminated, 0.0)
 
 
 @torch.no_grad()
-def collect(policy: Policy, games: EnvVector, noise: Tensor, episode: int | None = None) -> Rollout:
-    """Play len(noise) decisions in every game.
+def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None = None) -> Rollout:
+    """Act for len(noise) steps in every environment, from where they are.
 
-    `noise` [T, N] uniform in [0, 1): one number decides one action; [T, N, K] where an action takes K of them. Games go
-    on where they were; or, where an `episode` number is given (the lesson), all begin that episode and all stop where
-    the first one ends.
+    `noise` [T, N] uniform in [0, 1): one number decides one action; [T, N, K] where an action takes K of them.
+    `episode`: the lesson's way: all environments begin this episode, and all stop where the first one ends.
     """
     start = perf_counter()
     num_steps, n = noise.shape[:2]
-    policy = inference_policy(policy, arrays=True)
-    device = next(policy.parameters()).device
+    actor = make_actor(policy, noise)
     if episode is not None:
-        games.reset_all(episode)
-    obs = np.empty((num_steps + 1, *games.obs.shape), games.obs.dtype)
-    obs[0] = games.obs
+        envs.reset_all(episode)
+    obs = np.empty((num_steps + 1, *envs.obs.shape), envs.obs.dtype)
+    obs[0] = envs.obs
     reward = np.empty((num_steps, n), np.float32)
     terminated, truncated = np.empty((num_steps, n), np.bool_), np.empty((num_steps, n), np.bool_)
-    actions, dists, values = (list[Any]([None]) * num_steps for _ in range(3))
-    finals: dict[tuple[int, int], np.ndarray] = {}
-    act, continuous = policy.acting(), policy.log_std is not None
-    draws: Any = normal(noise).to(policy.actor.weight.dtype) if continuous else noise
-    rows, draws = torch.from_numpy(obs).unbind(), draws.numpy() if act or policy.heads else draws.unbind()
-    if not act:
-        first = policy.preprocess(rows[0].to(device))
-        preprocessed = first.new_empty(num_steps, *first.shape)
-
-    def decide(t: int) -> Any:
-        if act:  # what plays an MLP needs is its actions: the rest is found for all decisions at once
-            taken = actions[t] = act(obs[t], draws[t])
-        else:
-            preprocessed[t] = x = policy.preprocess(rows[t].to(device))
-            dists[t], values[t], _ = policy.judge(x)
-            taken = actions[t] = dists[t].at(draws[t]) if continuous else dists[t].sample(draws[t])
-        if taken.ndim == 1:
-            return taken.tolist()
-        return taken.cpu().numpy() if isinstance(taken, Tensor) else taken
-
+    finals: dict[tuple[int, int], Any] = {}
     env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(num_steps):
-        action = decide(t)
+        action = actor.act(t, obs[t])
         before = perf_counter()
-        steps = games.step(action, obs[t + 1])
-        while lost := steps.restarted:  # recreated: their last transition is truncated and they act again
-            for i in lost:
+        step = envs.step(action, obs[t + 1])
+        while (
+            lost := step.restarted
+        ):  # these crashed and were recreated: they act again, from a new episode's first obs
+            for i in lost:  # their last transition is truncated
                 if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
                     truncated[t - 1, i], finals[t - 1, i] = True, obs[t, i].copy()
             obs[t, lost] = obs[t + 1, lost]
-            steps.update(lost, games.step(decide(t), obs[t + 1], lost))
+            step.update(lost, envs.step(actor.act(t, obs[t]), obs[t + 1], lost))
         env_s += perf_counter() - before
-        reward[t], terminated[t], truncated[t] = steps.reward, steps.terminated, steps.truncated
-        finals |= {(t, i): final for i, final in steps.final.items() if steps.truncated[i] and not steps.terminated[i]}
-        if episode is not None and steps.final:
+        reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
+        finals |= {(t, i): final for i, final in step.final.items() if step.truncated[i] and not step.terminated[i]}
+        if episode is not None and step.final:
             break
     length = t + 1
-    bootstrap_obs = {(length - 1, i): last for i, last in enumerate(obs[length])} | finals
-    after = policy.preprocess(torch.from_numpy(np.stack(list(bootstrap_obs.values()))).to(device))
-    if act:
-        seen = policy.preprocess(torch.from_numpy(obs[:length].reshape(-1, *obs.shape[2:])))
-        played = torch.from_numpy(np.stack(actions[:length]))
-        given, judged = policy.judged(torch.cat((seen, after)))
-        seen, old, value = (x[: length * n].unflatten(0, (length, n)) for x in (seen, given, judged))
-        later = judged[length * n :]
-    else:
-        found = actions[:length], [dist.params for dist in dists[:length]], values[:length]
-        played, old, value = (torch.stack([*map(torch.as_tensor, x)]) for x in found)
-        seen = preprocessed[:length]
-        later = torch.as_tensor(policy.judge(after)[1])
-    at = torch.tensor(list(bootstrap_obs), device=device).T
+    bootstrap = {(length - 1, i): last for i, last in enumerate(obs[length])} | finals
+    done = actor.decisions(obs[:length], np.stack(list(bootstrap.values())))
+    device = done.value.device
+    index = torch.tensor(list(bootstrap), device=device).T
     ended = torch.from_numpy(terminated[:length]).to(device)
     rollout = Rollout(
         obs=torch.from_numpy(obs[:length]),
-        preprocessed=seen,
-        action=played,
-        logp=policy.distribution(old, known=True).log_prob(played),
-        params=old,
-        reward=torch.from_numpy(reward[:length]).to(value),
+        preprocessed=done.preprocessed,
+        action=done.action,
+        logp=policy.distribution(done.params, stored=True).log_prob(done.action),
+        params=done.params,
+        reward=torch.from_numpy(reward[:length]).to(done.value),
         terminated=ended,
         truncated=torch.from_numpy(truncated[:length]).to(device) & ~ended,
-        value=value,
-        next_value=next_values(value, later, at, ended),
-        bootstrap_obs=after,
-        bootstrap_index=at,
-        episodes=games.take_finished(),
+        value=done.value,
+        next_value=next_values(done.value, done.bootstrap_value, index, ended),
+        bootstrap_obs=done.bootstrap_obs,
+        bootstrap_index=index,
+        episodes=envs.take_finished(),
         env_s=env_s,
         act_s=perf_counter() - start - env_s,
     )
-    return rollout if episode is None else rollout.cut(length, games.indices)
+    return rollout if episode is None else rollout.cut(length, envs.indices)

@@ -1,10 +1,17 @@
-"""Learning rate schedules: called after each minibatch with the present rate, its KL divergence and the progress."""
+"""Schedules: the learning rate, adapted after each minibatch, and what is annealed from iteration to iteration."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from surefoot.errors import require_range
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+
+# What a Config can choose as `learning_rate`: called with the present rate, the update's KL and the run's progress.
 
 
 @dataclass(frozen=True)
@@ -65,3 +72,15 @@ class AdaptiveRate:
 
 
 LearningRate = FixedRate | LinearRate | AdaptiveRate
+
+
+def linear(end_factor: float, progress: float) -> float:
+    """A factor that goes linearly from 1 to `end_factor` while progress goes from 0 to 1, and stays there."""
+    return 1 + (end_factor - 1) * min(1.0, progress)
+
+
+def annealed(cfg: Config, iteration: int, progress: float) -> Config:
+    """The Config with objective and entropy bonus of this iteration, when `progress` (0 to 1) of the run is done."""
+    now = copy(cfg)  # not `replace`, which checks everything again: a hundredth of a rollout of CartPole
+    vars(now).update(objective=cfg.objective.at(iteration, progress), entropy=cfg.entropy.at(iteration, progress))
+    return now

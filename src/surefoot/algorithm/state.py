@@ -6,22 +6,27 @@ import copy
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import nn
 
-from surefoot.config import Config
+from surefoot.algorithm.fast_paths import mlp_twin
 from surefoot.envs.interface import Episode
 from surefoot.envs.vector import EnvVector
 from surefoot.errors import UserError
-from surefoot.models.optimizer_steps import StepResult
+from surefoot.models.adam import AdamSteps
+from surefoot.models.muon import MuonSteps
 from surefoot.models.policy import Policy, bf16_units, flatten
 from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.parallel.ranks import Alone, Ranks
 from surefoot.rng import Purpose, integer
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+    from surefoot.fast.mlp import FastMLP
 
 
 @dataclass
@@ -33,14 +38,16 @@ class State:
     """all of the policy's parameters in one row; they are views of it"""
     gradients: torch.Tensor
     """[ranks, P] where all ranks' are seen; otherwise [1, P], this rank's own"""
-    optimizer: StepResult
+    optimizer: AdamSteps | MuonSteps
     ema_params: torch.Tensor
-    """moving average of `flat` over the iterations: the policy that is kept"""
+    """moving average of `flat` over the iterations: the policy that is evaluated, saved and filmed"""
+    mlp: FastMLP | None
+    """the NumPy twin of an MLP on a processor"""
     envs: EnvVector
     learning_rate: float
     """the learning rate as adapted so far"""
     steps: int = 0
-    """decisions made, all games together"""
+    """steps taken, all environments together"""
     iteration: int = 0
     """rollouts learned from"""
     seconds: float = 0.0
@@ -50,15 +57,15 @@ class State:
     skipped: int = 0
     """updates whose gradient was not finite"""
     return_moments: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """count, mean and sum of squared distances of what episodes have paid so far, discounted"""
+    """count, mean and sum of squared deviations of the running discounted returns"""
     advantage_std: float = 0.0
-    """deviation of the weights of earlier rollouts, where the Config has a memory for it (`credit.OverBatch`)"""
+    """running std of the advantages of earlier rollouts (`advantages.OverBatch` with a memory)"""
     running_return: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    """what the present episodes have paid so far, discounted; one number for each of this rank's games"""
+    """discounted return so far of each of this rank's present episodes"""
     ranks: int = 0
     """that wrote the checkpoint this state came from; 0 where it is new"""
     env_snapshot: dict[str, Any] = field(default_factory=dict)
-    """where the games were when the present iteration began"""
+    """where the environments were when the present iteration began"""
     recent_episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
     """the last 100 finished episodes"""
 
@@ -69,15 +76,15 @@ class State:
         return self.flat.grad
 
     def update_ema(self, decay: float) -> None:
-        """Take this iteration's parameters into the mean, m <- decay m + (1 - decay) theta; the first ones replace it.
+        """m <- decay m + (1 - decay) theta with this iteration's parameters theta; a plain mean while they are few.
 
-        The steps' noise averages out: the mean plays as after small steps while learning goes on with large ones.
+        The noise of single steps averages out, as with small steps, while learning goes on with large ones.
         Source: Polyak & Juditsky 1992.
         """
         self.ema_params.lerp_(self.flat.detach(), max(1 - decay, 1 / self.iteration))
 
     def ema_policy(self) -> Policy:
-        """The policy with the mean parameters."""
+        """The policy with the averaged parameters."""
         policy = copy.deepcopy(self.policy)
         flatten(policy).data.copy_(self.ema_params)
         return policy
@@ -89,29 +96,24 @@ class State:
         return max(by_steps, by_iterations)
 
     def num_steps(self, cfg: Config) -> int:
-        """Decisions per game in the next rollout: the present stage's."""
+        """Steps per environment in the next rollout: those of the present stage."""
         return cfg.num_steps[min(len(cfg.num_steps) - 1, int(self.progress(cfg) * len(cfg.num_steps)))]
 
     @property
     def return_std(self) -> float:
-        """Of what episodes have paid so far, discounted; 1 before there is any."""
+        """Std of the running discounted returns; 1 before there are any."""
         count, _, square = self.return_moments
         return math.sqrt(square / count + 1e-8) if count else 1.0
 
     def snapshot_envs(self) -> None:
-        """Keep where the games are now."""
-        carry = {
-            f"{n}/carry": np.array([c]) for n, c in zip(self.envs.indices, self.running_return.tolist(), strict=True)
-        }
-        self.env_snapshot = self.envs.snapshot() | carry
+        """Keep where the environments are now."""
+        pairs = zip(self.envs.indices, self.running_return.tolist(), strict=True)
+        self.env_snapshot = self.envs.snapshot() | {f"{n}/carry": np.array([x]) for n, x in pairs}
 
     def mean_score(self) -> float:
         """Mean raw score of the last 100 finished episodes; NaN before the first."""
-        return (
-            sum(e.score for e in self.recent_episodes) / len(self.recent_episodes)
-            if self.recent_episodes
-            else float("nan")
-        )
+        scores = [e.score for e in self.recent_episodes]
+        return sum(scores) / len(scores) if scores else math.nan
 
 
 def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
@@ -120,34 +122,42 @@ def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
         policy = cfg.network.build(observation, action)
     try:
-        large = not policy.pairs  # an MLP's layers are too small to gain
+        large = not policy.hidden  # an MLP's layers are too small to gain
         policy.bf16 = cfg.bf16 and large and torch.device(cfg.device).type == "cpu" and bf16_units() != ""
         return policy.to(cfg.device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def laid_out(policy: Policy, cfg: Config, ranks: Ranks) -> tuple[nn.Parameter, torch.Tensor, StepResult, torch.Tensor]:
-    """The parameters in one row, all gradients seen here, what steps them, and their first mean.
+def flat_parameters(policy: Policy, cfg: Config, ranks: Ranks) -> dict[str, Any]:
+    """The fields of State that hold a policy's parameters, their gradients, the optimizer and the moving average.
 
-    Where ranks have memory in common a network's parameters and the optimizer's moments are there, once, and each rank
-    steps a part of them; an MLP is too small for it.
+    Ranks that share memory keep a network's parameters and the optimizer's moments there, once, and each rank steps a
+    part of them; an MLP is too small for that.
     """
     row = torch.cat([p.detach().flatten() for p in policy.parameters()])
-    table = (Alone() if policy.pairs else ranks).alloc_shared(3, row)
+    table = (Alone() if policy.hidden else ranks).alloc_shared(3, row)
     gradients = table[3:]
     rank, count = (ranks.rank, ranks.count) if len(gradients) > 1 else (0, 1)
     flat = flatten(policy, table[0], gradients[rank])
-    return flat, gradients, cfg.optimizer.build(policy, flat, table[1:3], rank, count), flat.detach().clone()
+    optimizer = cfg.optimizer.build(policy, flat, table[1:3], rank, count)
+    ema_params, mlp = flat.detach().clone(), mlp_twin(policy)
+    return {"flat": flat, "gradients": gradients, "optimizer": optimizer, "ema_params": ema_params, "mlp": mlp}
 
 
 def initial(cfg: Config, ranks: Ranks, heartbeat: Heartbeat | None = None) -> State:
-    """A run before its first decision."""
+    """A run before its first step."""
     columns = ranks.columns(cfg.num_envs)
-    games = EnvVector(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, heartbeat)
-    policy = build(cfg, games.observation_space, games.action_space)
-    games.reset_all()
-    carry = torch.zeros(len(games), dtype=torch.float64)
-    state = State(policy, *laid_out(policy, cfg, ranks), games, cfg.learning_rate.initial, running_return=carry)
+    envs = EnvVector(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, heartbeat)
+    policy = build(cfg, envs.observation_space, envs.action_space)
+    envs.reset_all()
+    running_return = torch.zeros(len(envs), dtype=torch.float64)
+    state = State(
+        policy,
+        **flat_parameters(policy, cfg, ranks),
+        envs=envs,
+        learning_rate=cfg.learning_rate.initial,
+        running_return=running_return,
+    )
     state.snapshot_envs()
     return state

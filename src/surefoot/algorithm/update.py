@@ -1,29 +1,22 @@
-"""Learning from a rollout: minibatches, the loss's gradient, one step. The only minus sign is here."""
+"""Learning from a rollout: minibatches, the PPO loss, its gradient, one optimizer step, and what is measured of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from surefoot.algorithm.advantages import OverMinibatch
-from surefoot.algorithm.objectives import (
-    ClippedSurrogate,
-    clipped,
-    clipped_value_loss,
-    clipped_value_slope,
-    value_loss,
-    value_slope,
-)
+from surefoot.algorithm.advantages import OverMinibatch, compute_advantages
+from surefoot.algorithm.fast_paths import mlp_backward
+from surefoot.algorithm.objectives import ClippedSurrogate, clipped_squared_error, is_clipped, squared_error
 from surefoot.algorithm.schedules import AdaptiveRate
-from surefoot.arrays import Array, namespace
 from surefoot.errors import Fault
 from surefoot.rng import Purpose, stream
 
@@ -31,24 +24,29 @@ if TYPE_CHECKING:
     from surefoot.algorithm.rollout import Rollout
     from surefoot.algorithm.state import State
     from surefoot.config import Config
-    from surefoot.fast.windows import Windows
+    from surefoot.models.distributions import Distribution
     from surefoot.parallel.ranks import Ranks
 
 
 @dataclass
 class Batch:
-    """Transitions without their order: one row each, [B, ...]; observations preprocessed by the policy, or windows."""
+    """Transitions in any order, one row each, [B, ...]: tensors, or NumPy arrays for an MLP's twin."""
 
-    obs: Array | Windows
-    action: Array
-    logp: Array
-    params: Array
-    weight: Array
-    target: Array
-    value: Array
+    obs: Any
+    """preprocessed observations, or images as their distinct windows"""
+    action: Any
+    logp: Any
+    """log pi_old(a|s)"""
+    params: Any
+    """parameters of the old policy's distribution"""
+    advantage: Any
+    returns: Any
+    """the critic's targets"""
+    value: Any
+    """V_old(s)"""
 
-    def pieces(self, most: int) -> Iterator[tuple[Batch, float]]:
-        """The batch in equal parts of at most so many rows, each with its share."""
+    def microbatches(self, most: int) -> Iterator[tuple[Batch, float]]:
+        """The batch in equal parts of at most `most` rows, each with its share of the batch."""
         count = len(self.obs)
         size = math.ceil(count / math.ceil(count / most))
         for i in range(0, count, size):
@@ -56,68 +54,148 @@ class Batch:
             yield part, len(part.obs) / count
 
 
+def batches(
+    rollout: Rollout, advantage: Tensor, returns: Tensor, cfg: Config, state: State, ranks: Ranks
+) -> Iterator[Batch]:
+    """All minibatches of a rollout, epoch after epoch; advantages are recomputed before each if `cfg` says so."""
+    columns, as_numpy = ranks.columns(cfg.num_envs), mlp_backward(state.mlp, cfg) is not None
+    for epoch in range(cfg.num_epochs):
+        if epoch and cfg.recompute:  # the critic has learned since
+            latest = rollout.with_values_of(state.policy)
+            advantage, returns, _ = compute_advantages(latest, cfg, state, ranks)
+        yield from minibatches(rollout, advantage, returns, cfg, state.iteration, epoch, columns, as_numpy)
+
+
 def minibatches(
     rollout: Rollout,
-    weight: Tensor,
-    target: Tensor,
+    advantage: Tensor,
+    returns: Tensor,
     cfg: Config,
     iteration: int,
     epoch: int,
     columns: slice,
-    arrays: bool = False,
+    as_numpy: bool = False,
 ) -> Iterator[Batch]:
-    """One pass over the rollout, in minibatches that are cut afresh in every `epoch`.
+    """One epoch: the rollout [T, N] in minibatches [B], shuffled anew; of NumPy arrays for an MLP's twin.
 
-    Every game gives each minibatch the same number of its own decisions, so a rank needs only its own games
-    (`columns`) to give its share of a minibatch that all ranks learn from. `arrays`: of NumPy, as an MLP has them.
+    Every environment gives each minibatch the same number of its own steps, so a rank needs only its own environments
+    (`columns`) to give its share of a minibatch that all ranks learn from.
     """
     num_steps, n = rollout.action.shape[:2]
-    rows = (rollout.preprocessed, rollout.action, rollout.logp, rollout.params, weight, target, rollout.value)
-    flat: list[Any] = [x.numpy().reshape(num_steps * n, *x.shape[2:]) if arrays else x.flatten(0, 1) for x in rows]
-    parts, seen = cfg.minibatches(num_steps), rollout.windows
-    if parts == 1:
-        yield Batch(seen[: num_steps * n] if seen else flat[0], *flat[1:])
-        return  # the lesson's way: everything at once
+    rows = (rollout.preprocessed, rollout.action, rollout.logp, rollout.params, advantage, returns, rollout.value)
+    flat: list[Any] = [x.numpy().reshape(num_steps * n, *x.shape[2:]) if as_numpy else x.flatten(0, 1) for x in rows]
+    parts, windows = cfg.minibatches(num_steps), rollout.windows
+    if parts == 1:  # the lesson's way: everything at once
+        yield Batch(windows[: num_steps * n] if windows else flat[0], *flat[1:])
+        return
     draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((num_steps, cfg.num_envs))
-    order: Array = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
+    order: Any = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
     size = num_steps // parts * n
     starts = range(0, len(order), size)
-    if arrays:
-        shuffled = [x.take(order, 0) for x in flat]  # small: all minibatches at once
+    if as_numpy:  # small: all minibatches are shuffled at once
+        shuffled = [x.take(order, 0) for x in flat]
         yield from (Batch(*(x[i : i + size] for x in shuffled)) for i in starts)
         return
-    order = torch.from_numpy(order).to(weight.device)
+    order = torch.from_numpy(order).to(advantage.device)
     shuffled = [x.index_select(0, order) for x in flat[1:]]
     for i in starts:
         some = order[i : i + size]
-        yield Batch(seen[some.numpy()] if seen else flat[0].index_select(0, some), *(x[i : i + size] for x in shuffled))
+        obs = windows[some.numpy()] if windows else flat[0].index_select(0, some)
+        yield Batch(obs, *(x[i : i + size] for x in shuffled))
 
 
-NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")
+class Samples(NamedTuple):
+    """What an update has computed for each sample of a microbatch: tensors, or NumPy arrays."""
+
+    dist: Any
+    """the new policy's distributions"""
+    dist_old: Any
+    """the old policy's"""
+    logp: Any
+    value_loss: Any
 
 
-class Update(NamedTuple):
-    """What an update has found: `figures` makes the rest of it once a rollout, since many small sums take long."""
+def ppo_loss(
+    cfg: Config, batch: Batch, dist: Distribution, dist_old: Distribution, value: Tensor
+) -> tuple[Tensor, Samples]:
+    """L = mean(-J) + c_v mean(L_V) - mean(bonus) over a batch [B]; scalar, and what it was made of.
+
+    J = min(r A, clip(r, 1 - eps, 1 + eps) A) with r = pi(a|s) / pi_old(a|s) for `ClippedSurrogate`; L_V = (V - R)^2;
+    bonus = c_e H(pi). Source: Schulman et al. 2017, equations 7 and 9.
+    """
+    logp = dist.log_prob(batch.action)
+    policy_loss = -cfg.objective(logp, batch.logp, batch.advantage)
+    if cfg.value_clip < math.inf:
+        value_loss = clipped_squared_error(value, batch.value, batch.returns, cfg.value_clip)
+    else:
+        value_loss = squared_error(value, batch.returns)
+    loss = policy_loss + cfg.value_coef * value_loss - cfg.entropy(dist, dist_old)
+    return loss.mean(), Samples(dist, dist_old, logp, value_loss)
+
+
+def loss_backward(state: State, cfg: Config, batch: Batch, scale: float, add: bool) -> Samples:
+    """Write (or add) the gradient of scale * ppo_loss into the parameters' gradients."""
+    policy = state.policy
+    if not add:
+        state.gradient.zero_()
+    with torch.enable_grad():
+        dist, value = policy.evaluate(batch.obs)
+        loss, samples = ppo_loss(cfg, batch, dist, policy.distribution(batch.params, stored=True), value)
+        (scale * loss).backward()  # type: ignore[no-untyped-call]
+    new = policy.distribution(dist.params.detach(), stored=True)
+    return samples._replace(dist=new, logp=samples.logp.detach(), value_loss=samples.value_loss.detach())
+
+
+class UpdateInfo(NamedTuple):
+    """One update; `update_metrics` computes the rest once a rollout, since many small sums take long."""
 
     kl: float
-    """of the whole minibatch, all ranks; NaN where nothing depends on it"""
+    """mean KL(old || new) over the minibatch, all ranks; NaN where nothing depends on it"""
     grad_norm: float
-    """the same"""
-    pieces: list[tuple[Array, ...]]
-    """of this rank's samples: parameters of the new policy and the old one, log probabilities, the critic's error"""
+    """of all ranks' mean gradient, before clipping"""
+    microbatches: list[tuple[Samples, Any]]
+    """of this rank: samples, and log pi_old(a|s)"""
 
 
-def annealed(cfg: Config, state: State) -> Config:
-    """The Config with objective and regularizer as they stand in this iteration."""
-    iteration, progress, now = state.iteration, state.progress(cfg), copy(cfg)
-    push = {"objective": cfg.objective.at(iteration, progress), "entropy": cfg.entropy.at(iteration, progress)}
-    vars(now).update(push)  # not by `replace`, which checks everything again: a hundredth of a rollout of CartPole
-    return now
+def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
+    """One optimizer step down the gradient of `ppo_loss`, with objective and bonus `annealed` to this iteration.
+
+    Where the gradient is not finite nothing is changed: the update is skipped, `cfg.skip_updates` times a run; then
+    Fault is raised.
+    """
+    backward = mlp_backward(state.mlp, cfg) or partial(loss_backward, state, cfg)
+    gradient: Any = state.gradient.numpy() if state.mlp else state.gradient
+    state.envs.heartbeat.rest()
+    if isinstance(cfg.normalize, OverMinibatch):
+        batch = replace(batch, advantage=cfg.normalize.within(batch.advantage, ranks.all_reduce_mean))
+    needs_kl = isinstance(cfg.learning_rate, AdaptiveRate) or cfg.target_kl < math.inf
+    kl, done = 0.0 if needs_kl else math.nan, list[tuple[Samples, Any]]()
+    for microbatch, share in batch.microbatches(state.policy.microbatch(batch.obs)):
+        scale = share / ranks.count
+        samples = Samples(*backward(microbatch, scale, bool(done)))
+        if needs_kl:
+            kl += scale / len(microbatch.obs) * float(samples.dist.kl(samples.dist_old).sum())
+        done.append((samples, microbatch.logp))
+    own = state.optimizer.part
+    info = UpdateInfo(*ranks.reduce_gradient(gradient, kl, state.gradients, own), done)
+    if not info.grad_norm < math.inf:
+        state.skipped += 1
+        if state.skipped > cfg.skip_updates:
+            where = f"iteration {state.iteration + 1}, after {state.steps:,} steps"
+            raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
+        return info
+    if info.grad_norm > cfg.max_grad_norm:
+        gradient[own] *= cfg.max_grad_norm / info.grad_norm
+    state.learning_rate = cfg.learning_rate(state.learning_rate, info.kl, state.progress(cfg))
+    state.optimizer.step(state.learning_rate)
+    if len(state.gradients) > 1:
+        ranks.barrier()  # all have stepped their parts
+    return info
 
 
 @contextmanager
 def flush_denormals() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0: processors take many times as long for them, and units that rest have many."""
+    """Numbers below 1e-38 count as 0: processors take many times as long for them, and inactive units have many."""
     torch.set_flush_denormal(True)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # the gradient's norm tells
@@ -126,63 +204,25 @@ def flush_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update:
-    """One step up the mean gain, with objective and regularizer as the Config has them (`present`).
-
-    The loss is -mean(gain + bonus) + value_coef mean (V - target)^2. Where its gradient is not finite nothing is
-    changed: the update is skipped `cfg.skip_updates` times a run, then Fault is raised.
-    """
-    objective, bonus, policy = cfg.objective, cfg.entropy, state.policy
-    gradient: Any = policy.bound.gradient if policy.bound else state.gradient
-    state.envs.heartbeat.rest()
-    if isinstance(cfg.normalize, OverMinibatch):
-        batch = replace(batch, weight=cfg.normalize.within(batch.weight, ranks.all_reduce_mean))
-    if policy.bound and isinstance(batch.obs, Tensor):
-        batch = Batch(*(x.numpy() for x in vars(batch).values()))
-    kl, pieces, own = 0.0, list[tuple[Array, ...]](), state.optimizer.part
-    steered = isinstance(cfg.learning_rate, AdaptiveRate) or cfg.target_kl < math.inf
-    for piece, share in batch.pieces(policy.piece(batch.obs)):
-        new, value, pull = policy.traced(piece.obs)
-        old, logp = policy.distribution(piece.params, known=True), new.log_prob(piece.action)
-        each = share / (len(value) * ranks.count)  # one decision's share of what all ranks learn from
-        slope = objective.slope(logp, piece.logp, piece.weight)
-        down = new.score(piece.action, slope * -each)  # the gradient of -mean(gain) by what the policy puts out
-        if (more := bonus.slope(new, old)) is not None:
-            down = down - each * more
-        if cfg.value_clip < math.inf:
-            error = clipped_value_loss(value, piece.value, piece.target, cfg.value_clip)
-            steep = clipped_value_slope(value, piece.value, piece.target, cfg.value_clip)
-        else:
-            error, steep = value_loss(value, piece.target), value_slope(value, piece.target)
-        pull(down, steep * (cfg.value_coef * each), add=bool(pieces))
-        kl += each * float(new.kl(old).sum()) if steered else math.nan
-        pieces.append((new.params, piece.params, logp, piece.logp, error))
-    found = Update(*ranks.reduce_gradient(gradient, kl, state.gradients, own), pieces)
-    if not found.grad_norm < float("inf"):
-        state.skipped += 1
-        if state.skipped > cfg.skip_updates:
-            where = f"iteration {state.iteration + 1}, after {state.steps:,} decisions"
-            raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
-        return found
-    if found.grad_norm > cfg.max_grad_norm:
-        gradient[own] *= cfg.max_grad_norm / found.grad_norm
-    state.learning_rate = cfg.learning_rate(state.learning_rate, found.kl, state.progress(cfg))
-    state.optimizer.step(state.learning_rate)
-    if len(state.gradients) > 1:
-        ranks.all_reduce_min(0)  # all have stepped their parts
-    return found
+METRIC_NAMES = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")
 
 
 @torch.no_grad()
-def update_metrics(updates: Sequence[Update], state: State, cfg: Config, ranks: Ranks) -> Tensor:
-    """What a rollout's updates have found, all ranks together: [updates, len(NAMES)]."""
+def update_metrics(updates: Sequence[UpdateInfo], state: State, cfg: Config, ranks: Ranks) -> Tensor:
+    """Means over each minibatch of a rollout's updates, all ranks together: [updates, len(METRIC_NAMES)].
+
+    KL(old || new); fraction of ratios outside the clip range (0.2 for objectives without one); entropy; value loss;
+    |r - 1|; effective sample size of the ratios (Kish), as a fraction; norm of the gradient.
+    """
     clip_range = cfg.objective.clip_range if isinstance(cfg.objective, ClippedSurrogate) else 0.2
-    pieces = (piece for found in updates for piece in found.pieces)
-    joined = (torch.as_tensor(namespace(some[0]).concatenate(some)) for some in zip(*pieces, strict=True))
-    params, before, logp, logp_old, error = (x.reshape(len(updates), -1, *x.shape[1:]) for x in joined)
-    new, old = (state.policy.distribution(x, known=True) for x in (params, before))
+    each = [(s.dist.params, s.dist_old.params, s.logp, old, s.value_loss) for u in updates for s, old in u.microbatches]
+    rows = (torch.cat([torch.as_tensor(x) for x in column]) for column in zip(*each, strict=True))
+    params, params_old, logp, logp_old, value_loss = (x.reshape(len(updates), -1, *x.shape[1:]) for x in rows)
+    new, old = (state.policy.distribution(x, stored=True) for x in (params, params_old))
     ratio = (logp - logp_old).exp()
-    found = new.kl(old), clipped(ratio, clip_range), new.entropy(), error, (ratio - 1).abs(), ratio, ratio.square()
-    *means, ratio, square = ranks.all_reduce_mean(torch.stack(found).mean(2))  # of whole minibatches
-    norm = ratio.new_tensor([each.grad_norm for each in updates])
-    return torch.stack((*means, ratio.square() / square, norm), 1)  # the last but one: Kish's effective sample size
+    per_sample = (
+        new.kl(old), is_clipped(ratio, clip_range), new.entropy(), value_loss, (ratio - 1).abs(), ratio, ratio.square()
+    )  # fmt: skip
+    *means, ratio_mean, square_mean = ranks.all_reduce_mean(torch.stack(per_sample).mean(2))
+    grad_norm = ratio.new_tensor([u.grad_norm for u in updates])
+    return torch.stack((*means, ratio_mean.square() / square_mean, grad_norm), 1)

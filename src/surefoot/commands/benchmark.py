@@ -8,7 +8,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -23,8 +22,6 @@ from surefoot.parallel.launch import choose_ranks, die_with_launcher, exit_now, 
 from surefoot.runs.files import read_named, replace_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from surefoot.algorithm.rollout import Rollout
     from surefoot.algorithm.state import State
 
@@ -87,55 +84,42 @@ def bare(spec: EnvSpec, seconds: float) -> float:
     return steps / spent
 
 
-class Stopwatch:
-    """A training callback that times each stage and the whole loop for `seconds` after the warm-up."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.begun, self.ended = seconds, float("inf"), 0.0
-        self.steps = self.env_s = self.act_s = self.learn_s = 0.0
-
-    def done(self, state: State) -> bool:
-        return perf_counter() - self.begun >= self.seconds and self.steps > 0
-
-    def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
-        self.ended = perf_counter()
-        if state.iteration <= WARM_UP:
-            self.begun = self.ended
-            return
-        self.steps += len(rollout.reward)
-        self.env_s, self.act_s = self.env_s + rollout.env_s, self.act_s + rollout.act_s
-        self.learn_s += learn_s
-
-    def save(self, state: State) -> None:
-        """Nothing is saved."""
-
-    def due(self) -> bool:
-        return False
-
-    def playing(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def dropped(self, cause: BaseException | None) -> None:
-        """An environment has failed: so has the measurement."""
-        raise cause or Fault("another rank could not play")
-
-
 def measure(cfg: Config, seconds: float) -> Speed:
     """One rank's measurement; the environments alone run on all ranks at once, before training and after it."""
     import torch
     from threadpoolctl import threadpool_limits
 
     from surefoot.algorithm.state import initial
-    from surefoot.algorithm.train import train
+    from surefoot.algorithm.train import Callback, train
     from surefoot.parallel.heartbeat import VARIABLE, Heartbeat
     from surefoot.parallel.ranks import join
+
+    class Stopwatch(Callback):
+        """Measures each stage, and the whole, for `seconds` after the first iterations."""
+
+        begun, ended, steps, env_s, act_s, learn_s = float("inf"), 0.0, 0.0, 0.0, 0.0, 0.0
+
+        def should_stop(self, state: State) -> bool:
+            return perf_counter() - self.begun >= seconds and self.steps > 0
+
+        def on_iteration(self, state: State, rollout: Rollout, returns: Any, metrics: Any, learn_s: float) -> None:
+            self.ended = perf_counter()
+            if state.iteration <= WARM_UP:
+                self.begun = self.ended
+                return
+            self.steps += len(rollout.reward)
+            self.env_s, self.act_s = self.env_s + rollout.env_s, self.act_s + rollout.act_s
+            self.learn_s += learn_s
+
+        def on_dropped_rollout(self, cause: BaseException | None) -> None:
+            raise cause or Fault("another rank could not act")
 
     ranks = join(cfg.timeout)
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
     state = initial(cfg, ranks, Heartbeat.of(cfg.num_envs // ranks.count, os.environ.get(VARIABLE)))
-    ranks.any(False)  # all ranks begin at the same time
-    before, watch = bare(cfg.env, seconds / 4), Stopwatch(seconds)
+    ranks.barrier()  # all begin together
+    before, watch = bare(cfg.env, seconds / 4), Stopwatch()
     train(cfg, state, ranks, watch)
     after = bare(cfg.env, seconds / 4)
     state.envs.close()

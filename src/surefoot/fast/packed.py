@@ -1,4 +1,4 @@
-"""How a policy for images plays: a copy of it whose weights are rounded and laid out for few games, once."""
+"""A policy for images as it acts: a copy whose weights are rounded and laid out for few environments, once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from surefoot.models.policy import Patches, PixelConv, Policy, bf16_units
+from surefoot.fast.distributions import numpy_distribution_of
+from surefoot.models.actor import Actor
+from surefoot.models.distributions import standard_normal
+from surefoot.models.layers import Patches, PixelConv
+from surefoot.models.policy import Policy, bf16_units
 
 
 class PackedLayer(nn.Module):
-    """A layer of a player and its ReLU as one, with weights laid out for oneDNN once, not in every call."""
+    """A layer and its ReLU as one, with weights laid out for oneDNN once, not in every call."""
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype, relu: bool) -> None:
         super().__init__()
@@ -30,34 +35,51 @@ class PackedLayer(nn.Module):
         self.more += ("relu" if relu else "none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer makes of it."""
+        """The layer's output."""
         if self.pixels:
             x = x.to(self.weight.dtype).permute(0, 3, 1, 2)
-        made: Tensor = self.compute(x, self.weight, self.bias, *self.more)
-        return made
+        output: Tensor = self.compute(x, self.weight, self.bias, *self.more)
+        return output
 
 
-def inference_policy(policy: Policy, arrays: bool = False) -> Policy:
-    """The same policy to play with: for images a copy with weights rounded, and laid out for few games, once.
-
-    `arrays`: on a processor its heads are computed with NumPy, and so is what depends on them: small calls.
-    """
+def packed_policy(policy: Policy) -> Policy:
+    """For images a copy of the policy to act with, its weights rounded and packed; other policies themselves."""
     if not isinstance(policy.preprocess, Patches):
         return policy
-    copied = copy.deepcopy(policy, {id(p): p.detach() for p in policy.parameters()})  # no weights are copied here
-    copied.bf16, dtype = False, torch.bfloat16 if policy.bf16 else policy.actor.weight.dtype
+    packed = copy.deepcopy(policy, {id(p): p.detach() for p in policy.parameters()})  # no weights are copied here
+    packed.bf16, dtype = False, torch.bfloat16 if policy.bf16 else policy.actor.weight.dtype
     here, known = policy.actor.weight.is_cpu, torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     packs = here and known and (dtype == torch.float32 or (policy.bf16 and bf16_units() != ""))
-    for i, (layer, after) in enumerate(pairwise([*copied.body, None])):
+    for i, (layer, after) in enumerate(pairwise([*packed.body, None])):
         if packs and isinstance(layer, nn.Conv2d | nn.Linear):
             relu = isinstance(after, nn.ReLU)
-            copied.body[i] = PackedLayer(layer, dtype, relu)
+            packed.body[i] = PackedLayer(layer, dtype, relu)
             if relu:
-                copied.body[i + 1] = nn.Identity()
+                packed.body[i + 1] = nn.Identity()
         elif isinstance(layer, PixelConv):
             layer.folded = layer.fold(dtype)
-    copied.body.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if arrays and here and copied.critic is not None:
-        tops = zip(copied.actor.parameters(), copied.critic.parameters(), strict=True)
-        copied.heads = tuple(torch.cat(both).numpy() for both in tops)
-    return copied
+    packed.body.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return packed
+
+
+class PackedActor(Actor):
+    """`Actor` for images on a processor: the packed policy's body, its heads in NumPy, where calls are short."""
+
+    def __init__(self, policy: Policy, noise: Tensor) -> None:
+        assert policy.critic is not None
+        super().__init__(packed_policy(policy), noise)
+        heads = zip(policy.actor.parameters(), policy.critic.parameters(), strict=True)
+        self.weight, self.bias = (torch.cat(both).detach().numpy() for both in heads)
+        draws = noise if policy.log_std is None else standard_normal(noise).to(policy.actor.weight.dtype)
+        self.noise = draws.numpy()
+
+    def act(self, t: int, obs: NDArray[Any]) -> Any:
+        """The actions of step t."""
+        preprocessed = self.policy.preprocess(torch.from_numpy(obs))
+        x, allowed = self.policy.split_mask(preprocessed)
+        features = self.policy.features(x).to(self.policy.actor.weight.dtype).numpy()
+        both = features @ self.weight.T + self.bias
+        dist = numpy_distribution_of(self.policy, both[:, :-1], None if allowed is None else allowed.numpy())
+        action = dist.sample(self.noise[t])
+        self.steps[t] = preprocessed, action, dist.params, both[:, -1]
+        return action.tolist() if action.ndim == 1 else action

@@ -20,6 +20,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from surefoot.models.layers import Patches, PixelConv
+from surefoot.models.policy import MICROBATCH, Policy
+
 Numbers = NDArray[np.intp]
 Shape = tuple[tuple[int, ...], tuple[int, ...]]  # of a convolution's kernel, and its steps
 WORTH = 0.4  # of all windows: where more than so many differ, convolving images is faster
@@ -54,18 +57,27 @@ class Windows:
             some = below[np.resize(found, -(-len(found) // ROUND) * ROUND)]
         return Windows(torch.from_numpy(some), (*reversed(tables),))
 
-    def each(self, layer: nn.Module) -> Windows:
-        """What a layer makes of them that changes numbers one by one."""
-        return Windows(layer(self.rows), self.tables)
+    def convolve(self, layers: nn.Sequential, dtype: torch.dtype) -> tuple[Tensor, nn.Sequential]:
+        """The images after as many of the first layers as there are tables for, and the layers that are left.
 
-    def convolved(self, weight: Tensor, bias: Tensor | None) -> Windows:
-        """What a convolution makes of them, with `weight` [C', C, kernel, kernel]."""
-        seen = spread(self.rows.to(weight.dtype), self.tables[0]).flatten(1)
-        return Windows(F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias), self.tables[1:])
-
-    def images(self) -> Tensor:
-        """[B, C, height, width], channels-last: what they have come to when only the images are left."""
-        return spread(self.rows, self.tables[0]).permute(0, 3, 1, 2)
+        [B, C, height, width], channels-last. `dtype`: what convolutions compute in.
+        """
+        rows, tables, done = self.rows, self.tables, 0
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                if len(tables) == 1:
+                    break
+                weight, bias = (
+                    layer.fold(dtype) if isinstance(layer, PixelConv) else (layer.weight.to(dtype), layer.bias)
+                )
+                windows = spread(rows.to(dtype), tables[0]).flatten(1)
+                rows, tables = F.linear(windows, weight.permute(0, 2, 3, 1).flatten(1), bias), tables[1:]
+            elif isinstance(layer, nn.ReLU):
+                rows = layer(rows)
+            else:
+                break
+            done += 1
+        return spread(rows, tables[0]).permute(0, 3, 1, 2), nn.Sequential(*list(layers)[done:])
 
 
 class _Spread(torch.autograd.Function):
@@ -89,7 +101,21 @@ class _Spread(torch.autograd.Function):
 spread: Callable[[Tensor, Numbers], Tensor] = _Spread.apply
 
 
-def windows(parts: Sequence[Tensor], convolutions: Sequence[Shape]) -> Windows | None:
+def windows_of(policy: Policy, *parts: Tensor) -> Windows | None:
+    """Preprocessed images [..., rows, columns, C] as a policy's convolutions see them; None where it gains nothing."""
+    if not isinstance(policy.preprocess, Patches) or not parts[0].is_cpu:
+        return None
+    images, convolutions = [x.flatten(0, -4) for x in parts], list[Shape]()
+    for layer in policy.body:
+        if isinstance(layer, nn.Conv2d) and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1):
+            convolutions.append((layer.kernel_size, layer.stride))
+        elif not isinstance(layer, nn.ReLU):
+            break
+    small = policy.microbatch(images[0]) >= MICROBATCH // 4  # windows of large images are many times their size
+    return distinct_windows(images, convolutions) if convolutions and small else None
+
+
+def distinct_windows(parts: Sequence[Tensor], convolutions: Sequence[Shape]) -> Windows | None:
     """Those of images [B, height, width, C], cut into patches, for convolutions of such shapes.
 
     For as many of these as it is worth it; None: for none.

@@ -37,7 +37,8 @@ class LessonCNN:
 
         from surefoot.envs.atari import lesson_table
         from surefoot.models.distributions import Bernoulli, Head
-        from surefoot.models.policy import Palette, Policy
+        from surefoot.models.layers import Palette
+        from surefoot.models.policy import Policy
 
         _require(observation.shape == (2, 80, 80), f"LessonCNN sees two 80x80 frames, not {observation.shape}")
         two = isinstance(action, spaces.Discrete) and int(action.n) == 2
@@ -121,7 +122,7 @@ class ImpalaCNN:
         def look(channels: int) -> list[nn.Module]:
             from torch import nn
 
-            from surefoot.models.policy import PixelConv, Residual
+            from surefoot.models.layers import PixelConv, Residual
 
             layers: list[nn.Module] = []
             for before, filters in ((channels, 16), (16, 32), (32, 32)):
@@ -142,7 +143,7 @@ def _plain(
     def look(channels: int) -> list[nn.Module]:
         from torch import nn
 
-        from surefoot.models.policy import PixelConv
+        from surefoot.models.layers import PixelConv
 
         layers: list[nn.Module] = [PixelConv(channels, first, kernel // step, background, scale)]
         for (before, *_), (filters, window, stride) in zip(shape, others, strict=False):
@@ -161,7 +162,8 @@ def _convolutional(
 
     from surefoot.envs.spaces import MASK, blank, masked, parts
     from surefoot.models.distributions import head
-    from surefoot.models.policy import DictEncoder, Policy, Vector, orthogonal
+    from surefoot.models.layers import DictEncoder, VectorEncoder
+    from surefoot.models.policy import Policy, orthogonal
 
     layout, mask, top = parts(observation), masked(observation, action), head(action)
     images = [part for part in layout if len(part.shape) == 3 or part.is_image()]
@@ -169,7 +171,7 @@ def _convolutional(
     image_encoders = [_image_encoder(part, step, look) for part in images]
     prepare, body = image_encoders[0]
     if images[0].path:
-        rest = Vector([part for part in layout if part not in images and not (mask and part.path == MASK)])
+        rest = VectorEncoder([part for part in layout if part not in images and not (mask and part.path == MASK)])
         joined = DictEncoder(
             images, [nn.Sequential(first, *convolutions) for first, convolutions in image_encoders], rest
         )
@@ -189,7 +191,7 @@ def _image_encoder(part: Part, step: int, look: Callable[[int], list[nn.Module]]
     import numpy as np
     from torch import nn
 
-    from surefoot.models.policy import FlattenChannelsLast, Patches
+    from surefoot.models.layers import FlattenChannelsLast, Patches
 
     size = part.shape if len(part.shape) == 3 else (1, *part.shape)
     last = size[2] < min(size[:2])  # [height, width, channels]
@@ -220,9 +222,10 @@ class MLP:
 
         from surefoot.envs.spaces import masked, parts
         from surefoot.models.distributions import head
-        from surefoot.models.policy import ActorCriticLinear, Policy, Vector, orthogonal
+        from surefoot.models.layers import ActorCriticLinear, VectorEncoder
+        from surefoot.models.policy import Policy, orthogonal
 
-        mask, top, prepare = masked(observation, action), head(action), Vector(parts(observation), self.running)
+        mask, top, prepare = masked(observation, action), head(action), VectorEncoder(parts(observation), self.running)
         _require(prepare.width > mask, f"there is nothing to see in {observation}")
         sizes, last = (prepare.width - mask, *self.hidden), self.hidden[-1]
         layers = [(ActorCriticLinear(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]

@@ -1,7 +1,7 @@
 """How a gradient becomes a step: Adam, and Muon, which moves matrices along their orthogonalised momentum.
 
-A Config holds one of these frozen descriptions; `build` turns it into what takes the steps (`steps.py`): those of a
-`rank` that steps its part of parameters which `count` ranks share, with the `moments` [2, P].
+A Config holds one of these frozen descriptions; `build` makes what takes the steps (adam.py, muon.py).
+`rank`, `count`: this rank steps its part of parameters that `count` ranks share; `moments` [2, P]: where they are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from surefoot.errors import require_range
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from surefoot.models.optimizer_steps import StepResult
+    from surefoot.models.adam import AdamSteps
+    from surefoot.models.muon import MuonSteps
     from surefoot.models.policy import Policy
 
 
@@ -30,9 +31,9 @@ class Adam:
 
     def build(
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
-    ) -> StepResult:
+    ) -> AdamSteps | MuonSteps:
         """For a policy whose parameters are views of `flat`."""
-        from surefoot.models.optimizer_steps import AdamSteps, parts
+        from surefoot.models.adam import AdamSteps, parts
 
         assert flat.grad is not None
         return AdamSteps(flat.data, flat.grad, self.eps, moments, parts(len(flat), count), rank)
@@ -61,9 +62,9 @@ class Muon:
 
     def build(
         self, policy: Policy, flat: nn.Parameter, moments: Tensor | None = None, rank: int = 0, count: int = 1
-    ) -> StepResult:
+    ) -> AdamSteps | MuonSteps:
         """For a policy whose parameters are views of `flat`."""
-        from surefoot.models.optimizer_steps import MuonSteps
+        from surefoot.models.muon import MuonSteps
 
         return MuonSteps(policy, flat, self.momentum, self.eps, self.units, moments, rank, count)
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from surefoot.algorithm.fast_paths import inference_policy
 from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import is_local
 from surefoot.envs.interface import Environment, EnvSpec, Episode, make
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, UserError, note
-from surefoot.fast.packed import inference_policy
 from surefoot.models.networks import MLP
 from surefoot.models.policy import Policy
 from surefoot.parallel.heartbeat import Heartbeat
@@ -138,7 +138,7 @@ def evaluate(
     while playing:
         with torch.no_grad():
             dist = policy(torch.from_numpy(np.stack([slot.obs for slot in playing])).to(device))[0]
-            draws = [slot.noise.random(policy.draws, np.float32) for slot in playing]
+            draws = [slot.noise.random(policy.noise_shape, np.float32) for slot in playing]
             noise = torch.from_numpy(np.stack(draws)).to(device)
             actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
         for slot, action in zip(list(playing), actions, strict=True):

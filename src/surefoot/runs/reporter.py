@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from surefoot.algorithm.update import NAMES
+from surefoot.algorithm.train import Callback
+from surefoot.algorithm.update import METRIC_NAMES
 from surefoot.errors import Fault, Interrupted, note
 from surefoot.runs.checkpoint import save
 from surefoot.runs.directory import unwritable
@@ -67,7 +68,7 @@ class Progress:
             silence(sys.stdout)
 
 
-class Reporter:
+class Reporter(Callback):
     """The loop's callback: metrics and progress on rank 0, checkpoints on all."""
 
     def __init__(self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool) -> None:
@@ -87,13 +88,13 @@ class Reporter:
         """of the evaluations so far; rank 0 keeps the policy that had it"""
         self.metrics = Metrics(run_dir, state.steps) if ranks.rank == 0 else None
 
-    def done(self, state: State) -> bool:
+    def should_stop(self, state: State) -> bool:
         """The run is over: planned end, time limit, goal reached, or asked to stop."""
         full = len(state.recent_episodes) == state.recent_episodes.maxlen and state.mean_score() >= self.cfg.stop_at
         return self.stop or full or state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
 
     @contextmanager
-    def playing(self) -> Iterator[None]:
+    def collecting(self) -> Iterator[None]:
         """While games are played a signal breaks the rollout off: an environment may be slow, or hang."""
         self.in_play = True
         try:
@@ -114,17 +115,17 @@ class Reporter:
         if self.in_play:
             raise Interrupted
 
-    def dropped(self, cause: BaseException | None) -> None:
+    def on_dropped_rollout(self, cause: BaseException | None) -> None:
         """A rollout was broken off, on this rank by `cause`."""
         self.stop = True
         if isinstance(cause, Fault):
             self.fault = cause
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Whether the last checkpoint is old enough, or a signal has asked for one."""
         return self.save_now or perf_counter() - self.saved >= self.cfg.save_every
 
-    def save(self, state: State, last: bool = False) -> None:
+    def on_save(self, state: State, last: bool = False) -> None:
         """Save a checkpoint, and the policy by itself; where that fails training goes on, but the `last` one raises."""
         if self.metrics is not None:
             self.metrics.show()
@@ -145,7 +146,7 @@ class Reporter:
             return float("nan")
         policy, first = state.ema_policy(), OTHERS + state.iteration * cfg.eval_games
         episodes = range(first, first + cfg.eval_games)
-        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, heartbeat, show, self.playing)
+        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, heartbeat, show, self.collecting)
         heartbeat.rest()
         if found is None:
             return float("nan")
@@ -159,12 +160,12 @@ class Reporter:
                 note(f"{unwritable(error, self.run_dir)}; the best policy stays the one before")
         return found.mean
 
-    def iteration(self, state: State, rollout: Rollout, target: Tensor, stats: Tensor, learn_s: float) -> None:
+    def on_iteration(self, state: State, rollout: Rollout, returns: Tensor, metrics: Tensor, learn_s: float) -> None:
         """Write the iteration's row and show it."""
         now = perf_counter()
         state.seconds = self.before + now - self.started
-        error = target - rollout.value
-        moments = torch.stack([m for x in (target.double(), error.double()) for m in (x.mean(), x.square().mean())])
+        error = returns - rollout.value
+        moments = torch.stack([m for x in (returns.double(), error.double()) for m in (x.mean(), x.square().mean())])
         mean, square, error_mean, error_square = self.ranks.all_reduce_mean(moments).tolist()
         score = self.evaluate(state, len(rollout.reward) * self.cfg.num_envs)
         if self.metrics is None:
@@ -189,9 +190,9 @@ class Reporter:
             "learn_s": round(learn_s, 4),
             "learning_rate": state.learning_rate,
             "explained_variance": 1 - (error_square - error_mean**2) / spread if spread > 0 else float("nan"),
-            "ratio_drift_first": float(stats[0, NAMES.index("ratio_drift")]),
+            "ratio_drift_first": float(metrics[0, METRIC_NAMES.index("ratio_drift")]),
         }
-        row |= {name: float(stats[:, i].mean()) for i, name in enumerate(NAMES)}
+        row |= {name: float(metrics[:, i].mean()) for i, name in enumerate(METRIC_NAMES)}
         self.metrics.add(row)
         self.flat = self.flat + 1 if not row["grad_norm"] or row["entropy"] < 1e-4 else 0
         if self.flat == FLAT:

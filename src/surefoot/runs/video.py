@@ -62,7 +62,7 @@ def video(
                     with torch.no_grad():
                         dist, value, _ = policy(torch.from_numpy(obs[None]))
                     values.append(float(value))
-                    u = torch.from_numpy(noise.random((1, *policy.draws), np.float32))
+                    u = torch.from_numpy(noise.random((1, *policy.noise_shape), np.float32))
                     action = (dist.greedy() if greedy else dist.sample(u))[0].tolist()
                     if step % every == 0:
                         odds, taken = _bars(dist, action)

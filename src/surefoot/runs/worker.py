@@ -67,7 +67,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
         stack.callback(reporter.close)
         stack.callback(heartbeat.end)
-        if ranks.any(reporter.done(state)) and (run_dir / "report.md").exists():
+        if ranks.any(reporter.should_stop(state)) and (run_dir / "report.md").exists():
             return 0  # nothing is left to do
         if ranks.rank == 0:
             write_config(cfg, run_dir)
@@ -81,7 +81,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         with graceful_shutdown(reporter, again=shared is not None):
             train_loop(cfg, state, ranks, reporter)
             heartbeat.end()
-            reporter.save(state, last=True)
+            reporter.on_save(state, last=True)
         fault = reporter.fault or next(iter(hung), None)
         failed = ranks.any(fault is not None)
         if fault:

@@ -1,16 +1,13 @@
-"""The steps of the optimizers: what `optimizers.Adam` and `optimizers.Muon` build, over one flat parameter.
-
-They do without `torch.optim.Optimizer`, whose first use imports PyTorch's compiler: a second of every start.
-"""
+"""Muon's steps over one flat parameter: matrices move along their orthogonalised momentum, all else as by Adam."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
+from surefoot.models.adam import AdamSteps, parts
 from surefoot.models.policy import Policy, matrices
 
 
@@ -40,56 +37,6 @@ def blocks(matrix: Tensor, units: int) -> Tensor:
     return matrix.view(-1, outputs if not units or outputs % units else units, inputs)
 
 
-def parts(size: int, count: int, ends: Sequence[int] = (0,)) -> list[slice]:
-    """What each of `count` ranks steps of [size]: equal shares, but up to the last of `ends` cut at one of them."""
-    cuts = (size * rank // count for rank in range(count + 1))
-    whole = [cut if cut >= ends[-1] else min((0, *ends), key=lambda end: abs(end - cut)) for cut in cuts]
-    return [slice(*pair) for pair in pairwise(whole)]
-
-
-class AdamSteps:
-    """Adam's, down `gradient` [P] for `parameters` [P], both changed elsewhere in place.
-
-    `moments` [2, P]: where they are kept, zeros; `parts`: who steps what, and this is `rank`.
-    """
-
-    def __init__(
-        self,
-        parameters: Tensor,
-        gradient: Tensor,
-        eps: float,
-        moments: Tensor | None = None,
-        parts: Sequence[slice] = (slice(None),),
-        rank: int = 0,
-    ) -> None:
-        self.eps, count = eps, torch.zeros((), device=gradient.device)
-        mean, square = gradient.new_zeros(2, len(gradient)) if moments is None else moments
-        self.part = parts[rank]
-        self.own = [[x[self.part]] for x in (parameters, gradient, mean, square)]
-        self.moments = {"step": count, "exp_avg": mean, "exp_avg_sq": square}
-        self.count = count.numpy() if count.is_cpu else count  # the same memory: PyTorch counts three times as slowly
-
-    def step(self, rate: float) -> None:
-        """One step of size `rate`."""
-        parameters, gradient, mean, square = self.own
-        self.count += 1
-        torch._fused_adam_(  # what torch.optim's Adam comes to: its way there takes longer than an MLP's step
-            parameters,
-            gradient,
-            mean,
-            square,
-            [],
-            [self.moments["step"]],
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=rate,
-            weight_decay=0.0,
-            eps=self.eps,
-            maximize=False,
-        )
-
-
 class MuonSteps:
     """Moves the matrices of a policy's body by orthogonalised momentum (Nesterov's), all else by Adam's steps.
 
@@ -109,8 +56,8 @@ class MuonSteps:
     ) -> None:
         assert flat.grad is not None
         self.momentum = momentum
-        pairs = {id(pair.weight) for pair in policy.pairs}  # two matrices each
-        whole = [blocks(p.data if id(p) in pairs else p.data.flatten(1), units) for p in matrices(policy)]
+        hidden = {id(layer.weight) for layer in policy.hidden}  # two matrices each
+        whole = [blocks(p.data if id(p) in hidden else p.data.flatten(1), units) for p in matrices(policy)]
         ends = [*accumulate(some[0].numel() for some in whole for _ in some)]
         size, moments = ends[-1], flat.new_zeros(2, len(flat)).detach() if moments is None else moments
         divided = parts(len(flat), count, ends)
@@ -134,6 +81,3 @@ class MuonSteps:
         for matrix, part in zip(self.matrices, torch.split(ahead, self.sizes), strict=True):
             matrix.add_(orthogonalize(part.view_as(matrix)), alpha=-0.2 * max(matrix.shape[1:]) ** 0.5 * rate)
         self.rest.step(rate)
-
-
-StepResult = AdamSteps | MuonSteps
