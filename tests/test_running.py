@@ -19,7 +19,7 @@ from surefoot.envs.gym import Gymnasium
 from surefoot.models.layers import RunningNorm
 from surefoot.models.networks import MLP
 from surefoot.models.policy import Policy
-from surefoot.parallel.ranks import Alone, Ranks
+from surefoot.parallel.ranks import Alone, Gloo
 from surefoot.runs import worker as runner
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
@@ -59,7 +59,7 @@ def test_moments_have_the_same_bits_however_the_games_are_shared() -> None:
     x = torch.randn(37, 8, 3, generator=torch.Generator().manual_seed(0))
     whole = moments_per_env(x, Alone())
     for count in (2, 4, 8):
-        parts = [moments_per_env(x[:, Ranks(r, count).columns(8)], Alone()) for r in range(count)]
+        parts = [moments_per_env(x[:, Gloo(r, count).columns(8)], Alone()) for r in range(count)]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 

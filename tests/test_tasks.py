@@ -15,7 +15,7 @@ import makers
 import surefoot
 import worlds
 from surefoot.algorithm.advantages import OverMinibatch
-from surefoot.algorithm.objectives import ClippedSurrogate, clipped_value_loss, value_loss
+from surefoot.algorithm.objectives import ClippedSurrogate, clipped_squared_error, squared_error
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import initial
@@ -266,11 +266,11 @@ def test_the_clipped_value_loss_by_hand() -> None:
     old, target = torch.tensor([1.0]), torch.tensor([2.0])
     for value, want in ((1.1, 0.81), (1.2, 0.64), (1.5, 0.64), (0.5, 2.25), (3.0, 1.0)):
         # 1.5 would be nearer, but 1 + 0.2 is what counts: 0.8^2; at 3 and 0.5 the plain loss is larger
-        assert float(clipped_value_loss(torch.tensor([value]), old, target, 0.2)) == pytest.approx(want)
+        assert float(clipped_squared_error(torch.tensor([value]), old, target, 0.2)) == pytest.approx(want)
     draw = torch.Generator().manual_seed(0)
     v, o, t = torch.randn(3, 100, generator=draw)
-    assert (clipped_value_loss(v, o, t, 0.3) >= value_loss(v, t)).all()
-    torch.testing.assert_close(clipped_value_loss(v, o, t, 1e3), value_loss(v, t))
+    assert (clipped_squared_error(v, o, t, 0.3) >= squared_error(v, t)).all()
+    torch.testing.assert_close(clipped_squared_error(v, o, t, 1e3), squared_error(v, t))
 
 
 def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None:

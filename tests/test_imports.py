@@ -1,0 +1,64 @@
+"""The packages import in one direction, and no modules import each other in a circle; imports of types do not count."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import surefoot
+
+ROOT = Path(surefoot.__file__).parent
+FLOORS = ("base", "parallel", "envs", "models", "fast", "algorithm", "config", "presets", "runs", "commands", "top")
+TOP = {"__init__", "__main__"}
+FLOOR_OF = {"errors": "base", "rng": "base", "other_words": "config", "__init__": "top", "__main__": "top"}
+MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py")}
+
+
+def floor(module: str) -> int:
+    first = module.split(".")[0]
+    return FLOORS.index(FLOOR_OF.get(first, first))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST) -> set[str]:
+    """The modules of surefoot that are imported below a node, in functions too, but not for types alone."""
+    found = set[str]()
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        if isinstance(child, ast.ImportFrom) and (child.module or "").split(".")[0] == "surefoot":
+            package = (child.module or "").partition(".")[2]
+            for alias in child.names:
+                inner = f"{package}.{alias.name}".strip(".")
+                known = [name for name in (inner, f"{inner}.__init__", package, f"{package}.__init__") if name in MODULES]
+                found.add(known[0] if known else "__init__")
+        assert not (isinstance(child, ast.Import) and any(a.name.startswith("surefoot.") for a in child.names))
+        found |= imports(child)
+    return found
+
+
+GRAPH = {
+    module: imports(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())) - {module} for module in MODULES
+}
+
+
+def test_the_walk_finds_the_imports() -> None:
+    assert "algorithm.update" in GRAPH["algorithm.train"]
+    assert "presets" in GRAPH["__init__"]  # in a function
+    assert "config" not in GRAPH["algorithm.update"]  # a type
+
+
+def test_nothing_is_imported_upwards() -> None:
+    upwards = [(a, b) for a, many in GRAPH.items() for b in many if floor(b) > floor(a)]
+    assert upwards == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = {a: set(many) for a, many in GRAPH.items()}
+    while done := [a for a, many in left.items() if not many & set(left)]:
+        for a in done:
+            del left[a]
+    assert left == {}
