@@ -280,7 +280,7 @@ def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None
     state, _, batch = preprocessed(cfg)
     batch.returns = batch.value + 10
     batch.value = batch.value - 5  # it has moved 5 towards the target: more than 0.1
-    batch.advantage = torch.zeros_like(batch.advantage)
+    batch.advantage = 0 * batch.advantage
     update(state, batch, cfg, Alone())
     assert float(state.gradient.abs().max()) == 0
     update(state, batch, replace(cfg, value_clip=20.0), Alone())
