@@ -240,7 +240,7 @@ def play(env_id: str, num_steps: int = 12) -> tuple[Rollout, EnvVector, Policy]:
     envs.reset_all()
     torch.manual_seed(0)
     policy = MLP((8,)).build(envs.observation_space, envs.action_space)
-    noise = torch.rand(num_steps, 2, *policy.draws, generator=torch.Generator().manual_seed(1))
+    noise = torch.rand(num_steps, 2, *policy.noise_shape, generator=torch.Generator().manual_seed(1))
     return collect(policy, envs, noise), envs, policy
 
 
@@ -262,7 +262,7 @@ def test_every_kind_of_game_is_restored_in_the_middle_of_an_episode(env_id: str)
     _, envs, policy = play(env_id)
     other = EnvVector(Gymnasium(env_id), 5, range(2))
     assert other.restore(envs.snapshot()) == []
-    noise = torch.rand(9, 2, *policy.draws, generator=torch.Generator().manual_seed(2))
+    noise = torch.rand(9, 2, *policy.noise_shape, generator=torch.Generator().manual_seed(2))
     a, b = collect(policy, envs, noise), collect(policy, other, noise)
     for name in ("obs", "action", "reward", "terminated", "truncated"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
