@@ -110,12 +110,7 @@ class Config:
         require(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
         require(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
-        require(
-            len(self.num_steps) > 0 and min(self.num_steps) >= 1,
-            "num_steps",
-            self.num_steps,
-            "one or more numbers from 1",
-        )
+        require(min(self.num_steps, default=0) >= 1, "num_steps", self.num_steps, "one or more numbers from 1")
         require(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
         require(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
         require(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
