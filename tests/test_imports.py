@@ -55,3 +55,13 @@ def test_the_walk_finds_the_imports() -> None:
 def test_nothing_is_imported_upwards() -> None:
     upwards = [(a, b) for a, many in GRAPH.items() for b in many if floor(b) > floor(a)]
     assert upwards == []
+
+
+def test_no_test_imports_another() -> None:
+    """What tests share is in modules that hold no tests (helpers.py and its neighbours)."""
+    tests = Path(__file__).parent
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.split(".")[-1].startswith("test_")], path

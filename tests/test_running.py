@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import surefoot
+from helpers import assert_same_run, interrupt_at
 from surefoot.algorithm.advantages import OverBatch
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.running_stats import merge, moments_per_env, past_return
@@ -25,7 +26,6 @@ from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
 from surefoot.runs.files import unseal
 from surefoot.runs.reporter import Reporter
-from test_state import assert_same_run, interrupt_at
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 import surefoot
+from helpers import assert_same_run, interrupt_at, rows, weights
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate
 from surefoot.algorithm.state import initial
 from surefoot.config import Config
@@ -28,22 +28,6 @@ from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
 from surefoot.runs.files import seal, unseal
 from surefoot.runs.metrics import read
-from surefoot.runs.reporter import Reporter
-
-TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
-
-
-def rows(run_dir: Path) -> list[dict[str, object]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read(run_dir)]
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return surefoot.load_policy(run_dir)[0].state_dict()
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    assert rows(a) == rows(b)
-    assert all(torch.equal(x, weights(b)[k]) for k, x in weights(a).items())
 
 
 @pytest.fixture
@@ -59,18 +43,6 @@ def tiny_pong() -> Config:
         eval_episodes=0,
         save_every=1e9,
     )
-
-
-def interrupt_at(iteration: int) -> type[Reporter]:
-    """A reporter that sends SIGTERM to its own process at the end of an iteration."""
-
-    class Interrupted(Reporter):
-        def on_iteration(self, state, *rest):  # type: ignore[no-untyped-def]
-            super().on_iteration(state, *rest)
-            if state.iteration == iteration:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    return Interrupted
 
 
 @pytest.mark.parametrize("which", ["small", "tiny_pong"])

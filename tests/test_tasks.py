@@ -14,6 +14,7 @@ import torch
 import makers
 import surefoot
 import worlds
+from helpers import TINY, first_batch
 from surefoot.algorithm.advantages import OverMinibatch
 from surefoot.algorithm.objectives import ClippedSurrogate, clipped_squared_error, squared_error
 from surefoot.algorithm.rewards import ScaledReward
@@ -28,9 +29,6 @@ from surefoot.parallel.ranks import Alone
 from surefoot.presets import PRESETS, TUNED, find
 from surefoot.runs.metrics import read
 from surefoot.runs.start import start
-from test_learn import preprocessed
-
-TINY = {"num_envs": 2, "num_steps": (8,), "minibatch_size": 8, "num_epochs": 1, "total_steps": 48, "eval_episodes": 1}
 
 
 @pytest.mark.parametrize("cfg", TUNED, ids=lambda cfg: cfg.task)
@@ -277,7 +275,7 @@ def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None
     from surefoot.algorithm.update import update
 
     cfg = replace(small, value_clip=0.1, objective=ClippedSurrogate(0.2))
-    state, _, batch = preprocessed(cfg)
+    state, _, batch = first_batch(cfg)
     batch.returns = batch.value + 10
     batch.value = batch.value - 5  # it has moved 5 towards the target: more than 0.1
     batch.advantage = 0 * batch.advantage

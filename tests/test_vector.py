@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import makers
 import surefoot
+from helpers import TINY
 from surefoot.algorithm.rollout import collect
 from surefoot.commands.cli import main
 from surefoot.envs.gym import Gymnasium, describe
@@ -23,7 +24,6 @@ from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
 from surefoot.presets import find
 from surefoot.rng import Purpose, integer
-from test_tasks import TINY
 from worlds import KINDS
 
 KNOWN = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import surefoot
+from helpers import Until
 from surefoot.algorithm.advantages import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Reinforce, Surrogate
 from surefoot.algorithm.rollout import collect
 from surefoot.algorithm.state import initial
+from surefoot.algorithm.train import train
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP, ImpalaCNN
@@ -101,13 +103,7 @@ def value_of_the_corridor(bootstrap: bool, monkeypatch: pytest.MonkeyPatch) -> f
 
         monkeypatch.setattr(GAE, "__call__", blind)
     state = initial(cfg, Alone())
-    from surefoot.algorithm.train import Callback, train
-
-    class Silent(Callback):
-        def should_stop(self, state) -> bool:  # type: ignore[no-untyped-def]
-            return state.steps >= cfg.total_steps
-
-    train(cfg, state, Alone(), Silent())
+    train(cfg, state, Alone(), Until(cfg.total_steps))
     rollout = collect(state.policy, state.envs, torch.rand(20, 8, generator=torch.Generator().manual_seed(0)))
     return float(rollout.value.mean())
 
