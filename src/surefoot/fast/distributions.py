@@ -6,14 +6,13 @@ the actor's output, [B, K]. NumPy's loops run faster over long dimensions, so ro
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surefoot.models.distributions import LOG_SQRT_2PI, MASKED_LOGIT, DiagonalGaussian
+from surefoot.models.distributions import LOG_SQRT_2PI, MASKED_LOGIT
 from surefoot.models.policy import Policy
 
 Array = NDArray[Any]
@@ -25,43 +24,42 @@ def row_sum(x: Array) -> Array:
     return total
 
 
+def split(x: Array, sizes: tuple[int, ...]) -> list[Array]:
+    """Columns of [B, sum of sizes] in groups."""
+    return [x[:, end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
 class NumpyCategorical:
-    """`Categorical`: `logits` [B, A], actions int64 [B]."""
+    """`Categorical`: from log probabilities [B, A], actions int64 [B]."""
 
-    def __init__(self, logits: Array, stored: bool = False) -> None:
-        self.logits = logits
-        if stored:
-            self.params = logits
+    def __init__(self, params: Array) -> None:
+        self.params, self.probabilities = params, np.exp(params)
 
-    @cached_property
-    def params(self) -> Array:
-        """Log probabilities, [B, A]."""
-        x = self.logits.T.copy()
+    @staticmethod
+    def normalize(logits: Array) -> Array:
+        """Log probabilities from logits, [B, A]."""
+        x = logits.T.copy()
         x -= np.maximum.reduce(x)
         x -= np.log(np.add.reduce(np.exp(x)))
         return x.T
 
-    @cached_property
-    def probabilities(self) -> Array:
-        """[B, A]."""
-        p: Array = np.exp(self.params)
-        return p
-
-    def sample(self, noise: Array) -> Array:
+    @staticmethod
+    def sample(logits: Array, noise: Array) -> Array:
         """Actions [B] from uniform noise [B]."""
-        sums = np.exp(self.logits - np.maximum.reduce(self.logits, -1, keepdims=True)).cumsum(-1)
+        sums = np.exp(logits - np.maximum.reduce(logits, -1, keepdims=True)).cumsum(-1)
         action: Array = np.add.reduce(sums[..., :-1] <= noise[..., None] * sums[..., -1:], -1)
         return action
 
     def log_prob(self, action: Array) -> Array:
-        """log pi(a|s), [B]."""
-        log_prob: Array = self.params[np.arange(len(action)), action]
+        """log pi(a|s), [B]; keeps where the actions are for the gradient."""
+        self.at = np.arange(len(action)), action
+        log_prob: Array = self.params[self.at]
         return log_prob
 
-    def grad_log_prob(self, action: Array, factor: Array) -> Array:
-        """factor d log pi(a|s) / d logits = factor ([a = k] - P(k)), [B, A]."""
+    def grad_log_prob(self, factor: Array) -> Array:
+        """factor d log pi(a|s) / d logits = factor ([a = k] - P(k)), [B, A], for the actions of `log_prob`."""
         grad = self.probabilities * -factor[:, None]
-        grad[np.arange(len(action)), action] += factor
+        grad[self.at] += factor
         return grad
 
     def grad_cross_entropy(self, other: Any) -> Array:
@@ -76,30 +74,20 @@ class NumpyCategorical:
 
 
 class NumpyMultiCategorical(NumpyCategorical):
-    """`MultiCategorical`: `logits` [B, sum of sizes], actions int64 [B, D]."""
+    """`MultiCategorical`: from log probabilities [B, sum of sizes], actions int64 [B, D]."""
 
-    def __init__(self, logits: Array, sizes: tuple[int, ...], stored: bool = False) -> None:
-        super().__init__(logits, stored)
-        parts = (logits[:, end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True))
-        self.choices = [NumpyCategorical(part, stored) for part in parts]
-
-    @cached_property
-    def params(self) -> Array:
-        """Log probabilities of every choice, side by side."""
-        return np.concatenate([choice.params for choice in self.choices], -1)
-
-    def sample(self, noise: Array) -> Array:
-        """Actions [B, D] from uniform noise [B, D]."""
-        return np.stack([choice.sample(noise[:, d]) for d, choice in enumerate(self.choices)], -1)
+    def __init__(self, params: Array, sizes: tuple[int, ...]) -> None:
+        super().__init__(params)
+        self.choices = [NumpyCategorical(part) for part in split(params, sizes)]
 
     def log_prob(self, action: Array) -> Array:
         """log pi(a|s), [B], the sum over the choices."""
         log_prob: Array = np.stack([c.log_prob(action[:, d]) for d, c in enumerate(self.choices)]).sum(0)
         return log_prob
 
-    def grad_log_prob(self, action: Array, factor: Array) -> Array:
+    def grad_log_prob(self, factor: Array) -> Array:
         """Of every choice, side by side."""
-        return np.concatenate([c.grad_log_prob(action[:, d], factor) for d, c in enumerate(self.choices)], -1)
+        return np.concatenate([choice.grad_log_prob(factor) for choice in self.choices], -1)
 
     def grad_cross_entropy(self, other: Any) -> Array:
         """Of every choice, side by side."""
@@ -110,21 +98,11 @@ class NumpyMultiCategorical(NumpyCategorical):
 class NumpyDiagonalGaussian:
     """`DiagonalGaussian`: `params` [B, 2A], actions float [B, A]. Gradients are by mean and log std, [B, 2A]."""
 
-    def __init__(self, params: Array, stored: bool = False) -> None:
+    def __init__(self, params: Array) -> None:
         self.params = params.T.copy().T if params.flags.c_contiguous else params
         self.size = params.shape[1] // 2
         self.mean, self.log_std = self.params[:, : self.size], self.params[:, self.size :]
-
-    @cached_property
-    def precision(self) -> Array:
-        """1 / sigma, [B, A]."""
-        precision: Array = np.exp(-self.log_std)
-        return precision
-
-    def sample(self, z: Array) -> Array:
-        """Actions [B, A] from standard normal numbers [B, A]."""
-        action: Array = self.mean + z / self.precision
-        return action
+        self.precision = np.exp(-self.log_std)  # 1 / sigma
 
     def log_prob(self, action: Array) -> Array:
         """log pi(a|s), [B]; keeps z = (a - mean) / sigma for the gradient."""
@@ -132,8 +110,8 @@ class NumpyDiagonalGaussian:
         log_prob: Array = -LOG_SQRT_2PI * self.size - row_sum(self.log_std + 0.5 * self.z * self.z)
         return log_prob
 
-    def grad_log_prob(self, action: Array, factor: Array) -> Array:
-        """factor d log pi(a|s) / d (mean, log std) = factor (z / sigma, z^2 - 1), for the action of `log_prob`."""
+    def grad_log_prob(self, factor: Array) -> Array:
+        """factor d log pi(a|s) / d (mean, log std) = factor (z / sigma, z^2 - 1), for the actions of `log_prob`."""
         grad: Array = np.concatenate((self.z * self.precision, self.z * self.z - 1), -1) * factor[:, None]
         return grad
 
@@ -149,21 +127,35 @@ class NumpyDiagonalGaussian:
         return row_sum((shift * shift + np.expm1(2 * log_ratio)) / 2 - log_ratio)
 
 
-def numpy_distribution(policy: Policy, params: Array, stored: bool = False) -> Any:
-    """`policy.distribution` for arrays: the distribution with these parameters."""
-    made = policy.distribution
-    if made is DiagonalGaussian:
-        return NumpyDiagonalGaussian(params)
-    sizes = getattr(made, "keywords", {}).get("sizes")
-    return NumpyMultiCategorical(params, sizes, stored) if sizes else NumpyCategorical(params, stored)
+class NumpyHead:
+    """What a policy's head does, for arrays: `Policy.distribution`, `Policy.distribution_of` and sampling."""
 
+    def __init__(self, policy: Policy) -> None:
+        self.sizes: tuple[int, ...] = getattr(policy.distribution, "keywords", {}).get("sizes", ())
+        self.log_std = None if policy.log_std is None else policy.log_std.detach().numpy()
 
-def numpy_distribution_of(policy: Policy, output: Array, allowed: Array | None) -> Any:
-    """`Policy.distribution_of` for arrays: from the actor's output [B, K] and the allowed actions."""
-    if allowed is not None:
-        output = np.where(allowed, output, MASKED_LOGIT)
-    elif policy.log_std is not None:
-        params = np.empty((2, output.shape[1], len(output)), output.dtype)
-        params[0], params[1] = output.T, policy.log_std.detach().numpy()[:, None]
-        output = params.reshape(-1, len(output)).T
-    return numpy_distribution(policy, output)
+    def params(self, output: Array, allowed: Array | None) -> Array:
+        """The distribution's parameters, as a rollout stores them, from the actor's output and the allowed actions."""
+        if self.log_std is not None:
+            params = np.empty((2, output.shape[1], len(output)), output.dtype)
+            params[0], params[1] = output.T, self.log_std[:, None]
+            return params.reshape(-1, len(output)).T
+        if self.sizes:
+            return np.concatenate([NumpyCategorical.normalize(part) for part in split(output, self.sizes)], -1)
+        return NumpyCategorical.normalize(output if allowed is None else np.where(allowed, output, MASKED_LOGIT))
+
+    def distribution(self, params: Array) -> Any:
+        """The distribution with these parameters."""
+        if self.log_std is not None:
+            return NumpyDiagonalGaussian(params)
+        return NumpyMultiCategorical(params, self.sizes) if self.sizes else NumpyCategorical(params)
+
+    def sample(self, output: Array, allowed: Array | None, noise: Array) -> Array:
+        """Actions from the actor's output and uniform noise; standard normal numbers where they are continuous."""
+        if self.log_std is not None:
+            action: Array = output + np.exp(self.log_std) * noise
+            return action
+        if self.sizes:
+            parts = enumerate(split(output, self.sizes))
+            return np.stack([NumpyCategorical.sample(part, noise[:, d]) for d, part in parts], -1)
+        return NumpyCategorical.sample(output if allowed is None else np.where(allowed, output, MASKED_LOGIT), noise)

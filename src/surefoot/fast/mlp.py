@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surefoot.fast.distributions import numpy_distribution, numpy_distribution_of
+from surefoot.fast.distributions import NumpyHead
 from surefoot.models.actor import Actor, Decisions
 from surefoot.models.distributions import standard_normal
 from surefoot.models.layers import VectorEncoder
@@ -33,7 +33,7 @@ class FastMLP:
     """The twin of an MLP policy on a processor; where its parameters have gradients, `backward` writes them."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.dtype = policy, policy.actor.weight.detach().numpy().dtype
+        self.policy, self.head, self.dtype = policy, NumpyHead(policy), policy.actor.weight.detach().numpy().dtype
         layers: Any = [*policy.hidden, policy.actor, policy.critic]
         *hidden, self.actor, self.critic = ((_array(x.weight), _array(x.bias)) for x in layers)
         self.hidden = [(weight, bias.reshape(2, -1)) for weight, bias in hidden]
@@ -71,7 +71,7 @@ class FastMLP:
         for part in torch.split(preprocessed, MICROBATCH):
             x, allowed = self.split_mask(part.numpy())
             output, value, _ = self.forward(x)
-            params.append(torch.from_numpy(numpy_distribution_of(self.policy, output, allowed).params))
+            params.append(torch.from_numpy(self.head.params(output, allowed)))
             values.append(torch.from_numpy(value))
         return torch.cat(params), torch.cat(values)
 
@@ -86,11 +86,10 @@ class FastMLP:
         """
         x, allowed = self.split_mask(batch.obs)
         output, value, inputs = self.forward(x)
-        dist = numpy_distribution_of(self.policy, output, allowed)
-        old = numpy_distribution(self.policy, batch.params, stored=True)
+        dist, old = (self.head.distribution(x) for x in (self.head.params(output, allowed), batch.params))
         logp, each = dist.log_prob(batch.action), scale / len(value)
         grad_logp = grad_objective(cfg.objective, logp, batch.logp, batch.advantage) * -each
-        grad = dist.grad_log_prob(batch.action, grad_logp)
+        grad = dist.grad_log_prob(grad_logp)
         if cfg.entropy.coef:
             grad = grad - each * (cfg.entropy.coef * dist.grad_cross_entropy(dist if true_entropy else old))
         value_loss, grad_value = value_loss_and_grad(value, batch.value, batch.returns, cfg.value_clip)
@@ -108,8 +107,8 @@ class FastMLP:
 
         grad_output = grad
         if self.log_std is not None:
-            grad_output, grad_log_std = np.split(grad, 2, 1)
-            self.grad_log_std[...] = grad_log_std.sum(0) + (self.grad_log_std if add else 0)
+            grad_output, grad_log_std = grad[:, : len(self.log_std)], grad[:, len(self.log_std) :].sum(0)
+            self.grad_log_std[...] = grad_log_std + self.grad_log_std if add else grad_log_std
         last = inputs[-1]
         ones, grad_input = np.ones(last.shape[1], last.dtype), np.empty_like(last)
         for (weight, bias), by, x in zip(
@@ -172,9 +171,8 @@ class MLPActor(Actor):
         self.twin, policy = twin, twin.policy
         self.layers = [(np.ascontiguousarray(weight[0].T), bias[0]) for weight, bias in twin.hidden]
         self.top, self.bias = np.ascontiguousarray(twin.actor[0].T), twin.actor[1]
-        self.sigma = None if twin.log_std is None else np.exp(twin.log_std)
-        draws = noise if self.sigma is None else standard_normal(noise).to(policy.actor.weight.dtype)
-        self.draws = draws.numpy()
+        draws = noise if twin.log_std is None else standard_normal(noise).to(policy.actor.weight.dtype)
+        self.draws, self.sigma = draws.numpy(), None if twin.log_std is None else np.exp(twin.log_std)
         encoder = policy.preprocess
         assert isinstance(encoder, VectorEncoder)
         self.encoder, self.norm = encoder, encoder.moments
@@ -200,7 +198,7 @@ class MLPActor(Actor):
         x = x @ self.top
         x += self.bias
         if self.sigma is None:
-            action = numpy_distribution_of(self.policy, x, allowed).sample(self.draws[t])
+            action = self.twin.head.sample(x, allowed, self.draws[t])
         else:
             action = x + self.sigma * self.draws[t]
         self.steps[t] = action

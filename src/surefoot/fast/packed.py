@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from surefoot.fast.distributions import numpy_distribution_of
+from surefoot.fast.distributions import NumpyHead
 from surefoot.models.actor import Actor
 from surefoot.models.distributions import standard_normal
 from surefoot.models.layers import Patches, PixelConv
@@ -70,6 +70,7 @@ class PackedActor(Actor):
         super().__init__(packed_policy(policy), noise)
         heads = zip(policy.actor.parameters(), policy.critic.parameters(), strict=True)
         self.weight, self.bias = (torch.cat(both).detach().numpy() for both in heads)
+        self.head = NumpyHead(policy)
         draws = noise if policy.log_std is None else standard_normal(noise).to(policy.actor.weight.dtype)
         self.noise = draws.numpy()
 
@@ -79,7 +80,7 @@ class PackedActor(Actor):
         x, allowed = self.policy.split_mask(preprocessed)
         features = self.policy.features(x).to(self.policy.actor.weight.dtype).numpy()
         both = features @ self.weight.T + self.bias
-        dist = numpy_distribution_of(self.policy, both[:, :-1], None if allowed is None else allowed.numpy())
-        action = dist.sample(self.noise[t])
-        self.steps[t] = preprocessed, action, dist.params, both[:, -1]
+        output, mask = both[:, :-1], None if allowed is None else allowed.numpy()
+        action = self.head.sample(output, mask, self.noise[t])
+        self.steps[t] = preprocessed, action, self.head.params(output, mask), both[:, -1]
         return action.tolist() if action.ndim == 1 else action
