@@ -50,3 +50,11 @@ def test_the_options_on_the_page_are_understood() -> None:
     for line in (*lines, "network:impala-cnn", "network:small-cnn", "network:nature-cnn", "network:mlp"):
         assert line in text
         parse(["train", "pong-lesson", *line.split()])
+
+
+def test_the_tests_that_hold_the_promises_exist() -> None:
+    source = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    files = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"test_\w+", (ROOT / "docs" / "reliability.md").read_text()))
+    assert len(named) > 50
+    assert {name for name in named - files if f"def {name}(" not in source} == set()
