@@ -12,7 +12,6 @@ from gymnasium import spaces
 
 import surefoot
 from surefoot.algorithm.fast_paths import inference_policy, make_actor
-from surefoot.algorithm.state import build
 from surefoot.config import Config
 from surefoot.envs.atari import lesson_table
 from surefoot.errors import UserError
@@ -21,6 +20,7 @@ from surefoot.models.actor import Actor
 from surefoot.models.layers import Palette, Patches, Residual
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy, flatten
+from surefoot.models.policy import build_policy as build
 
 FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -195,7 +195,7 @@ def test_the_flat_parameter_is_the_policy() -> None:
 
 
 def test_an_mlp_stays_in_single_precision(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surefoot.algorithm.state.bf16_units", lambda: "amx_bf16")
+    monkeypatch.setattr("surefoot.models.policy.bf16_units", lambda: "amx_bf16")
     for network, space in ((MLP(), VECTOR), (SmallCNN(), FRAMES)):
         policy = build(replace(small, network=network, bf16=True), space, spaces.Discrete(2))
         assert policy.bf16 == (space is FRAMES)

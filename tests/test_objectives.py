@@ -20,6 +20,8 @@ from surefoot.algorithm.objectives import (
     squared_error,
     trajectory_ratio,
 )
+from surefoot.algorithm.schedules import annealed
+from surefoot.config import Config
 from surefoot.models.distributions import Bernoulli, Categorical
 
 # Off the kinks at 0.8 and 1.2, and w = 0 left out: there every gradient is 0
@@ -140,8 +142,11 @@ def test_epsilon_decays_with_the_iteration_and_not_twice() -> None:
 
 
 def test_the_other_objectives_stay_as_they_are() -> None:
-    assert Reinforce().at(17) == Reinforce()
-    assert Surrogate().at(17) == Surrogate()
+    for objective in (Reinforce(), Surrogate()):
+        cfg = Config(objective=objective, entropy=Entropy(0.04, end_factor=0.0))
+        later = annealed(cfg, 17, 0.5)
+        assert later.objective is objective
+        assert (later.entropy.coef, cfg.entropy.coef) == (0.02, 0.04)
 
 
 def test_entropys_weight_moves_in_a_straight_line_with_progress() -> None:

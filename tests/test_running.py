@@ -13,11 +13,11 @@ import surefoot
 from helpers import assert_same_run, interrupt_at
 from surefoot.algorithm.advantages import OverBatch
 from surefoot.algorithm.rewards import ScaledReward
-from surefoot.algorithm.running_stats import merge, moments_per_env, past_return
+from surefoot.algorithm.running_stats import moments_per_env, past_return
 from surefoot.algorithm.state import State, initial
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
-from surefoot.models.layers import RunningNorm
+from surefoot.models.layers import RunningNorm, merge
 from surefoot.models.networks import MLP
 from surefoot.models.policy import Policy
 from surefoot.parallel.ranks import Alone, Gloo

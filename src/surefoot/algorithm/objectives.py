@@ -61,10 +61,6 @@ def is_clipped(ratio: Tensor, clip_range: float) -> Tensor:
 class Reinforce:
     """log pi(a|s) A, whose gradient is A grad log pi(a|s). Source: Williams 1992."""
 
-    def at(self, iteration: int, progress: float = 0.0) -> Reinforce:
-        """This objective in a given iteration: it does not change."""
-        return self
-
     def __call__(self, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
         return logp * advantage
 
@@ -72,10 +68,6 @@ class Reinforce:
 @dataclass(frozen=True)
 class Surrogate:
     """r A with the importance ratio r = pi(a|s) / pi_old(a|s). Source: Kakade & Langford 2002."""
-
-    def at(self, iteration: int, progress: float = 0.0) -> Surrogate:
-        """This objective in a given iteration: it does not change."""
-        return self
 
     def __call__(self, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
         ratio = (logp - logp_old).exp()

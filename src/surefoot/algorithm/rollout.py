@@ -31,38 +31,22 @@ MIN_SHARE = 128  # samples of a minibatch: fewer take an MLP nearly as long
 class Rollout:
     """What was observed and done. Everything at [t, n] belongs to the transition at t of environment n, unshifted."""
 
-    obs: Tensor
-    """[T, N, ...] in the environment's dtype (uint8 stays uint8)"""
-    preprocessed: Tensor
-    """[T, N, ...] preprocessed by the policy"""
-    action: Tensor
-    """[T, N] int64; of several choices [T, N, D]; continuous [T, N, A], as sampled"""
-    logp: Tensor
-    """[T, N] log probability of the action under the policy that acted"""
-    params: Tensor
-    """[T, N, ...] parameters of that policy's distributions, for exact KL divergences"""
-    reward: Tensor
-    """[T, N] raw"""
-    terminated: Tensor
-    """[T, N] bool: the task ended here, the future is worth 0"""
-    truncated: Tensor
-    """[T, N] bool: the episode was cut here, the future is worth V"""
-    value: Tensor
-    """[T, N] the critic's V(s_t)"""
-    next_value: Tensor
-    """[T, N] V of the true successor; 0 at a termination"""
-    bootstrap_obs: Tensor
-    """[K, ...] preprocessed: the successors that are no rows here, of the last step and of truncated ones"""
-    bootstrap_index: Tensor
-    """[2, K] their t and n"""
-    episodes: list[Episode]
-    """finished during this rollout"""
-    env_s: float
-    """seconds in the environments"""
-    act_s: float
-    """seconds in the policy"""
-    windows: DistinctWindows | None = None
-    """`preprocessed`, then `bootstrap_obs`, as distinct windows: where learning is faster so"""
+    obs: Tensor  # [T, N, ...] in the environment's dtype (uint8 stays uint8)
+    preprocessed: Tensor  # [T, N, ...] preprocessed by the policy
+    action: Tensor  # [T, N] int64; of several choices [T, N, D]; continuous [T, N, A], as sampled
+    logp: Tensor  # [T, N] log probability of the action under the policy that acted
+    params: Tensor  # [T, N, ...] parameters of that policy's distributions, for exact KL divergences
+    reward: Tensor  # [T, N] raw
+    terminated: Tensor  # [T, N] bool: the task ended here, the future is worth 0
+    truncated: Tensor  # [T, N] bool: the episode was cut here, the future is worth V
+    value: Tensor  # [T, N] the critic's V(s_t)
+    next_value: Tensor  # [T, N] V of the true successor; 0 at a termination
+    bootstrap_obs: Tensor  # [K, ...] preprocessed: successors that are no rows, of the last step and truncated ones
+    bootstrap_index: Tensor  # [2, K] their t and n
+    episodes: list[Episode]  # finished during this rollout
+    env_s: float  # seconds in the environments
+    act_s: float  # seconds in the policy
+    windows: DistinctWindows | None = None  # `preprocessed`, then `bootstrap_obs`; where learning is faster so
 
     @property
     def ended(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from surefoot.algorithm.advantages import discounted_sum
 from surefoot.algorithm.rewards import ScaledReward
-from surefoot.models.layers import VectorEncoder
+from surefoot.models.layers import VectorEncoder, merge
 
 if TYPE_CHECKING:
     from surefoot.algorithm.rollout import Rollout
@@ -21,20 +20,6 @@ if TYPE_CHECKING:
     from surefoot.parallel.ranks import Ranks
 
 Array = NDArray[Any]
-
-
-def merge(known: Iterable[Array], more: int, parts: Array) -> tuple[Array, Array, Array]:
-    """Moments of everything, from the known ones and those of every environment, `more` samples each, in order.
-
-    Moments are count [], mean and sum of (x - mean)^2, [K]; `parts` [N, 2, K]. Source: Chan et al. 1983.
-    """
-    count, mean, square = known
-    for part_mean, part_square in parts:
-        total, gap = count + more, part_mean - mean
-        mean = mean + gap * (more / total)
-        square = square + part_square + gap * gap * (count * more / total)
-        count = total
-    return count, mean, square
 
 
 def moments_per_env(x: Tensor, ranks: Ranks) -> Array:

@@ -80,7 +80,11 @@ def linear(end_factor: float, progress: float) -> float:
 
 
 def annealed(cfg: Config, iteration: int, progress: float) -> Config:
-    """The Config with objective and entropy bonus of this iteration, when `progress` (0 to 1) of the run is done."""
+    """The Config with objective and entropy bonus of this iteration, when `progress` (0 to 1) of the run is done.
+
+    A part that changes during a run has a method `at(iteration, progress)`.
+    """
+    parts = {"objective": cfg.objective, "entropy": cfg.entropy}
     now = copy(cfg)  # not `replace`, which checks everything again: a hundredth of a rollout of CartPole
-    vars(now).update(objective=cfg.objective.at(iteration, progress), entropy=cfg.entropy.at(iteration, progress))
+    vars(now).update({k: part.at(iteration, progress) for k, part in parts.items() if hasattr(part, "at")})
     return now

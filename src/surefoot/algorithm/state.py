@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import nn
 
 from surefoot.algorithm.fast_paths import mlp_twin
 from surefoot.envs.interface import Episode
 from surefoot.envs.vector import EnvVector
-from surefoot.errors import UserError
 from surefoot.models.adam import AdamSteps
 from surefoot.models.muon import MuonSteps
-from surefoot.models.policy import Policy, bf16_units, flatten
+from surefoot.models.policy import Policy, build_policy, flatten
 from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.parallel.ranks import Alone, Ranks
-from surefoot.rng import Purpose, integer
 
 if TYPE_CHECKING:
     from surefoot.config import Config
@@ -34,40 +31,25 @@ class State:
     """A run between two iterations."""
 
     policy: Policy
-    flat: nn.Parameter
-    """all of the policy's parameters in one row; they are views of it"""
-    gradients: torch.Tensor
-    """[ranks, P] where all ranks' are seen; otherwise [1, P], this rank's own"""
+    flat: nn.Parameter  # all of the policy's parameters in one row; they are views of it
+    gradients: torch.Tensor  # [ranks, P] where all ranks' are seen; otherwise [1, P], this rank's own
     optimizer: AdamSteps | MuonSteps
-    ema_params: torch.Tensor
-    """moving average of `flat` over the iterations: the policy that is evaluated, saved and filmed"""
-    mlp: FastMLP | None
-    """the NumPy twin of an MLP on a processor"""
+    ema_params: torch.Tensor  # moving average of `flat`: the policy that is evaluated, saved and filmed
+    mlp: FastMLP | None  # the NumPy twin of an MLP on a processor
     envs: EnvVector
-    learning_rate: float
-    """the learning rate as adapted so far"""
-    steps: int = 0
-    """steps taken, all environments together"""
-    iteration: int = 0
-    """rollouts learned from"""
-    seconds: float = 0.0
-    """time spent training"""
-    episodes: int = 0
-    """episodes finished"""
-    skipped: int = 0
-    """updates whose gradient was not finite"""
-    return_moments: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """count, mean and sum of squared deviations of the running discounted returns"""
-    advantage_std: float = 0.0
-    """running std of the advantages of earlier rollouts (`advantages.OverBatch` with a memory)"""
+    learning_rate: float  # the learning rate as adapted so far
+    steps: int = 0  # steps taken, all environments together
+    iteration: int = 0  # rollouts learned from
+    seconds: float = 0.0  # time spent training
+    episodes: int = 0  # episodes finished
+    skipped: int = 0  # updates whose gradient was not finite
+    return_moments: tuple[float, float, float] = (0.0, 0.0, 0.0)  # count, mean, sum of squares of returns so far
+    advantage_std: float = 0.0  # running std of the advantages (`advantages.OverBatch` with a memory)
     running_return: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """discounted return so far of each of this rank's present episodes"""
-    ranks: int = 0
-    """that wrote the checkpoint this state came from; 0 where it is new"""
-    env_snapshot: dict[str, Any] = field(default_factory=dict)
-    """where the environments were when the present iteration began"""
-    recent_episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
-    """the last 100 finished episodes"""
+    ranks: int = 0  # that wrote the checkpoint this state came from; 0 where it is new
+    env_snapshot: dict[str, Any] = field(default_factory=dict)  # the environments at the iteration's beginning
+    recent_episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))  # the last 100 finished episodes
 
     @property
     def gradient(self) -> torch.Tensor:
@@ -116,19 +98,6 @@ class State:
         return sum(scores) / len(scores) if scores else math.nan
 
 
-def build(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
-    """The Config's policy with its first weights, on its device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
-        policy = cfg.network.build(observation, action)
-    try:
-        large = not policy.hidden  # an MLP's layers are too small to gain
-        policy.bf16 = cfg.bf16 and large and torch.device(cfg.device).type == "cpu" and bf16_units() != ""
-        return policy.to(cfg.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
-
-
 def flat_parameters(policy: Policy, cfg: Config, ranks: Ranks) -> dict[str, Any]:
     """The fields of State that hold a policy's parameters, their gradients, the optimizer and the moving average.
 
@@ -149,15 +118,9 @@ def initial(cfg: Config, ranks: Ranks, heartbeat: Heartbeat | None = None) -> St
     """A run before its first step."""
     columns = ranks.columns(cfg.num_envs)
     envs = EnvVector(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, heartbeat)
-    policy = build(cfg, envs.observation_space, envs.action_space)
+    policy = build_policy(cfg, envs.observation_space, envs.action_space)
     envs.reset_all()
-    running_return = torch.zeros(len(envs), dtype=torch.float64)
-    state = State(
-        policy,
-        **flat_parameters(policy, cfg, ranks),
-        envs=envs,
-        learning_rate=cfg.learning_rate.initial,
-        running_return=running_return,
-    )
+    fields = flat_parameters(policy, cfg, ranks) | {"envs": envs, "learning_rate": cfg.learning_rate.initial}
+    state = State(policy, **fields, running_return=torch.zeros(len(envs), dtype=torch.float64))
     state.snapshot_envs()
     return state

@@ -32,18 +32,13 @@ if TYPE_CHECKING:
 class Batch:
     """Transitions in any order, one row each, [B, ...]: tensors, or NumPy arrays for an MLP's twin."""
 
-    obs: Any
-    """preprocessed observations, or images as their distinct windows"""
+    obs: Any  # preprocessed observations, or images as their distinct windows
     action: Any
-    logp: Any
-    """log pi_old(a|s)"""
-    params: Any
-    """parameters of the old policy's distribution"""
+    logp: Any  # log pi_old(a|s)
+    params: Any  # parameters of the old policy's distribution
     advantage: Any
-    returns: Any
-    """the critic's targets"""
-    value: Any
-    """V_old(s)"""
+    returns: Any  # the critic's targets
+    value: Any  # V_old(s)
 
     def microbatches(self, most: int) -> Iterator[tuple[Batch, float]]:
         """The batch in equal parts of at most `most` rows, each with its share of the batch."""
@@ -107,10 +102,8 @@ def minibatches(
 class Samples(NamedTuple):
     """What an update has computed for each sample of a microbatch: tensors, or NumPy arrays."""
 
-    dist: Any
-    """the new policy's distributions"""
-    dist_old: Any
-    """the old policy's"""
+    dist: Any  # the new policy's distributions
+    dist_old: Any  # the old policy's
     logp: Any
     value_loss: Any
 
@@ -149,12 +142,9 @@ def loss_backward(state: State, cfg: Config, batch: Batch, scale: float, add: bo
 class UpdateInfo(NamedTuple):
     """One update; `update_metrics` computes the rest once a rollout, since many small sums take long."""
 
-    kl: float
-    """mean KL(old || new) over the minibatch, all ranks; NaN where nothing depends on it"""
-    grad_norm: float
-    """of all ranks' mean gradient, before clipping"""
-    microbatches: list[tuple[Samples, Any]]
-    """of this rank: samples, and log pi_old(a|s)"""
+    kl: float  # mean KL(old || new) over the minibatch, all ranks; NaN where nothing depends on it
+    grad_norm: float  # of all ranks' mean gradient, before clipping
+    microbatches: list[tuple[Samples, Any]]  # of this rank: samples, and log pi_old(a|s)
 
 
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:

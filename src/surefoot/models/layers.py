@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from surefoot.envs.spaces import MASK, Part
+
+Array = NDArray[Any]
 
 
 class Palette(nn.Module):
@@ -158,6 +161,20 @@ class RunningNorm(nn.Module):
             factor = (self.square / self.count + 1e-8).rsqrt()
             self.factor.copy_(factor)
             self.shift.copy_(-self.mean * factor)
+
+
+def merge(known: Iterable[Array], more: int, parts: Array) -> tuple[Array, Array, Array]:
+    """Moments of everything, from the known ones and those of every environment, `more` samples each, in order.
+
+    Moments are count [], mean and sum of (x - mean)^2, [K]; `parts` [N, 2, K]. Source: Chan et al. 1983.
+    """
+    count, mean, square = known
+    for part_mean, part_square in parts:
+        total, gap = count + more, part_mean - mean
+        mean = mean + gap * (more / total)
+        square = square + part_square + gap * gap * (count * more / total)
+        count = total
+    return count, mean, square
 
 
 def part_of(row: Tensor, part: Part) -> Tensor:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from surefoot.errors import UserError
 from surefoot.models.distributions import MASKED_LOGIT, Bernoulli, DiagonalGaussian, Distribution, Head
 from surefoot.models.layers import ActorCriticLinear, Residual
+from surefoot.rng import Purpose, integer
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
+
+    from surefoot.config import Config
 
 MICROBATCH = 512  # samples: what fits the cache is computed twice as fast
 KEPT_BYTES = 1 << 25  # larger blocks the C library takes from the system, and returns, every time
@@ -126,6 +133,19 @@ def _from_names_in_files(_: nn.Module, state_dict: dict[str, Tensor], *__: Any) 
     for own, in_file in IN_FILES:
         for name in [name for name in state_dict if in_file in name]:
             state_dict[name.replace(in_file, own)] = state_dict.pop(name)
+
+
+def build_policy(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
+    """The Config's policy with its first weights, on its device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
+        policy = cfg.network.build(observation, action)
+    try:
+        large = not policy.hidden  # an MLP's layers are too small to gain
+        policy.bf16 = cfg.bf16 and large and torch.device(cfg.device).type == "cpu" and bf16_units() != ""
+        return policy.to(cfg.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{cfg.device}' cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def orthogonal(policy: Policy) -> Policy:
