@@ -28,6 +28,7 @@ from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
 from surefoot.runs import evaluation
+from surefoot.runs import policy_file as policy_file_module
 from surefoot.runs.directory import read_run
 from surefoot.runs.evaluation import Evaluation, evaluate, evaluate_run
 from surefoot.runs.policy_file import policy_bytes
@@ -153,6 +154,58 @@ def test_a_policy_whose_tensors_were_changed_is_refused_and_one_without_a_digest
     assert all(torch.equal(x, again[k]) for k, x in policy.state_dict().items())
 
 
+def changed_header(file: Path, **changes: Any) -> None:
+    """A policy file with the same tensors and other facts in its header; None: without it."""
+    data = file.read_bytes()
+    header, tensors = policy_file_module.split(data)
+    facts = json.loads(header["__metadata__"]["surefoot"]) | changes
+    kept = {k: v for k, v in facts.items() if v is not None}
+    head = json.dumps(header | {"__metadata__": {"surefoot": json.dumps(kept)}}).encode()
+    file.write_bytes(len(head).to_bytes(8, "little") + head + tensors)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"type": "MLP", "hidden": [16_384] * 3},
+        {"type": "SmallCNN", "kernel": [16_384, 4], "stride": [1, 1]},
+        {"type": "SmallCNN", "filters": [16_384, 16_384]},
+        {"type": "SmallCNN", "hidden": 16_384},
+    ],
+    ids=str,
+)
+def test_a_network_that_is_larger_than_its_file_is_refused_before_it_is_built(
+    network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = policy_file(Gymnasium("CartPole-v1"), tmp_path / "policy")
+    changed_header(file, network=network)
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(UserError, match="does not fit its own network, which has more parameters than the file"):
+        surefoot.load_policy(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"task": None}, {"task": 7}, {"env": None}, {"network": []}, {"format": None}, {"returns": ["x"]}, {"returns": 1}],
+    ids=str,
+)
+def test_a_header_that_lacks_something_is_a_sentence(changes: dict[str, Any], tmp_path: Path) -> None:
+    file = policy_file(Gymnasium("CartPole-v1"), tmp_path / "policy")
+    changed_header(file, **changes)
+    with pytest.raises(UserError):
+        surefoot.evaluate(file, episodes=1)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    policy = policy_for(Gymnasium("CartPole-v1"))
+    with torch.no_grad():
+        policy.actor.bias[0] = float("nan")
+    file = tmp_path / "policy"
+    file.write_bytes(policy_bytes(policy, Config(env=Gymnasium("CartPole-v1"), network=SMALL), 0))
+    with pytest.raises(UserError, match=r"not all numbers of 'actor\.bias' are finite"):
+        surefoot.load_policy(file)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_episode_counts_once(count: int) -> None:
     env = Gymnasium("CartPole-v1")
@@ -234,7 +287,7 @@ def test_how_many_processes_share_the_episodes(tmp_path: Path, monkeypatch: pyte
     here = Evaluation([0.0], [1], False, 0, 0.0)
     monkeypatch.setattr(evaluation, "usable_cores", lambda: 3)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: here)
-    monkeypatch.setattr(evaluation, "dealt", lambda *how: [[[0.0], [1]]] * how[4])
+    monkeypatch.setattr(evaluation, "evaluate_in_processes", lambda *how: [[[0.0], [1]]] * how[4])
     local = policy_file(describe(lambda: makers.Image()), tmp_path / "local", NatureCNN())
     image = policy_file(Gymnasium("makers:Image"), tmp_path / "image", NatureCNN())
     vector = policy_file(Gymnasium("CartPole-v1"), tmp_path / "vector")

@@ -115,11 +115,12 @@ def test_links_that_a_run_cannot_replace_end_it_or_are_given_up(
 def test_links_that_appear_while_a_run_trains_are_not_followed(
     name: str, cfg: Config, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = tmp_path / "run"
+    where, sabotaged = tmp_path / "run", list[int]()
 
     class Sabotaged(runner.Reporter):
-        def iteration(self, state: Any, *rest: Any) -> None:
-            super().iteration(state, *rest)
+        def on_iteration(self, state: Any, *rest: Any) -> None:
+            super().on_iteration(state, *rest)
+            sabotaged.append(state.iteration)
             if name == "checkpoint":
                 (where / "checkpoints").mkdir(exist_ok=True)
                 lay(where / "checkpoints" / f".{state.steps:09d}.writing", outside / "sub")
@@ -138,6 +139,14 @@ def test_links_that_appear_while_a_run_trains_are_not_followed(
             surefoot.train(cfg, run_dir=where, ranks=1, quiet=True)
     else:
         assert surefoot.train(cfg, run_dir=where, ranks=1, quiet=True).evaluation is not None
+    assert sabotaged == [1, 2, 3]
+
+
+def test_a_seed_behind_a_link_is_refused(cfg: Config, outside: Path, tmp_path: Path) -> None:
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "seed-1").symlink_to(outside / "sub")
+    with pytest.raises(UserError, match="seed-1' is a link, which is not followed"):
+        surefoot.train_seeds(cfg, 2, run_dir=tmp_path / "seeds", ranks=1, quiet=True)
 
 
 FILES = ("config.json", "metrics.jsonl", "policy.safetensors", "best.safetensors", "evaluation.json", "state.json")

@@ -17,7 +17,7 @@ import torch
 
 import surefoot
 from surefoot.models.networks import MLP
-from surefoot.runs.checkpoint import look
+from surefoot.runs.checkpoint import read_checkpoint
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
 
@@ -87,7 +87,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert rows(a) == rows(b)
     mine, theirs = (surefoot.load_policy(where)[0].state_dict() for where in (a, b))
     assert all(torch.equal(x, theirs[k]) for k, x in mine.items())
-    states = [look(checkpoints(where)[-1]) for where in (a, b)]
+    states = [read_checkpoint(checkpoints(where)[-1]) for where in (a, b)]
     assert states[0][1] == states[1][1]  # policy, Adam's moments, games: byte for byte
     boards = []
     for where in (a, b):

@@ -22,7 +22,7 @@ from surefoot.errors import UserError
 from surefoot.parallel.heartbeat import VARIABLE
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores
 from surefoot.parallel.ranks import LINE, Alone, Gloo, SharedMemory
-from surefoot.runs.checkpoint import look
+from surefoot.runs.checkpoint import read_checkpoint
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
 from twin import EVERYTHING
@@ -195,7 +195,7 @@ def test_an_mlp_has_one_rank_unless_told_otherwise(
 ) -> None:
     monkeypatch.setattr("surefoot.parallel.launch.usable_cores", lambda: 2)
     surefoot.train(replace(small, total_steps=256), run_dir=tmp_path / "a", quiet=True)
-    assert look(checkpoints(tmp_path / "a")[-1])[0]["ranks"] == 1
+    assert read_checkpoint(checkpoints(tmp_path / "a")[-1])[0]["ranks"] == 1
 
 
 def test_the_cores_are_those_this_process_may_use() -> None:

@@ -43,7 +43,7 @@ from surefoot.parallel.ranks import Alone
 from surefoot.runs import directory, evaluation, files, metrics
 from surefoot.runs import video as videos
 from surefoot.runs import worker as runner
-from surefoot.runs.checkpoint import look, save
+from surefoot.runs.checkpoint import read_checkpoint, save
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
 
@@ -291,7 +291,7 @@ def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_befor
 ) -> None:
     state = initial(small, Alone())
     save(state, small, tmp_path, Alone())
-    before = look(checkpoints(tmp_path)[0])
+    before = read_checkpoint(checkpoints(tmp_path)[0])
     state.steps = 64
     moments = 0
     for at in range(1, 100):
@@ -303,9 +303,9 @@ def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_befor
             else:
                 assert calls[0] < at
                 break
-        assert look(checkpoints(tmp_path)[0]) == before
+        assert read_checkpoint(checkpoints(tmp_path)[0]) == before
         whole = checkpoints(tmp_path)[1:]  # renamed already, and then the folder's own fsync failed
-        assert all(look(checkpoint)[0]["steps"] == 64 for checkpoint in whole)
+        assert all(read_checkpoint(checkpoint)[0]["steps"] == 64 for checkpoint in whole)
         assert {p.name for p in (tmp_path / "checkpoints").iterdir()} <= {"000000000", "000000064"}
         for checkpoint in whole:
             shutil.rmtree(checkpoint)
@@ -317,7 +317,7 @@ def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(smal
     """A forked copy of this process saves, and is killed before and after each call that needs the disk."""
     state = initial(small, Alone())
     save(state, small, tmp_path, Alone())
-    before = look(checkpoints(tmp_path)[0])
+    before = read_checkpoint(checkpoints(tmp_path)[0])
     state.steps = 64
     seen = set()
     for moment in range(100):
@@ -328,8 +328,8 @@ def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(smal
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         found = checkpoints(tmp_path)
-        assert look(found[0]) == before
-        assert all(look(checkpoint)[0]["steps"] == 64 for checkpoint in found[1:])
+        assert read_checkpoint(found[0]) == before
+        assert all(read_checkpoint(checkpoint)[0]["steps"] == 64 for checkpoint in found[1:])
         seen.add(len(found))
         for checkpoint in found[1:]:
             shutil.rmtree(checkpoint)
@@ -357,7 +357,7 @@ def killing_at(moment: int) -> None:
         return call
 
     real = os.open
-    exclusive = wrap(real)  # what makes a file; others only look
+    exclusive = wrap(real)  # what makes a file; others only read_checkpoint
     os.open = lambda path, flags, *how, **more: (exclusive if flags & os.O_EXCL else real)(path, flags, *how, **more)
     os.fsync, os.rename = wrap(os.fsync), wrap(os.rename)
 
@@ -402,7 +402,7 @@ def fill_and_make_room(kind: str, small: Config, disk: Path, whole: Path) -> int
         filler.unlink(missing_ok=True)
 
     go(small, run, total_steps=256, save_every=1e-6)
-    before = look(checkpoints(run)[-1])
+    before = read_checkpoint(checkpoints(run)[-1])
     for room, says in (
         (
             0,
@@ -417,7 +417,7 @@ def fill_and_make_room(kind: str, small: Config, disk: Path, whole: Path) -> int
         with pytest.raises(Fault, match=says):
             surefoot.resume(run, ranks=1, quiet=True, total_steps=768)
         make_room()
-        assert look(checkpoints(run)[-1]) == before
+        assert read_checkpoint(checkpoints(run)[-1]) == before
         assert not list(run.rglob("*.writing"))
     real = runner.finish
 
@@ -701,7 +701,7 @@ def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Conf
     go(cfg, tmp_path / "b", skip_updates=1000)
     first = initial(cfg, Alone()).policy.state_dict()
     assert all(torch.equal(x, first[k]) for k, x in surefoot.load_policy(tmp_path / "b")[0].state_dict().items())
-    facts, _ = look(checkpoints(tmp_path / "b")[-1])
+    facts, _ = read_checkpoint(checkpoints(tmp_path / "b")[-1])
     assert facts["skipped"] == 6 * 2 * 4
 
 

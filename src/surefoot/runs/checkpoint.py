@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run is between two iterations, saved whole or not at all, loaded without pickle."""
+"""Checkpoints: the complete state between two iterations, written whole or not at all, loaded without pickle."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> bytes:
 
 
 def drop_old(folder: Folder, found: list[Path]) -> None:
-    """Remove the oldest checkpoints but the best; what is being removed has another name."""
+    """Remove all but the newest KEEP and the best; each is renamed first, so that no half checkpoint is seen."""
     best = max(found, key=lambda checkpoint: (_score(checkpoint), checkpoint))
     for old in found[:-KEEP]:
         if old != best:
@@ -71,16 +71,16 @@ def drop_old(folder: Folder, found: list[Path]) -> None:
 
 
 def _score(checkpoint: Path) -> float:
-    """Mean score of the last 100 episodes before a checkpoint; the least there is where it has none."""
+    """Mean score of the last 100 episodes before a checkpoint; -inf if there were fewer."""
     try:
         facts = read_state(checkpoint)
         return -math.inf if facts["score"] is None else float(facts["score"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return -math.inf
 
 
-def look(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A checkpoint's facts and files; raises UserError for another format, ValueError where anything is damaged."""
+def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A checkpoint's state.json and its files; raises UserError for another format, ValueError for any damage."""
     name = "state.json"
     try:
         with below(checkpoint.parent.parent, "checkpoints", checkpoint.name) as folder:
@@ -98,7 +98,7 @@ def look(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
-    """Make a first state that of the newest whole checkpoint; damaged ones are named and set aside.
+    """Load the newest whole checkpoint into a new state; damaged ones are reported and set aside.
 
     Returns, on rank 0, the games that did not replay to where they were and begin new episodes. Raises UserError
     where no checkpoint is whole. Every rank calls it.
@@ -106,7 +106,7 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
     damage, aside = "", []
     for checkpoint in reversed(checkpoints(run_dir)):
         try:
-            facts, files = look(checkpoint)
+            facts, files = read_checkpoint(checkpoint)
             whole = 1
         except ValueError as error:
             damage, whole = str(error), 0
@@ -124,7 +124,7 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
         state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
         moments = load_tensors(files["optimizer.safetensors"])
         state.ema_params.copy_(state.flat.detach())
-        ranks.all_reduce_min(0)  # all have it, and what follows is written to where they have it from
+        ranks.all_reduce_min(0)  # all ranks have copied the parameters, which may be shared memory
         state.flat.data.copy_(moments.pop("flat"))
         for name, moment in moments.items():
             state.optimizer.moments[name].copy_(moment)

@@ -1,7 +1,8 @@
-"""The directory of a run: where it lies, what its files say, and how it is named to a user. No torch."""
+"""The directory of a run: making it, reading its files, and the commands for it. No torch."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended: where it is, and how good it was."""
+    """A run that has ended: its directory and its result."""
 
     path: Path
     config: Config
@@ -36,7 +37,7 @@ class Run:
 
 
 def new_dir(task: str) -> Path:
-    """A new directory runs/TASK-DATE-TIME, with a number behind where another run has begun in the same second."""
+    """A new directory runs/TASK-DATE-TIME, with a number appended if another run has begun in the same second."""
     if world() > 1:
         raise UserError("name a --run-dir: ranks started by torchrun must agree on it")
     name = f"{task.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -53,7 +54,7 @@ def new_dir(task: str) -> Path:
 
 
 def discard(run_dir: Path) -> None:
-    """Remove a directory, and the one it lies in, where nothing was begun."""
+    """Remove a run directory, and the one above, if they are empty."""
     with suppress(OSError):
         run_dir.rmdir()
         run_dir.parent.rmdir()
@@ -61,7 +62,7 @@ def discard(run_dir: Path) -> None:
 
 FORMAT = 5  # of config.json and checkpoints; 5: the names of the options
 RUNTIME_FIELDS = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
-"""how a run is looked after"""
+"""what does not change the result of a run"""
 MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *RUNTIME_FIELDS)
 
 
@@ -100,8 +101,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         return unseal(folder.read("state.json"))
 
 
-def same_run(cfg: Config, run_dir: Path) -> None:
-    """Raise UserError where the run that is there is another one; its end and its looking after may differ."""
+def require_same_config(cfg: Config, run_dir: Path) -> None:
+    """Raise UserError if the run in the directory has another Config; RUNTIME_FIELDS may differ."""
     theirs = read_config(run_dir)
     names = [f.name for f in fields(cfg) if f.name not in RUNTIME_FIELDS]
     differing = [name for name in names if getattr(cfg, name) != getattr(theirs, name)]
@@ -113,7 +114,7 @@ def same_run(cfg: Config, run_dir: Path) -> None:
 
 
 def call(command: str, run_dir: Path) -> str:
-    """`surefoot COMMAND RUN` as it can be typed here: with the program's place where it is not on the path."""
+    """`surefoot COMMAND RUN` as it can be typed here, with the program's path if it is not on PATH."""
     beside = Path(sys.executable).with_name("surefoot")
     program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(os.path.relpath(beside))
     return f"{program} {command} {shlex.quote(str(run_dir))}"
@@ -150,22 +151,22 @@ def require_no_link(run_dir: Path) -> None:
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
-    """How a run was begun and gone on with: commands, versions, machines; empty where it is not known."""
+    """Commands, versions and machines of a run so far; empty if config.json cannot be read."""
     try:
         return [dict(entry) for entry in read_facts(run_dir)["history"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
 def read_run(run_dir: Path) -> Run:
-    """What a run's files say of it."""
+    """The Run, from its files."""
     rows = read(run_dir)
     last = rows[-1] if rows else {"step": 0, "seconds": 0.0}
     return Run(run_dir, read_config(run_dir), read_evaluation(run_dir), int(last["step"]), float(last["seconds"]))
 
 
 def read_evaluation(run_dir: Path) -> Evaluation | None:
-    """The closing evaluation of a run; None where there is none, or, which is said, where it is damaged."""
+    """The closing evaluation of a run; None if there is none, or, with a note, if it is damaged."""
     from surefoot.runs.evaluation import Evaluation
 
     with Folder(run_dir) as folder:
@@ -179,12 +180,13 @@ def read_evaluation(run_dir: Path) -> Evaluation | None:
             return None
 
 
-def how_to_go_on(run_dir: Path) -> str:
-    """What to do with a run that has ended before its time; empty where nothing was saved."""
+def resume_hint(run_dir: Path) -> str:
+    """How to resume a run that has ended early; empty if nothing was saved."""
     first = int(os.environ.get("RANK", "0")) == 0
     return f"what was saved goes on with: {call('resume', run_dir)}" if first and checkpoints(run_dir) else ""
 
 
 def unwritable(error: OSError, run_dir: Path) -> Fault:
-    """The sentence about a file of a run that cannot be written."""
-    return Fault(f"'{error.filename or run_dir}' cannot be written ({error.strerror or error}): make room, or mend it")
+    """The Fault for a file of a run that cannot be written."""
+    cure = "make room, or mend it" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+    return Fault(f"'{error.filename or run_dir}' cannot be written ({error.strerror or error}): {cure}")

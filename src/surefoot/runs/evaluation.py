@@ -1,4 +1,4 @@
-"""Full games with fresh seeds and raw scores: what a policy is worth, with an interval that says how surely."""
+"""Evaluation: whole episodes with fresh seeds and raw scores, with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.parallel.launch import usable_cores
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer, stream
-from surefoot.runs.evaluation_workers import dealt
+from surefoot.runs.evaluation_workers import evaluate_in_processes
 from surefoot.runs.policy_file import load_policy, policy_bytes
 
 Array = NDArray[np.float64]
@@ -36,18 +36,18 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of full games, and what follows from them."""
+    """Scores of whole episodes, and their statistics."""
 
     scores: list[float]
     """raw score of each episode, in the order of their seeds"""
     lengths: list[int]
-    """decisions of each episode"""
+    """steps of each episode"""
     greedy: bool
-    """the likeliest action instead of a sampled one"""
+    """the most probable action was taken instead of a sampled one"""
     seed: int
-    """what the episodes' seeds and the actions' noise were drawn from"""
+    """the seed of everything: the episodes' own seeds and the sampled actions"""
     seconds: float
-    """time it took"""
+    """duration"""
 
     @property
     def mean(self) -> float:
@@ -76,7 +76,7 @@ class Evaluation:
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, then the episodes."""
+        """The statistics, then the fields."""
         (low, high), (iqm_low, iqm_high) = self.interval, self.iqm_interval
         summary = {
             "episodes": len(self.scores),
@@ -97,10 +97,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ConsoleEvaluation(Evaluation):
-    """The same of an Atari console, which may stick."""
+    """An evaluation on an Atari console, which may have sticky actions."""
 
     sticky: float
-    """probability, each frame, that it still saw the previous button"""
+    """probability, in each frame, that the previous action was repeated"""
 
 
 def middle_mean(scores: Array) -> Array:
@@ -123,7 +123,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Play the full games with the numbers `episodes`, `parallel` at a time; `alive` is called before every decision.
+    """Play the episodes with the given numbers, `parallel` at a time; `alive` is called before every step.
 
     Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
     the last bits of a network's output depend on the batch, and with them, rarely, an action).
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def _of(env: EnvSpec, found: Evaluation) -> Evaluation:
-    """With what there is to say of the environment."""
+    """As a ConsoleEvaluation, where the environment is a console."""
     return ConsoleEvaluation(**vars(found), sticky=env.sticky) if isinstance(env, Pong | Atari) else found
 
 
@@ -173,7 +173,7 @@ def evaluate_shared(
     show: Callable[[str], None],
     playing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
-    """Evaluate with every rank playing its share of the episodes; the result is whole, and the same on every rank.
+    """Evaluate on all ranks, each playing its share of the episodes; every rank returns the result of all episodes.
 
     None where an environment has failed on any rank, or where a signal has broken it off while `playing`.
     """
@@ -185,7 +185,7 @@ def evaluate_shared(
     try:
         with playing():
             part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress, alive=heartbeat.rest)
-    except (Fault, Interrupted) as cause:  # what was trained is saved
+    except (Fault, Interrupted) as cause:  # the policy is saved already
         if isinstance(cause, Fault):
             note(f"{cause}; this evaluation is given up")
     heartbeat.end()  # the others may take longer
@@ -197,13 +197,13 @@ def evaluate_shared(
 
 
 def _in_order(parts: list[list[list[Any]]]) -> Iterator[list[Any]]:
-    """Scores and lengths of all episodes, which were dealt out to the ranks one by one."""
+    """Scores and lengths of all episodes in order; rank r of n has played episodes r, r + n, r + 2n, ..."""
     episodes, count = sum(len(scores) for scores, _ in parts), len(parts)
     return ([parts[e % count][k][e // count] for e in range(episodes)] for k in (0, 1))
 
 
 class _Slot:
-    """One game of the evaluation, and the episode it is playing."""
+    """One of the parallel environments and its present episode."""
 
     def __init__(self, game: Environment, seed: int, episode: int, alive: Callable[[], None]) -> None:
         self.game, self.seed, self.alive = game, seed, alive
@@ -246,7 +246,7 @@ def evaluate_run(
     progress: Callable[[int], None] | None = None,
     trust: bool = False,
 ) -> Evaluation:
-    """Evaluate the policy of a run directory or policy file, on its own environment or another that looks the same.
+    """Evaluate the policy of a run directory or policy file, on its own environment or on `env` with the same spaces.
 
     `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is
     an MLP or perhaps only this process can make the environment, otherwise for all cores; `env`, `trust`: as for
@@ -262,7 +262,7 @@ def evaluate_run(
         mine, other = make(own), make(env)
         if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
             raise UserError(
-                f"the policy in '{source}' is for the task '{facts['task']}': it sees or does other things here"
+                f"the policy in '{source}' is for the task '{facts['task']}': its observations or actions differ here"
             )
     elif env is not None:
         raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
@@ -274,19 +274,21 @@ def evaluate_run(
     if is_local(env) and ranks > 1:
         raise UserError(f"'{env.id}' can be made in this process alone: for more ranks name module:function")
     cfg = Config.from_json({key: facts[key] for key in ("task", "env", "network")})
-    known = isinstance(env, Pong | Atari) or (":" in env.id and not is_local(env))  # to other processes as well
-    many = known and not isinstance(cfg.network, MLP)  # which plays its games sooner than processes start
+    known = isinstance(env, Pong | Atari) or (":" in env.id and not is_local(env))  # other processes can make it
+    many = known and not isinstance(cfg.network, MLP)  # an MLP is done before processes have started
     count = min(ranks or (usable_cores() if many else 1), episodes)
     if count == 1:
         return evaluate(policy, env, range(episodes), seed, greedy, progress=progress)
     start, cfg = perf_counter(), replace(cfg, env=env)
-    scores, lengths = _in_order(dealt(policy_bytes(policy, cfg, 0), episodes, seed, greedy, count, progress))
+    scores, lengths = _in_order(
+        evaluate_in_processes(policy_bytes(policy, cfg, 0), episodes, seed, greedy, count, progress)
+    )
     return _of(cfg.env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
 
 
 @contextmanager
 def on_terminal(episodes: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """A progress that is one line on standard error and gone in the end; None where that is no terminal."""
+    """A progress line on standard error, removed at the end; None where that is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return

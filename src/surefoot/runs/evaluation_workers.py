@@ -1,4 +1,4 @@
-"""The episodes of one evaluation, dealt out to processes: how these are launched, and what each of them does."""
+"""One evaluation on several processes: how they are launched, and what each of them does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_erro
 from surefoot.runs.files import Folder, read_named, replace_file
 
 
-def dealt(
+def evaluate_in_processes(
     policy: bytes, episodes: int, seed: int, greedy: bool, count: int, progress: Callable[[int], None] | None
 ) -> list[list[list[Any]]]:
     """Scores and lengths from each of `count` processes, of which k plays episodes k, k + count, and so on.
@@ -35,13 +35,13 @@ def dealt(
         except UserError as error:
             if isinstance(error, Fault):
                 raise
-            raise UserError(f"{error}; ranks=1 plays in this process, where it can be had") from error
+            raise UserError(f"{error}; ranks=1 evaluates in this process, which may be able to make it") from error
         return [json.loads(read_named(where / str(rank))) for rank in range(count)]
 
 
 @contextmanager
 def counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[None]:
-    """While it is open, a thread says how many games have been played: `played` has a byte for each."""
+    """Report progress from a thread: the file `played` gets one byte for every finished episode."""
     replace_file(played, b"")
     over = threading.Event()
 
@@ -61,7 +61,7 @@ def counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[N
 
 
 def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
-    """Be one of the processes."""
+    """What one of the processes does."""
     import torch
 
     from surefoot.runs.evaluation import evaluate
@@ -69,7 +69,7 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
 
     torch.set_num_threads(1)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    policy, env, _ = load_policy(folder / "policy", trust=True)  # our launcher has made sure
+    policy, env, _ = load_policy(folder / "policy", trust=True)  # the launcher has asked already
     with Folder(folder) as here:
         played = here.descriptor("played", os.O_WRONLY | os.O_APPEND)
 
@@ -83,7 +83,7 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     where, episodes, seed, greedy, paths = json.loads(sys.argv[1])
-    sys.path += [path for path in paths if path not in sys.path]  # what our launcher can import we can
+    sys.path += [path for path in paths if path not in sys.path]  # this process can import what its launcher can
     try:
         play(Path(where), episodes, seed, greedy)
         exit_now(0)

@@ -249,7 +249,7 @@ def locked(folder: Folder, seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(run_dir: Path) -> Iterator[None]:
+def lock_run(run_dir: Path) -> Iterator[None]:
     """Hold a run directory, which is made where it is missing; raises UserError where another process holds it."""
     with ExitStack() as stack:
         try:

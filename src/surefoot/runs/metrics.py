@@ -1,4 +1,4 @@
-"""Where a run writes its figures: metrics.jsonl, one object per iteration, and the same for TensorBoard."""
+"""A run's metrics: metrics.jsonl with one object per iteration, and the same for TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 class Metrics:
-    """Both files of one run; opened again after `step` they lose everything later, so nothing stands there twice."""
+    """Both files of one run. Rows after `step` are dropped when a run resumes there, so that no step appears twice."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
         kept = [row for row in read(run_dir) if row["step"] <= step]
@@ -30,7 +30,10 @@ class Metrics:
         self.run_dir, self.name = run_dir, f"events.out.tfevents.{time_ns()}.{socket.gethostname()}"
         self.board: int | None = -1
         """descriptor of TensorBoard's file; -1: not there yet; None: given up"""
-        start = {"step": step + 1, "session_log": {"status": "START"}}  # what older files have from here on is void
+        start = {
+            "step": step + 1,
+            "session_log": {"status": "START"},
+        }  # TensorBoard drops what older files have after this
         self.shown = time()
         self.events: list[Row] = [{"wall_time": self.shown} | e for e in ({"file_version": "brain.Event:2"}, start)]
 
@@ -48,7 +51,7 @@ class Metrics:
             self.show()
 
     def show(self) -> None:
-        """Write for TensorBoard what it has not seen yet: its own writer is a thread, whose failure nobody could catch.
+        """Write pending events for TensorBoard, whose own writer is a thread that fails where nobody can catch it.
 
         Called every 5 s, and before a checkpoint, which a run may go on from.
         """
@@ -66,13 +69,13 @@ class Metrics:
                 data = written.getvalue()
                 while data:
                     data = data[os.write(self.board, data) :]
-        except Exception as error:  # whatever it has, it is not worth a run
+        except Exception as error:  # not worth a run
             note(f"TensorBoard's files are given up: {error}")
             self.board = None
         self.events, self.shown = [], time()
 
     def write(self, otherwise: str, aloud: bool = True) -> None:
-        """Write what waits; where that fails, say what follows."""
+        """Write the waiting rows; where that fails, a note says what happens to them."""
         try:
             while self.waiting:
                 self.waiting = self.waiting[os.write(self.file, self.waiting) :]
@@ -90,7 +93,7 @@ class Metrics:
 
 
 def read(run_dir: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl; a last line that was cut off is left out, a damaged one named as well."""
+    """The rows of metrics.jsonl; an incomplete last line is left out, and so are damaged ones, with a note."""
     path, rows = run_dir / "metrics.jsonl", list[Row]()
     try:
         with Folder(run_dir) as folder:

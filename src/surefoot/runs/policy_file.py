@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import UserError
+from surefoot.models.networks import MLP, Network, SmallCNN
 from surefoot.models.policy import Policy
 from surefoot.runs.files import Folder, digest, read_named
 from surefoot.runs.trust import permit, runs_code
@@ -69,11 +71,27 @@ def read_policy(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
             raise UserError(f"'{file}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
         if facts.get("sha256", wanted := digest(tensors)) != wanted:  # files of earlier versions have none
             raise ValueError("its tensors have been changed since it was written")
-        return file, facts, load_tensors(data)
+        count, mean, square = (float(x) for x in facts.get("returns", (0, 0, 0)))
+        facts |= {"task": "" + facts["task"], "returns": (count, mean, square)}  # raises for other types
+        loaded = load_tensors(data)
+        wrong = [name for name, x in loaded.items() if not x.isfinite().all()]
+        if wrong:
+            raise ValueError(f"not all numbers of {wrong[0]!r} are finite")
+        return file, facts, loaded
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}': name a run directory or a policy file") from None
     except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
+
+
+def least_size(network: Network) -> int:
+    """A lower bound for the number of a network's parameters, whatever it is built for."""
+    if isinstance(network, MLP):
+        return 2 * sum(a * b for a, b in pairwise((1, *network.hidden)))
+    if isinstance(network, SmallCNN):
+        (first, second), (kernel, window) = network.filters, network.kernel
+        return first * kernel**2 + first * second * window**2 + second * network.hidden
+    return 0
 
 
 def load_policy(
@@ -94,6 +112,8 @@ def load_policy(
     if env != own:
         folder = file.absolute().parent
         permit(own, file, trust, (folder, folder.parent.parent), facts.get("begun"), ALLOW)
+    if least_size(cfg.network) > sum(x.numel() for x in tensors.values()):  # before it is built
+        raise UserError(f"'{file}' does not fit its own network, which has more parameters than the file")
     game = make(own)
     policy = cfg.network.build(game.observation_space, game.action_space)
     game.close()

@@ -1,4 +1,4 @@
-"""What a run leaves for a reader: its learning curve as a picture, and its report card."""
+"""The report card of a run and its learning curve."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _step_to_minute(rows: list[Row]) -> tuple[Any, Any]:
 
 
 def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pictures: list[str]) -> str:
-    """The report card as Markdown; written to report.md."""
+    """Write report.md, the report card; returns its Markdown."""
     rows = read(run_dir)
     time = {name: sum(row[key] for row in rows) for name, key in STAGES}
     total = sum(time.values()) or 1.0

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from surefoot.parallel.ranks import Ranks
 
 
-FLAT = 20  # iterations without anything learned before it is said
-OTHERS = 1 << 32  # number of the first evaluation episode during training: the closing one has others
+FLAT = 20  # iterations without a gradient, or without entropy, before a note says so
+OTHERS = 1 << 32  # first episode number of evaluations during training; the closing one counts from 0
 
 
 class Progress:
@@ -46,7 +46,7 @@ class Progress:
         self.terminal = sys.stdout.isatty()
 
     def show(self, text: str, force: bool = False) -> None:
-        """Show a new state of affairs, if it is time."""
+        """Show the line, unless the last one is too recent."""
         now = perf_counter()
         if self.quiet or (not force and now - self.last < (0.2 if self.terminal else self.every)):
             return
@@ -60,7 +60,7 @@ class Progress:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Whatever is printed, a reader who has gone or a log on a full disk does not end the run."""
+        """A closed pipe or a full disk behind standard output silences progress and does not end the run."""
         try:
             yield
         except OSError:
@@ -74,43 +74,43 @@ class Reporter(Callback):
     def __init__(self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool) -> None:
         self.cfg, self.run_dir, self.ranks = cfg, run_dir, ranks
         self.stop = self.save_now = self.in_play = False
-        """set by signals, and while games are played"""
-        self.signal = 0  # which has asked to stop
+        """set by signal handlers; `in_play` while environments are stepped"""
+        self.signal = 0  # the one that asked to stop
         self.fault: Fault | None = None
-        """what this rank cannot go on with"""
+        """the error that ends the run on this rank"""
         self.flat = 0
-        """iterations in which nothing could be learned"""
+        """how many iterations in a row have learned nothing"""
         self.before, self.started = state.seconds, started
         self.saved = self.shown = perf_counter()
         self.progress = Progress(quiet)
         tried = [row.get("evaluation") for row in read(run_dir) if row["step"] <= state.steps] if not ranks.rank else []
         self.best = max((score for score in tried if score is not None), default=-math.inf)
-        """of the evaluations so far; rank 0 keeps the policy that had it"""
+        """best mean score of the evaluations so far, whose policy rank 0 keeps in a file"""
         self.metrics = Metrics(run_dir, state.steps) if ranks.rank == 0 else None
 
     def should_stop(self, state: State) -> bool:
-        """The run is over: planned end, time limit, goal reached, or asked to stop."""
+        """Whether the run is over: planned end, time limit, score reached, or asked to stop."""
         full = len(state.recent_episodes) == state.recent_episodes.maxlen and state.mean_score() >= self.cfg.stop_at
         return self.stop or full or state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """While games are played a signal breaks the rollout off: an environment may be slow, or hang."""
+        """While environments are stepped a signal interrupts the rollout: a step may be slow, or hang."""
         self.in_play = True
         try:
-            if self.stop:  # it came just before
+            if self.stop:  # the signal came just before
                 raise Interrupted
             yield
         finally:
             self.in_play = False
 
     def say(self, text: str) -> None:
-        """Say something, on rank 0."""
+        """Print a line, on rank 0."""
         if self.ranks.rank == 0:
             self.progress.show(text, True)
 
     def halt(self, number: int) -> None:
-        """A signal has come: the iteration is finished, or, where games are played, broken off."""
+        """Stop after a signal: at the end of the iteration, or at once where environments are being stepped."""
         self.stop, self.signal = True, number
         if self.in_play:
             raise Interrupted
@@ -126,7 +126,7 @@ class Reporter(Callback):
         return self.save_now or perf_counter() - self.saved >= self.cfg.save_every
 
     def on_save(self, state: State, last: bool = False) -> None:
-        """Save a checkpoint, and the policy by itself; where that fails training goes on, but the `last` one raises."""
+        """Save a checkpoint and policy.safetensors; a failure is reported and tried again, the `last` one raises."""
         if self.metrics is not None:
             self.metrics.show()
         try:
@@ -140,7 +140,7 @@ class Reporter(Callback):
         self.saved, self.save_now = perf_counter(), False
 
     def evaluate(self, state: State, played: int) -> float:
-        """Where it is time, after so many decisions: the kept policy's mean score, and the best one so far is kept."""
+        """The averaged policy's mean score every `eval_every` steps, else NaN; the best policy is kept in a file."""
         cfg, heartbeat, show = self.cfg, state.envs.heartbeat, self.progress.show
         if not cfg.eval_every or state.steps // cfg.eval_every == (state.steps - played) // cfg.eval_every:
             return float("nan")
@@ -200,7 +200,7 @@ class Reporter(Callback):
         self.progress.show(self.line(row, state))
 
     def line(self, row: Row, state: State) -> str:
-        """Step, score, speed, time left, and where the time goes."""
+        """The progress line: step, score, speed, time left, share of each stage."""
         done = max(state.progress(self.cfg), state.seconds / self.cfg.max_seconds, 1e-9)
         left = max(0.0, state.seconds * (1 / done - 1))
         busy = row["env_s"] + row["act_s"] + row["learn_s"]
@@ -220,7 +220,7 @@ class Reporter(Callback):
 
 
 def why_flat(row: Row) -> str:
-    """What to do about a policy that learns nothing any more."""
+    """What to do about a policy that no longer learns."""
     if row["grad_norm"]:
         return (
             f"the policy has played the same actions for {FLAT} iterations (entropy {row['entropy']:.0e}): "

@@ -1,4 +1,4 @@
-"""Runs as they are begun: where a run is written, what it may go on from, and how many ranks it gets. No torch."""
+"""Start and resume runs: where a run is written, which run it continues, how many ranks it has. No torch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from surefoot.runs.directory import (
     checkpoints,
     described,
     discard,
-    how_to_go_on,
     new_dir,
     read_evaluation,
     read_state,
     require_no_link,
-    same_run,
+    require_same_config,
+    resume_hint,
     unwritable,
 )
 from surefoot.runs.files import replace_file
@@ -67,10 +67,10 @@ def start(
         if (world() or ranks) > 1:
             raise UserError(f"'{cfg.env.id}' can be made in this process alone: for more ranks name module:function")
         ranks = 1
-    alone = isinstance(cfg.network, MLP)  # which updates faster than ranks can meet
+    alone = isinstance(cfg.network, MLP)  # one process updates an MLP faster than several that synchronise
     count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or alone, cfg.num_envs)
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
-        same_run(cfg, run_dir)
+        require_same_config(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
     try:
         if count == 1 or world():
@@ -88,12 +88,12 @@ def start(
                 [sys.executable, "-m", "surefoot.runs.worker", order], count, cfg.num_envs // count, cfg.timeout
             )
     except KeyboardInterrupt:
-        if saved := how_to_go_on(run_dir):
+        if saved := resume_hint(run_dir):
             note(saved)
         raise
     except (OSError, Fault) as error:
         fault = unwritable(error, run_dir) if isinstance(error, OSError) else error
-        raise Fault("; ".join(filter(None, (str(fault), how_to_go_on(run_dir))))) from error
+        raise Fault("; ".join(filter(None, (str(fault), resume_hint(run_dir))))) from error
     finally:
         if given is None:
             discard(run_dir)
@@ -121,6 +121,8 @@ def start_seeds(
     try:
         for seed in numbers:
             finished = False
+            if (run_dir / f"seed-{seed}").is_symlink():
+                raise UserError(f"'{run_dir}/seed-{seed}' is a link, which is not followed: choose another --run-dir")
             where, finished = start(replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks)
             if not finished:
                 return run_dir, False
@@ -145,16 +147,16 @@ def start_seeds(
 
 
 def ranks_of(found: list[Path], num_envs: int) -> int:
-    """How many ranks wrote the newest checkpoint that can be read; 0 where there are too few cores now, or none."""
+    """How many ranks wrote the newest readable checkpoint; 0 if there is none, or too few cores for so many."""
     for checkpoint in reversed(found):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             count = int(read_state(checkpoint)["ranks"])
             return count if 0 < count <= usable_cores() and num_envs % count == 0 else 0
     return 0
 
 
 def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = False, **changes: Any) -> bool:
-    """Go on with a run; returns whether it has come to its end.
+    """Resume a run; returns whether it has come to its end.
 
     `changes` may move that (total_steps, total_iterations, max_seconds, stop_at) and how the run is looked after
     (save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes). `trust`: run what the

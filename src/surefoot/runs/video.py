@@ -1,4 +1,4 @@
-"""A game with the policy's mind beside it: action probabilities and value next to every frame, as mp4 or gif."""
+"""Film an episode with the policy's action probabilities and value beside every frame, as mp4 or gif."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def video(
     score, step, over = 0.0, 0, False
     values: list[float] = []
     try:
-        with TemporaryDirectory() as private:  # that others cannot write into
+        with TemporaryDirectory() as private:  # others cannot write into it
             film_file = Path(private, f"film{out.suffix}")
             with _writer(film_file) as film:
                 while not over and not (max_steps and step >= max_steps):
@@ -100,7 +100,7 @@ class Gif:
 
 
 def _bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
-    """Every action's probability, and which were taken; of a continuous one, where it is between its bounds."""
+    """Every action's probability and the taken ones; for continuous actions their position between the bounds."""
     if isinstance(dist, DiagonalGaussian):
         return [min(1.0, max(0.0, (a + 1) / 2)) for a in action], set()
     odds = dist.probabilities()[0].tolist()

@@ -36,7 +36,7 @@ from surefoot.parallel.ranks import Ranks, join
 from surefoot.runs.checkpoint import restore
 from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
 from surefoot.runs.evaluation import evaluate_shared
-from surefoot.runs.files import Folder, alone_in, replace_file, seal
+from surefoot.runs.files import Folder, lock_run, replace_file, seal
 from surefoot.runs.policy_file import BEST, load_policy, read_policy
 from surefoot.runs.report_card import card, curve
 from surefoot.runs.reporter import Progress, Reporter
@@ -44,7 +44,7 @@ from surefoot.runs.trust import own_seal
 
 
 def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
-    """Be one rank of a run: train from its newest checkpoint where it has one, evaluate, write the report card.
+    """Run one rank: train, from the newest checkpoint if there is one, evaluate, write the report card.
 
     Returns 0 where the run has come to its end, otherwise the signal that has stopped it.
     """
@@ -53,7 +53,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     heartbeat = Heartbeat.of(cfg.num_envs // ranks.count, shared)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)  # one thread a rank; and the bits depend on it
+        torch.set_num_threads(1)  # one thread for each rank; the results' bits depend on the number
         stack.enter_context(threadpool_limits(1, "blas"))  # NumPy's
         hung = stack.enter_context(watch_over(heartbeat, cfg.timeout, ranks.rank)) if shared is None else []
         state = initial(cfg, ranks, heartbeat)
@@ -61,14 +61,14 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         state.return_moments = load_source(state.policy, cfg, source)
         state.ema_params.copy_(state.flat.detach())
         if ranks.rank == 0:
-            stack.enter_context(alone_in(run_dir))
-        ranks.any(False)  # nobody looks into the directory before it is ours
+            stack.enter_context(lock_run(run_dir))
+        ranks.any(False)  # no rank reads the directory before rank 0 has locked it
         prepare(cfg, state, run_dir, ranks)
         reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
         stack.callback(reporter.close)
         stack.callback(heartbeat.end)
         if ranks.any(reporter.should_stop(state)) and (run_dir / "report.md").exists():
-            return 0  # nothing is left to do
+            return 0  # it was finished before
         if ranks.rank == 0:
             write_config(cfg, run_dir)
             begun = () if state.steps else (BEST,)
@@ -96,23 +96,23 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
 
 
 def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float, float, float]:
-    """Give a policy the weights of another run's, where there is one to start from; returns how its returns varied."""
+    """Load the parameters of `source`'s policy, if there is one; returns the moments of its discounted returns."""
     if source is None:
         return 0.0, 0.0, 0.0
-    _, facts, tensors = read_policy(source)  # its environment is not made: the tensors fit ours, or do not
+    _, facts, tensors = read_policy(source)  # the file's environment is not needed, and so not made
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
         task = facts["task"]
         raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
-    count, mean, square = facts.get("returns", (0.0, 0.0, 0.0))
+    count, mean, square = facts["returns"]
     return count, mean, square
 
 
 def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
-    """Go on from the run that is there, if one is; make sure that all ranks begin at the same point."""
+    """Restore the newest checkpoint, if there is one; make sure that all ranks begin with the same parameters."""
     found = checkpoints(run_dir)
-    agree_on(int(found[-1].name) if found else -1, run_dir, ranks)
+    require_equal(int(found[-1].name) if found else -1, run_dir, ranks)
     if found:
         before, now = (history(run_dir) or [{}])[-1], machine()
         changed = [what for what in ("versions", "cpu", "bf16_units") if before.get(what) != now[what]]
@@ -123,18 +123,18 @@ def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
             note(f"games {lost} did not replay to where they were and begin new episodes: this run is not exact")
         if state.ranks not in (0, ranks.count) and ranks.rank == 0:
             note(f"the run had {state.ranks} ranks and now has {ranks.count}: the same up to the order of sums")
-    agree_on(float(state.flat.detach().cpu().double().sum()), run_dir, ranks)
+    require_equal(float(state.flat.detach().cpu().double().sum()), run_dir, ranks)
 
 
-def agree_on(number: float, run_dir: Path, ranks: Ranks) -> None:
-    """Raise UserError where the ranks have different numbers."""
+def require_equal(number: float, run_dir: Path, ranks: Ranks) -> None:
+    """Raise UserError where the ranks have different numbers: they do not read the same directory."""
     everyone = ranks.gather_columns(torch.tensor([[number]], dtype=torch.float64))
     if not bool((everyone == everyone[:, :1]).all()):
         raise UserError(f"the ranks do not begin at the same point: all must see the same run directory '{run_dir}'")
 
 
 def write_config(cfg: Config, run_dir: Path) -> None:
-    """Write config.json: the Config, and how this run was begun and gone on with."""
+    """Write config.json: the Config, and the commands and machines of this run so far."""
     before = history(run_dir) if checkpoints(run_dir) else []
     facts = {
         "format": FORMAT,
@@ -146,7 +146,7 @@ def write_config(cfg: Config, run_dir: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What a run's bits depend on besides its Config."""
+    """Versions and hardware: what a run's bits depend on besides its Config."""
     names = ("surefoot", "torch", "numpy", "gymnasium", "ale-py")
     return {
         "git": revision(),
@@ -203,7 +203,7 @@ def graceful_shutdown(reporter: Reporter, again: bool) -> Iterator[None]:
 
 @contextmanager
 def watch_over(heartbeat: Heartbeat, timeout: float, rank: int) -> Iterator[list[Fault]]:
-    """Watch this process from a thread, where no launcher does: a hanging environment is broken off, or all ends.
+    """Watch this process from a thread, where no launcher does: a hanging environment ends the run.
 
     Yields a list that then holds the Fault, which is raised where nobody stops politely: games are made, or reset.
     """
@@ -249,7 +249,7 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         progress.show("filming a game", True)
         try:
             pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
-        except Exception as error:  # whatever an environment has against it, the run is good all the same
+        except Exception as error:  # a film is not worth a run
             progress.show(f"no film: {error}", True)
     text = card(run_dir, cfg, state, result, pictures)
     if not progress.quiet:
