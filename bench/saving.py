@@ -24,10 +24,10 @@ class Timed(Reporter):
 
     spent: list[float] = []  # noqa: RUF012 (of the one run there is)
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
         """Save, by the clock."""
         began = perf_counter()
-        super().save(*args, **kwargs)
+        super().on_save(*args, **kwargs)
         self.spent.append(perf_counter() - began)
 
 
