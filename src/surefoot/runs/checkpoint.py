@@ -38,10 +38,9 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> bytes:
     envs = ranks.all_gather_bytes(save_arrays(state.env_snapshot))
     if ranks.rank:
         return b""
-    begun = own_seal(run_dir, cfg.env)
     moments = {"flat": state.flat.detach(), **state.optimizer.moments}
     files = {
-        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.return_moments, begun),
+        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.return_moments),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
@@ -49,7 +48,7 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> bytes:
     facts = counters | {
         "format": FORMAT,
         "config": cfg.to_json(),
-        "begun": begun,
+        "begun": own_seal(run_dir, cfg.env),
         "score": state.mean_score() if len(state.recent_episodes) == state.recent_episodes.maxlen else None,
         "window": list(state.recent_episodes),
         "ranks": ranks.count,

@@ -101,6 +101,15 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         return unseal(folder.read("state.json"))
 
 
+def seals(folder: Path) -> list[tuple[Path, object]]:
+    """The run that a folder with a policy may be of, as its directory or checkpoint, and the `own_seal` it holds."""
+    found = list[tuple[Path, object]]()
+    for run_dir, name in ((folder, "config.json"), (folder.parent.parent, "state.json")):
+        with suppress(OSError, ValueError, RecursionError), Folder(folder) as opened:
+            found.append((run_dir, unseal(opened.read(name)).get("begun")))
+    return found
+
+
 def require_same_config(cfg: Config, run_dir: Path) -> None:
     """Raise UserError if the run in the directory has another Config; RUNTIME_FIELDS may differ."""
     theirs = read_config(run_dir)

@@ -19,6 +19,7 @@ from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import UserError
 from surefoot.models.networks import MLP, Network, SmallCNN
 from surefoot.models.policy import Policy
+from surefoot.runs.directory import seals
 from surefoot.runs.files import Folder, digest, read_named
 from surefoot.runs.trust import permit, runs_code
 
@@ -27,17 +28,15 @@ FORMAT = 4  # of the file; 4: an MLP's layers are pairs
 ALLOW = "allow it with --trust (trust=True), or name the environment yourself with --task (env=)"
 
 
-def policy_bytes(
-    policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0), begun: str = ""
-) -> bytes:
+def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0)) -> bytes:
     """A policy file's bytes.
 
     Running statistics of observations are among its tensors, those of `returns` in the header, which has a digest of
-    the tensors as well, and `begun`, the run's `own_seal`.
+    the tensors as well.
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
-    facts |= {"returns": list(returns), "begun": begun}
+    facts["returns"] = list(returns)
     data = save_tensors({k: v.detach().cpu().clone() for k, v in policy.state_dict().items()})
     header, tensors = split(data)
     header["__metadata__"] = {"surefoot": json.dumps(facts | {"sha256": digest(tensors)})}
@@ -110,8 +109,7 @@ def load_policy(
     lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
     own = env if env and (lost or (env != cfg.env and not trust and runs_code(cfg.env))) else cfg.env
     if env != own:
-        folder = file.absolute().parent
-        permit(own, file, trust, (folder, folder.parent.parent), facts.get("begun"), ALLOW)
+        permit(own, file, trust, seals(file.absolute().parent), ALLOW)
     if least_size(cfg.network) > sum(x.numel() for x in tensors.values()):  # before it is built
         raise UserError(f"'{file}' does not fit its own network, which has more parameters than the file")
     game = make(own)

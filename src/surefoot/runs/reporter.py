@@ -23,7 +23,6 @@ from surefoot.runs.files import replace_file, silence
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.policy_file import BEST, policy_bytes
 from surefoot.runs.report_card import STAGES, clock
-from surefoot.runs.trust import own_seal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,8 +151,7 @@ class Reporter(Callback):
             return float("nan")
         if found.mean >= self.best and self.ranks.rank == 0:
             try:
-                begun = own_seal(self.run_dir, cfg.env)
-                data = policy_bytes(policy, cfg, state.steps, state.return_moments, begun)
+                data = policy_bytes(policy, cfg, state.steps, state.return_moments)
                 replace_file(self.run_dir / BEST, data)
                 self.best = found.mean
             except OSError as error:

@@ -164,7 +164,7 @@ def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = Fal
     """
     require_no_link(run_dir)
     cfg, file, begun = described(run_dir)
-    permit(cfg.env, file, trust, (run_dir,), begun, ALLOW)
+    permit(cfg.env, file, trust, [(run_dir, begun)], ALLOW)
     if not checkpoints(run_dir):
         raise UserError(f"'{run_dir}' has no checkpoint to resume from")
     wrong = set(changes) - set(MAY_CHANGE)

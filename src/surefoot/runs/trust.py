@@ -10,6 +10,7 @@ import re
 import secrets
 import stat
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,13 +46,13 @@ def runs_code(env: EnvSpec) -> str:
     return ascii(what[:200])[1:-1]
 
 
-def permit(env: EnvSpec, file: Path, trust: bool, run_dirs: tuple[Path, ...], begun: object, cure: str) -> None:
+def permit(env: EnvSpec, file: Path, trust: bool, seals: Sequence[tuple[Path, object]], cure: str) -> None:
     """Raise UserError where the environment that `file` describes would run code and nobody has agreed to that.
 
-    `trust`: the user has; `begun`: the `own_seal` beside the description, good where it is that of one of `run_dirs`.
+    `trust`: the user has; `seals`: run directories, and what may be the `own_seal` of the environment in them.
     """
     what = runs_code(env)
-    if what and not trust and not any(isinstance(begun, str) and is_own(run, env, begun) for run in run_dirs):
+    if what and not trust and not any(isinstance(begun, str) and is_own(run, env, begun) for run, begun in seals):
         raise UserError(f"'{file}' asks to {what}, and no run begun here wrote it: where you trust it, {cure}")
 
 
