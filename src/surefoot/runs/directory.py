@@ -104,8 +104,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def seals(folder: Path) -> list[tuple[Path, object]]:
     """The run that a folder with a policy may be of, as its directory or checkpoint, and the `own_seal` it holds."""
     found = list[tuple[Path, object]]()
-    for run_dir, name in ((folder, "config.json"), (folder.parent.parent, "state.json")):
-        with suppress(OSError, ValueError, RecursionError), Folder(folder) as opened:
+    newest = [(folder, checkpoint, "state.json") for checkpoint in checkpoints(folder)[-1:]]
+    for run_dir, place, name in (
+        (folder, folder, "config.json"),
+        (folder.parent.parent, folder, "state.json"),
+        *newest,
+    ):
+        with suppress(OSError, ValueError, RecursionError), Folder(place) as opened:
             found.append((run_dir, unseal(opened.read(name)).get("begun")))
     return found
 
