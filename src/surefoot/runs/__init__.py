@@ -1,0 +1,1 @@
+"""A run on disk: directory, checkpoints, metrics, report, evaluation, video."""
