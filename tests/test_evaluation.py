@@ -27,10 +27,11 @@ from surefoot.envs.interface import EnvSpec
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
-from surefoot.runs import evaluation
+from surefoot.runs import evaluation_workers
 from surefoot.runs import policy_file as policy_file_module
 from surefoot.runs.directory import read_run
-from surefoot.runs.evaluation import Evaluation, evaluate, evaluate_run
+from surefoot.runs.evaluation import Evaluation, evaluate
+from surefoot.runs.evaluation_workers import evaluate_run
 from surefoot.runs.policy_file import policy_bytes
 
 SMALL = MLP((8,))
@@ -285,9 +286,9 @@ def test_no_process_is_left_when_an_evaluation_is_ended(number: signal.Signals, 
 def test_how_many_processes_share_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there are cores, but one for an MLP or where only this process can make the environment."""
     here = Evaluation([0.0], [1], False, 0, 0.0)
-    monkeypatch.setattr(evaluation, "usable_cores", lambda: 3)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: here)
-    monkeypatch.setattr(evaluation, "evaluate_in_processes", lambda *how: [[[0.0], [1]]] * how[4])
+    monkeypatch.setattr(evaluation_workers, "usable_cores", lambda: 3)
+    monkeypatch.setattr(evaluation_workers, "evaluate", lambda *_, **__: here)
+    monkeypatch.setattr(evaluation_workers, "evaluate_in_processes", lambda *how: [[[0.0], [1]]] * how[4])
     local = policy_file(describe(lambda: makers.Image()), tmp_path / "local", NatureCNN())
     image = policy_file(Gymnasium("makers:Image"), tmp_path / "image", NatureCNN())
     vector = policy_file(Gymnasium("CartPole-v1"), tmp_path / "vector")

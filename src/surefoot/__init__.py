@@ -108,9 +108,9 @@ def evaluate(
     sticky actions (Atari), None for its own; `ranks`: processes, 0: one per core for Atari and module:function with
     images, otherwise one; `trust`: run the code that the file names, although no run begun here wrote it.
     """
-    from surefoot.runs import evaluation
+    from surefoot.runs.evaluation_workers import evaluate_run
 
-    return evaluation.evaluate_run(Path(run), episodes, seed, greedy, sticky, _spec(env), ranks, trust=trust)
+    return evaluate_run(Path(run), episodes, seed, greedy, sticky, _spec(env), ranks, trust=trust)
 
 
 def _spec(env: GivenEnv) -> EnvSpec | None:

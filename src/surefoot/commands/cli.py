@@ -122,7 +122,8 @@ class Evaluate:
     """print one JSON object instead of a table"""
 
     def __call__(self) -> None:
-        from surefoot.runs.evaluation import evaluate_run, on_terminal, print_evaluation
+        from surefoot.runs.evaluation import on_terminal, print_evaluation
+        from surefoot.runs.evaluation_workers import evaluate_run
 
         env = find(self.task).env if self.task else None
         how = self.episodes, self.seed, self.greedy, self.sticky, env, self.ranks

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -16,20 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from surefoot.algorithm.fast_paths import inference_policy
-from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong
-from surefoot.envs.gym import is_local
 from surefoot.envs.interface import Environment, EnvSpec, Episode, make
 from surefoot.envs.spaces import blank
-from surefoot.errors import Fault, Interrupted, UserError, note
-from surefoot.models.networks import MLP
+from surefoot.errors import Fault, Interrupted, note
 from surefoot.models.policy import Policy
 from surefoot.parallel.heartbeat import Heartbeat
-from surefoot.parallel.launch import usable_cores
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer, stream
-from surefoot.runs.evaluation_workers import evaluate_in_processes
-from surefoot.runs.policy_file import load_policy, policy_bytes
 
 Array = NDArray[np.float64]
 
@@ -155,10 +148,10 @@ def evaluate(
         slot.game.close()
     played = [results[e] for e in episodes]
     scores, lengths = [e.score for e in played], [e.length for e in played]
-    return _of(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
+    return with_stickiness(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
 
 
-def _of(env: EnvSpec, found: Evaluation) -> Evaluation:
+def with_stickiness(env: EnvSpec, found: Evaluation) -> Evaluation:
     """As a ConsoleEvaluation, where the environment is a console."""
     return ConsoleEvaluation(**vars(found), sticky=env.sticky) if isinstance(env, Pong | Atari) else found
 
@@ -192,11 +185,11 @@ def evaluate_shared(
     if ranks.any(part is None) or part is None:
         return None
     parts = [json.loads(data) for data in ranks.all_gather_bytes(json.dumps([part.scores, part.lengths]).encode())]
-    scores, lengths = _in_order(parts)
+    scores, lengths = in_order(parts)
     return replace(part, scores=scores, lengths=lengths)
 
 
-def _in_order(parts: list[list[list[Any]]]) -> Iterator[list[Any]]:
+def in_order(parts: list[list[list[Any]]]) -> Iterator[list[Any]]:
     """Scores and lengths of all episodes in order; rank r of n has played episodes r, r + n, r + 2n, ..."""
     episodes, count = sum(len(scores) for scores, _ in parts), len(parts)
     return ([parts[e % count][k][e // count] for e in range(episodes)] for k in (0, 1))
@@ -233,57 +226,6 @@ class _Slot:
         self.score += reward
         self.length += 1
         return (terminated or truncated) and not self.game.life_lost
-
-
-def evaluate_run(
-    source: Path,
-    episodes: int = 100,
-    seed: int = 0,
-    greedy: bool = False,
-    sticky: float | None = None,
-    env: EnvSpec | None = None,
-    ranks: int = 0,
-    progress: Callable[[int], None] | None = None,
-    trust: bool = False,
-) -> Evaluation:
-    """Evaluate the policy of a run directory or policy file, on its own environment or on `env` with the same spaces.
-
-    `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is
-    an MLP or perhaps only this process can make the environment, otherwise for all cores; `env`, `trust`: as for
-    `load_policy`.
-    """
-    if episodes < 1 or not 0 <= seed < 2**63 or ranks < 0:
-        raise UserError(f"episodes {episodes}, seed {seed}, ranks {ranks}: allowed are from 1, from 0, from 0")
-    if sticky is not None and not 0 <= sticky < 1:
-        raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
-    torch.set_num_threads(1)
-    policy, own, facts = load_policy(source, env=env, trust=trust)
-    if env is not None and type(env) is type(own):
-        mine, other = make(own), make(env)
-        if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
-            raise UserError(
-                f"the policy in '{source}' is for the task '{facts['task']}': its observations or actions differ here"
-            )
-    elif env is not None:
-        raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
-    env = env or own
-    if isinstance(env, Pong | Atari):
-        env = env if sticky is None else replace(env, sticky=sticky)
-    elif sticky:
-        raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
-    if is_local(env) and ranks > 1:
-        raise UserError(f"'{env.id}' can be made in this process alone: for more ranks name module:function")
-    cfg = Config.from_json({key: facts[key] for key in ("task", "env", "network")})
-    known = isinstance(env, Pong | Atari) or (":" in env.id and not is_local(env))  # other processes can make it
-    many = known and not isinstance(cfg.network, MLP)  # an MLP is done before processes have started
-    count = min(ranks or (usable_cores() if many else 1), episodes)
-    if count == 1:
-        return evaluate(policy, env, range(episodes), seed, greedy, progress=progress)
-    start, cfg = perf_counter(), replace(cfg, env=env)
-    scores, lengths = _in_order(
-        evaluate_in_processes(policy_bytes(policy, cfg, 0), episodes, seed, greedy, count, progress)
-    )
-    return _of(cfg.env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One evaluation on several processes: how they are launched, and what each of them does."""
+"""Evaluating a run or policy file, in this process or on several: how they are launched, and what each does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,74 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import torch
+
+from surefoot.config import Config
+from surefoot.envs.atari import Atari, Pong
+from surefoot.envs.gym import is_local
+from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import Fault, UserError
-from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch
+from surefoot.models.networks import MLP
+from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch, usable_cores
+from surefoot.runs.evaluation import Evaluation, evaluate, in_order, with_stickiness
 from surefoot.runs.files import Folder, read_named, replace_file
+from surefoot.runs.policy_file import load_policy, policy_bytes
+
+
+def evaluate_run(
+    source: Path,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = False,
+    sticky: float | None = None,
+    env: EnvSpec | None = None,
+    ranks: int = 0,
+    progress: Callable[[int], None] | None = None,
+    trust: bool = False,
+) -> Evaluation:
+    """Evaluate the policy of a run directory or policy file, on its own environment or on `env` with the same spaces.
+
+    `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is
+    an MLP or perhaps only this process can make the environment, otherwise for all cores; `env`, `trust`: as for
+    `load_policy`.
+    """
+    if episodes < 1 or not 0 <= seed < 2**63 or ranks < 0:
+        raise UserError(f"episodes {episodes}, seed {seed}, ranks {ranks}: allowed are from 1, from 0, from 0")
+    if sticky is not None and not 0 <= sticky < 1:
+        raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
+    torch.set_num_threads(1)
+    policy, own, facts = load_policy(source, env=env, trust=trust)
+    if env is not None and type(env) is type(own):
+        mine, other = make(own), make(env)
+        if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
+            raise UserError(
+                f"the policy in '{source}' is for the task '{facts['task']}': its observations or actions differ here"
+            )
+    elif env is not None:
+        raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
+    env = env or own
+    if isinstance(env, Pong | Atari):
+        env = env if sticky is None else replace(env, sticky=sticky)
+    elif sticky:
+        raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
+    if is_local(env) and ranks > 1:
+        raise UserError(f"'{env.id}' can be made in this process alone: for more ranks name module:function")
+    cfg = Config.from_json({key: facts[key] for key in ("task", "env", "network")})
+    known = isinstance(env, Pong | Atari) or (":" in env.id and not is_local(env))  # other processes can make it
+    many = known and not isinstance(cfg.network, MLP)  # an MLP is done before processes have started
+    count = min(ranks or (usable_cores() if many else 1), episodes)
+    if count == 1:
+        return evaluate(policy, env, range(episodes), seed, greedy, progress=progress)
+    start, cfg = perf_counter(), replace(cfg, env=env)
+    scores, lengths = in_order(
+        evaluate_in_processes(policy_bytes(policy, cfg, 0), episodes, seed, greedy, count, progress)
+    )
+    return with_stickiness(cfg.env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
 
 
 def evaluate_in_processes(
@@ -62,11 +124,6 @@ def counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[N
 
 def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
     """What one of the processes does."""
-    import torch
-
-    from surefoot.runs.evaluation import evaluate
-    from surefoot.runs.policy_file import load_policy
-
     torch.set_num_threads(1)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     policy, env, _ = load_policy(folder / "policy", trust=True)  # the launcher has asked already
