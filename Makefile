@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TOO_OLD := surefoot needs Python 3.11 or newer, and $(PYTHON) is %s: name another one, as in make PYTHON=python3.12 install
 
-.PHONY: install pong test check slow lock clean
+.PHONY: install pong test check slow mutants lock clean
 
 install: $(STAMP)
 
@@ -29,6 +29,9 @@ check: $(STAMP)
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+mutants: $(STAMP)  # faults planted in the mathematics, one at a time: each must fail a test
+	$(BIN)/python tests/mutants.py
 
 lock: $(STAMP)  # torch without its local version (+cpu): the same lock serves every platform's wheel
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --upgrade-package torch==$(TORCH) \

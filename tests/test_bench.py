@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -33,8 +34,15 @@ def test_a_rank_measures_every_stage_and_the_whole(small: Config) -> None:
     assert parts <= 1 / found.loop * 1.001  # the stages are parts of the loop's time
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by a second whenever it is asked."""
+    monkeypatch.setattr("surefoot.commands.benchmark.perf_counter", itertools.count().__next__)
+
+
+@pytest.mark.usefixtures("clock")
 def test_the_bare_emulator_plays() -> None:
-    assert bare(Pong(), 0.001) > 0
+    assert bare(Pong(), 1.5) == 512 / 2  # one round of 512 steps, in two seconds
 
 
 def test_bench_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
@@ -185,8 +193,11 @@ def test_what_speed_runs_is_a_command(contestant: speed.Contestant) -> None:
     assert command.config.num_envs % command.ranks == 0
 
 
-def test_the_bare_environment_may_have_any_actions_and_a_faulty_one_is_a_sentence() -> None:
-    assert bare(Gymnasium("Pendulum-v1"), 0.001) > 0
-    worlds.Faulty.steps = 0  # other tests count as well
+@pytest.mark.usefixtures("clock")
+def test_the_bare_environment_may_have_any_actions_and_a_faulty_one_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert bare(Gymnasium("Pendulum-v1"), 1.5) == 512 / 2
+    monkeypatch.setattr(worlds.Faulty, "steps", 0)  # it raises in the 333rd step of its kind in this process
     with pytest.raises(Fault, match="the simulator exploded"):
-        bare(Gymnasium("worlds:Faulty-raises-v0"), 0.1)
+        bare(Gymnasium("worlds:Faulty-raises-v0"), 1.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from surefoot.algorithm.advantages import (
     OverBatch,
     OverGames,
     Unnormalized,
+    compute_advantages,
     discounted_sum,
     episode_return,
     future_return,
@@ -24,7 +27,9 @@ from surefoot.algorithm.advantages import (
     normalize_over_games,
     td_error,
 )
+from surefoot.algorithm.rewards import RawReward, ScaledReward, SignReward
 from surefoot.algorithm.rollout import Rollout
+from surefoot.parallel.ranks import Alone
 
 SHAPES = [(1, 1), (1, 4), (2, 1), (7, 3), (23, 5)]
 GAMMAS = [0.0, 0.5, 0.99, 1.0]
@@ -518,6 +523,51 @@ def test_gae_credit_by_hand() -> None:
     assert weight.tolist() == [[0.625, 0], [0.5, 6], [-2, 3.5], [7, 6]]
     # the critic's target is the advantage plus V
     assert target.tolist() == [[1.625, 2], [1.5, 7], [2, 4.5], [9, 8]]
+
+
+def test_gae_credit_by_hand_tells_gamma_from_lambda() -> None:
+    weight, target = GAE(gamma=0.5, gae_lambda=0.25)(small_rollout())
+    # the surprises are those above; sums with 1/8, game 0: 1 - 2 / 8 = .75, .5 + .75 / 8 = .59375; game 1:
+    # 2 + 6 / 8 = 2.75, -1.5 + 6 / 8 = -.75
+    assert weight.tolist() == [[0.59375, -0.75], [0.75, 6], [-2, 2.75], [7, 6]]
+    assert target.tolist() == [[1.59375, 1.25], [1.75, 7], [2, 3.75], [9, 8]]
+
+
+def test_what_is_learned_from_a_rollout_by_hand() -> None:
+    """Scaled rewards, their returns, advantages over the std of earlier rollouts, and the next such std."""
+    cfg: Any = SimpleNamespace(reward=ScaledReward(), advantage=FutureReturn(0.5), normalize=OverBatch(memory=0.9))
+    state: Any = SimpleNamespace(return_std=2.0, advantage_std=10.0)
+    advantage, returns, std = compute_advantages(small_rollout(), cfg, state, Alone())
+    # half of the returns above: their mean is 14.75 / 8, the mean of their squares 38.0625 / 8
+    half = [[0.75, 1], [0.5, 2], [1, 2.5], [4, 3]]
+    assert returns.tolist() == half
+    # their own std, 1.17, is less than 10
+    assert advantage.tolist() == [[pytest.approx((x - 1.84375) / 10) for x in row] for row in half]
+    assert std == pytest.approx((0.9 * 100 + 0.1 * (38.0625 / 8 - 1.84375**2)) ** 0.5)
+    cfg.reward = SignReward()
+    assert compute_advantages(small_rollout(), cfg, state, Alone())[1][:, 0].tolist() == [1.25, 0.5, 1, 1]
+
+
+def test_a_rank_normalises_over_the_environments_of_all() -> None:
+    class Second(Alone):
+        """The second of two ranks; the first one's advantages are larger by 100 in its first environment."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rank, self.count = 1, 2
+
+        def gather_columns(self, columns: Tensor) -> Tensor:
+            return torch.cat((columns + torch.tensor([100.0, 0.0], dtype=torch.float64), columns), 1)
+
+    cfg: Any = SimpleNamespace(reward=RawReward(), advantage=FutureReturn(0.5), normalize=OverGames())
+    advantage, returns, _ = compute_advantages(
+        small_rollout(), cfg, SimpleNamespace(return_std=1.0, advantage_std=0.0), Second()
+    )
+    assert returns[0].tolist() == [1.5, 2]
+    # the first step's are 101.5 and 2 there, 1.5 and 2 here: mean 26.75, so that all of these are below it
+    row = [101.5, 2, 1.5, 2]
+    sigma = (sum((x - 26.75) ** 2 for x in row) / 4) ** 0.5
+    assert advantage[0].tolist() == pytest.approx([(1.5 - 26.75) / sigma, (2 - 26.75) / sigma])
 
 
 def test_the_normalizers_a_config_can_choose_do_what_they_say() -> None:

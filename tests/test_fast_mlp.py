@@ -76,7 +76,7 @@ def as_numpy(batch: Batch) -> Batch:
 @pytest.mark.parametrize("size", [COUNT, 10], ids=["whole", "microbatches"])
 @pytest.mark.parametrize("normalize", [OverBatch(), OverMinibatch()], ids=str)
 @pytest.mark.parametrize("value_clip", [math.inf, 0.2])
-@pytest.mark.parametrize(("objective", "bonus"), itertools.product(OBJECTIVES, BONUSES), ids=str)
+@pytest.mark.parametrize(("objective", "bonus"), [*itertools.product(OBJECTIVES, BONUSES)], ids=str)
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_is_that_of_the_plain_path(
     head: str, objective, bonus, value_clip, normalize, size: int, small: Config, monkeypatch: pytest.MonkeyPatch

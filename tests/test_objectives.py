@@ -253,6 +253,7 @@ def test_clipped_value_loss_by_hand() -> None:
     assert loss.tolist() == [4, 25, 6.25]
     (slope,) = torch.autograd.grad(loss.sum(), value)
     assert slope.tolist() == [0, -10, -5]  # flat once V has moved by more than eps towards R
+    assert clipped_squared_error(-value, old, -returns, 1.0).tolist() == [4, 25, 6.25]  # downwards as upwards
 
 
 def test_clipped_by_hand() -> None:

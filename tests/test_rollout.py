@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from surefoot.algorithm.fast_paths import distinct_windows
-from surefoot.algorithm.rollout import Rollout, collect
+from surefoot.algorithm.rollout import Rollout, collect, collect_rollout
 from surefoot.algorithm.state import initial
+from surefoot.algorithm.train import Callback
+from surefoot.algorithm.update import minibatches
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.vector import EnvVector
@@ -166,8 +169,6 @@ def test_from_reset_truncates_what_did_not_end_and_counts_it() -> None:
 
 def test_the_first_minibatch_has_ratio_one(small) -> None:
     """Before any update, what learning computes is what acting computed."""
-    from surefoot.algorithm.update import minibatches
-
     state = initial(small, Alone())
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
     r = collect(state.policy, state.envs, noise)
@@ -198,8 +199,6 @@ def test_images_stay_bytes_and_the_ratio_is_one(rounded: bool) -> None:
 
 
 def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
-    from surefoot.algorithm.update import minibatches
-
     state = initial(small, Alone())
     r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)
@@ -212,9 +211,59 @@ def test_the_minibatches_of_an_epoch_are_the_rollout_once(small) -> None:
         assert np.bincount(part.long() % 8, minlength=8).tolist() == [4] * 8
 
 
-def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
-    from surefoot.algorithm.update import minibatches
+def test_every_seed_iteration_and_epoch_shuffles_anew(small) -> None:
+    """With all of a row's columns beside it, on the way of autograd and of an MLP's twin."""
+    state = initial(small, Alone())
+    r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
+    number = torch.arange(16 * 8.0).view(16, 8)
+    r.logp, r.value, r.action = number + 0.5, -number, number.long()
+    r.params, r.preprocessed = number[..., None].expand(16, 8, 3) * 2, number[..., None].expand(16, 8, 3) * 3
+    orders = set()
+    for seed, iteration, epoch in ((1, 3, 0), (2, 3, 0), (1, 4, 0), (1, 3, 1)):
+        for as_numpy in (False, True):
+            cfg = replace(small, seed=seed)
+            parts = [*minibatches(r, 10 * number, 20 * number, cfg, iteration, epoch, slice(0, 8), as_numpy)]
+            for b in parts:
+                x = torch.as_tensor(b.action).double()
+                for column, want in (
+                    (b.logp, x + 0.5),
+                    (b.value, -x),
+                    (b.advantage, 10 * x),
+                    (b.returns, 20 * x),
+                    (b.params, 2 * x[:, None].expand(-1, 3)),
+                    (b.obs, 3 * x[:, None].expand(-1, 3)),
+                ):
+                    assert torch.equal(torch.as_tensor(column).double(), want)
+            orders.add(tuple(int(a) for b in parts for a in b.action))
+    assert len(orders) == 4  # autograd's way and the twin's agree
+    for order in orders:  # the steps of an environment come in an order of its own
+        assert len({tuple(a // 8 for a in order if a % 8 == n) for n in range(8)}) == 8
 
+
+def test_every_seed_iteration_and_environment_has_noise_of_its_own(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep(_policy, _envs, noise: torch.Tensor, _episode):
+        return SimpleNamespace(reward=noise)
+
+    monkeypatch.setattr("surefoot.algorithm.rollout.collect", keep)
+    state, second = initial(small, Alone()), Alone()
+    second.rank, second.count = 1, 2  # the second of two ranks
+
+    def noise(seed: int, iteration: int, ranks: Alone) -> torch.Tensor:
+        state.iteration = iteration
+        found = collect_rollout(replace(small, seed=seed), state, ranks, Callback())
+        assert found is not None
+        return found.reward
+
+    whole = noise(1, 0, Alone())
+    assert whole.shape == (16, 8)
+    assert len(set(whole.flatten().tolist())) == 16 * 8
+    assert torch.equal(noise(1, 0, Alone()), whole)
+    assert torch.equal(noise(1, 0, second), whole[:, 4:])
+    for other in (noise(1, 1, Alone()), noise(2, 0, Alone())):
+        assert not set(other.flatten().tolist()) & set(whole.flatten().tolist())
+
+
+def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
     state = initial(small, Alone())
     r = collect(state.policy, state.envs, torch.rand(16, 8, generator=torch.Generator().manual_seed(1)))
     number = torch.arange(16 * 8.0).view(16, 8)

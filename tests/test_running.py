@@ -12,7 +12,7 @@ import torch
 import surefoot
 from helpers import assert_same_run, interrupt_at
 from surefoot.algorithm.advantages import OverBatch
-from surefoot.algorithm.rewards import ScaledReward
+from surefoot.algorithm.rewards import ScaledReward, SignReward
 from surefoot.algorithm.running_stats import moments_per_env, past_return
 from surefoot.algorithm.state import State, initial
 from surefoot.config import Config
@@ -88,6 +88,7 @@ def test_numbers_are_seen_by_their_moments_and_nowhere_beyond_ten() -> None:
 
 def test_rewards_are_scaled_and_clipped() -> None:
     assert ScaledReward(10.0)(torch.tensor([[3.0, -500.0]]), 2.0).tolist() == [[1.5, -10]]
+    assert SignReward()(torch.tensor([[3.0, -0.5, 0.0]])).tolist() == [[1, -1, 0]]
 
 
 class Watching(Reporter):

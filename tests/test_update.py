@@ -162,6 +162,29 @@ def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:
     assert float(state.gradient.norm()) == 0
 
 
+def test_objective_and_bonus_are_annealed_by_iteration_and_progress(small: Config) -> None:
+    cfg = replace(small, objective=ClippedSurrogate(0.2, 0.5, end_factor=0.5), entropy=Entropy(0.1, end_factor=0.0))
+    now = annealed(cfg, 2, 0.5)
+    assert now.objective.clip_range == pytest.approx(0.2 / 4 * 0.75)  # two iterations; half-way to a half
+    assert now.entropy.coef == pytest.approx(0.05)
+    assert annealed(replace(cfg, entropy=OldPolicyCrossEntropy(0.1, 0.5)), 2, 0.5).entropy.coef == 0.025
+    early = replace(cfg, entropy=Entropy(0.1, end_factor=0.0, until=0.5))
+    assert [annealed(early, 0, p).entropy.coef for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.1, 0.05, 0, 0])
+
+
+def test_a_runs_stages_follow_its_progress(small: Config) -> None:
+    cfg = replace(small, num_steps=(8, 16, 32), minibatch_size=0, total_steps=300, total_iterations=10)
+    state, _, _ = first_batch(cfg)
+    lengths = []
+    for state.steps in (0, 99, 100, 199, 200, 300):
+        lengths.append(state.num_steps(cfg))
+    assert lengths == [8, 8, 16, 16, 32, 32]
+    state.steps, state.iteration = 30, 4  # whatever is further: 30 of 300 steps, 4 of 10 iterations
+    assert state.progress(cfg) == 0.4
+    state.steps = 150
+    assert state.progress(cfg) == 0.5
+
+
 def test_the_adaptive_rate_follows_the_divergence() -> None:
     rate = AdaptiveRate(1e-3, desired_kl=0.02, cap=2e-3, floor=8e-4)
     assert rate(1e-3, 0.005, 0.0) == pytest.approx(1.5e-3)  # below half of the target
@@ -174,6 +197,7 @@ def test_the_adaptive_rate_follows_the_divergence() -> None:
     assert falling(1e-3, 0.003, 0.5) == pytest.approx(1e-3)
     assert falling(1e-3, 0.0005, 0.5) == pytest.approx(1.5e-3)
     assert falling(1.5e-3, 0.0005, 1.0) == falling(1.5e-3, 0.0005, 1.7) == pytest.approx(1e-3)
+    assert falling(1e-3, 0.0003, 1.0) == falling(1e-3, 0.0003, 1.7) == 1e-3  # it stays where it was at the end
     assert LinearRate(1e-3)(0.5, 0.0, 0.25) == pytest.approx(7.5e-4)
     assert LinearRate(1e-3)(0.5, 0.0, 1.5) == 0.0
 

@@ -1,0 +1,435 @@
+# ruff: noqa: E501 (a fault a line)
+"""Whether the tests notice faults in the mathematics: `make mutants` plants them, one at a time, and runs the tests.
+
+Each fault is a replacement of a string that occurs exactly once in a file of src/surefoot: the list cannot rot. Every
+one has to fail a test; prints those that survive, and ends with exit code 1 if there are any. Not part of `make test`.
+
+    python tests/mutants.py [WORDS]    only faults whose file or text contains one of the words
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+TIMEOUT = 300  # seconds; a fault that hangs has been noticed
+ROOT = Path(__file__).parent.parent
+
+
+ACTS = "test_fast_mlp.py::test_it_acts_and_evaluates_as_the_plain_path"
+TWIN = "test_fast_mlp.py::test_the_gradient_is_that_of_the_plain_path"
+AVERAGE = "test_state.py::test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_the_newest"
+TWO_RANKS = "test_tasks.py::test_normalised_by_two_ranks_is_normalised_by_one"
+
+
+class Mutant(NamedTuple):
+    """A fault: `old` becomes `new` in `file`; the tests, names of files in tests/ or of one test in them."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+def faults() -> list[Mutant]:
+    """All of them."""
+    return [
+        Mutant(file, old, new, own[0] if own else tests)
+        for (file, tests), changes in FAULTS.items()
+        for old, new, *own in changes
+    ]
+
+
+# fmt: off
+FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
+    ("algorithm/advantages.py", "test_credit"): [
+        # off by one in time, endings
+        ("total[t] += kept[t] * total[t + 1]", "total[t] += kept[t + 1] * total[t + 1]"),
+        ("in reversed(range(len(total) - 1))", "in reversed(range(1, len(total) - 1))"),
+        ("discounted_sum(reward, gamma * (~ended)", "discounted_sum(reward, gamma * (~ended | True)"),
+        ("gamma ** torch.arange(len(reward),", "gamma ** torch.arange(1, len(reward) + 1,"),
+        ("total[t].where(ended[t - 1], total[t - 1])", "total[t].where(ended[t], total[t - 1])"),
+        # TD error and GAE
+        ("(~terminated).to(value.dtype) - value", "(~terminated).to(value.dtype) + value"),
+        ("next_value * (~terminated).to(value.dtype)", "next_value"),
+        ("next_value * (~terminated)", "next_value * terminated"),
+        ("gamma * gae_lambda * (~ended)", "gamma * gae_lambda * (~terminated)"),
+        ("gamma * gae_lambda * (~ended)", "gae_lambda * (~ended)"),
+        ("gamma * gae_lambda * (~ended)", "gamma * (~ended)"),
+        ("td_error(reward, value, next_value, terminated, gamma)\n    return", "td_error(reward, value, next_value, ended, gamma)\n    return"),
+        ("r.ended, self.gamma, self.gae_lambda)", "r.ended, self.gae_lambda, self.gamma)"),
+        ("gae(r.reward, r.value, r.next_value,", "gae(r.reward, r.next_value, r.value,"),
+        ("r.terminated, r.ended, self", "r.ended, r.ended, self"),
+        ("r.terminated, r.ended, self", "r.truncated, r.ended, self"),
+        ("return advantage, advantage + r.value", "return advantage, advantage"),
+        ("return advantage, advantage + r.value", "return advantage, advantage + r.next_value"),
+        ("episode_return(rollout.reward, rollout.ended, self.gamma)", "future_return(rollout.reward, rollout.ended, self.gamma)"),
+        ("future = future_return(rollout.reward, rollout.ended,", "future = future_return(rollout.reward, rollout.terminated,"),
+        # normalisation
+        ("centred.square().mean(dim, keepdim=True)", "centred.square().sum(dim, keepdim=True)"),
+        (".sqrt().clamp(min=min_std)", ".sqrt()"),
+        ("keepdim=True).sqrt().clamp", "keepdim=True).clamp"),
+        ("centred = x - x.mean(dim, keepdim=True)", "centred = x"),
+        ("_normalize(advantage, (1,))", "_normalize(advantage, (0,))"),
+        ("tuple(range(advantage.ndim)), min_std)", "(1,), min_std)"),
+        ("self.memory * std**2 + (1 - self.memory) * new**2", "(1 - self.memory) * std**2 + self.memory * new**2"),
+        ("self.memory * std**2 + (1 - self.memory) * new**2", "self.memory * std + (1 - self.memory) * new"),
+        ("advantage.std(correction=0)", "advantage.std()"),
+        ("return centred / (std + 1e-8)", "return centred / (std * std + 1e-8)", "test_tasks.py::test_each_minibatch_is_normalised_for_itself"),
+        ("middle = float(mean(advantage.mean()))", "middle = float(advantage.mean())", TWO_RANKS),
+        ("math.sqrt(mean((centred * centred).mean()))", "math.sqrt((centred * centred).mean())", TWO_RANKS),
+        # what a rollout's advantages are made of
+        ("reward=cfg.reward(rollout.reward, state.return_std)", "reward=rollout.reward"),
+        ("reward=cfg.reward(rollout.reward, state.return_std)", "reward=cfg.reward(rollout.reward)"),
+        ("cfg.normalize(of_all_envs, state.advantage_std)", "cfg.normalize(of_all_envs)"),
+        ("cfg.normalize(of_all_envs, state.advantage_std)", "cfg.normalize(of_all_envs, std)"),
+        ("of_all_envs = ranks.gather_columns(advantage)", "of_all_envs = torch.cat([advantage] * ranks.count, 1)"),
+        ("state.advantage_std)), returns, std", "state.advantage_std)), advantage, std"),
+    ],
+    ("algorithm/objectives.py", "test_objectives"): [
+        ("(logp - logp_old).sum(0).exp()", "(logp - logp_old).mean(0).exp()"),
+        ("(logp - logp_old).sum(0).exp()", "(logp_old - logp).sum(0).exp()"),
+        ("ratio.sum() ** 2 / (ratio * ratio).sum()", "(ratio * ratio).sum() / ratio.sum() ** 2"),
+        ("return (value - returns).square()", "return (value - returns).abs()"),
+        ("squared_error(value, returns).maximum(", "squared_error(value, returns).minimum("),
+        ("value_old + (value - value_old).clamp(", "returns + (value - value_old).clamp("),
+        ("clamp(-clip_range, clip_range)", "clamp(max=clip_range)"),
+        ("(ratio - 1).abs() > clip_range", "ratio - 1 > clip_range"),
+        ("(ratio - 1).abs() > clip_range", "(ratio - 1).abs() < clip_range"),
+        ("return logp * advantage", "return -logp * advantage"),
+        ("return logp * advantage", "return logp.exp() * advantage"),
+        ("(logp - logp_old).exp()\n        return ratio", "(logp_old - logp).exp()\n        return ratio"),
+        ("(logp - logp_old).exp()\n        clipped", "(logp_old - logp).exp()\n        clipped"),
+        ("(ratio * advantage).minimum(clipped * advantage)", "(ratio * advantage).maximum(clipped * advantage)"),
+        ("(ratio * advantage).minimum(clipped * advantage)", "clipped * advantage"),
+        ("clamp(1 - self.clip_range, 1 + self.clip_range)", "clamp(max=1 + self.clip_range)"),
+        ("clamp(1 - self.clip_range, 1 + self.clip_range)", "clamp(min=1 - self.clip_range)"),
+        ("clamp(1 - self.clip_range, 1 + self.clip_range)", "clamp(0.8, 1.2)"),
+        ("self.clip_range * self.decay**iteration", "self.clip_range * self.decay**(iteration + 1)"),
+        ("self.clip_range * self.decay**iteration", "self.clip_range * self.decay"),
+        ("self.decay**iteration * linear(self.end_factor, progress)", "self.decay**iteration", "test_tasks.py::test_the_clip_range_falls_in_a_straight_line"),
+        ("self.coef * new.entropy()", "-self.coef * new.entropy()"),
+        ("self.coef * new.entropy()", "self.coef * old.entropy()"),
+        ("linear(self.end_factor, progress / self.until)", "linear(self.end_factor, progress * self.until)"),
+        ("self.coef * new.cross_entropy(old)", "self.coef * old.cross_entropy(new)"),
+        ("self.coef * self.decay**iteration, 1.0)", "self.coef * self.decay, 1.0)"),
+    ],
+    ("algorithm/schedules.py", "test_update"): [
+        ("self.initial * max(0.0, 1 - progress)", "self.initial * max(0.0, progress)"),
+        ("self.initial * max(0.0, 1 - progress)", "learning_rate * max(0.0, 1 - progress)"),
+        ("1.5 if kl < target / 2 else 1 / 1.5 if kl > target * 2", "1.5 if kl > target * 2 else 1 / 1.5 if kl < target / 2"),
+        ("if kl > target * 2", "if kl > target"),
+        ("learning_rate * factor))", "self.initial * factor))"),
+        ("min(self.cap, max(self.floor, ", "max(self.cap, min(self.floor, "),
+        ("self.end_factor ** min(1.0, progress)", "self.end_factor"),
+        ("self.end_factor ** min(1.0, progress)", "self.end_factor**progress"),
+        ("1 + (end_factor - 1) * min(1.0, progress)", "1 + (1 - end_factor) * min(1.0, progress)"),
+        ("1 + (end_factor - 1) * min(1.0, progress)", "1 + (end_factor - 1) * progress", "test_objectives"),
+        ("entropy=cfg.entropy.at(iteration, progress)", "entropy=cfg.entropy"),
+        ("objective=cfg.objective.at(iteration, progress)", "objective=cfg.objective"),
+    ],
+    ("algorithm/rewards.py", "test_running test_credit"): [
+        ("reward.sign()", "reward.abs().sign()"),
+        ("(reward / deviation)", "(reward * deviation)"),
+        ("clamp(-self.limit, self.limit)", "clamp(max=self.limit)"),
+    ],
+    ("algorithm/running_stats.py", "test_running"): [
+        ("mean + gap * (more / total)", "mean + gap * (count / total)"),
+        ("square + part_square + gap * gap * (count * more / total)", "square + part_square"),
+        ("count = total", "count = more"),
+        ("np.square(columns - mean[:, None]).sum(1)", "np.square(columns - mean[:, None]).mean(1)"),
+        ("(~ended[:-1]).double()", "(~ended[1:]).double()"),
+        ("reward[0] += gamma * before", "reward[0] += before"),
+        ("total[-1] * ~ended[-1]", "total[-1]"),
+        ("decay = gamma * torch.cat", "decay = torch.cat"),
+        ("cfg.advantage.gamma, state.running_return)", "cfg.advantage.gamma, 0 * state.running_return)"),
+    ],
+    ("algorithm/state.py", AVERAGE): [
+        ("max(1 - decay, 1 / self.iteration)", "max(decay, 1 / self.iteration)"),
+        ("max(1 - decay, 1 / self.iteration)", "1 - decay"),
+        ("math.sqrt(square / count + 1e-8)", "math.sqrt(square + 1e-8)", "test_running"),
+        ("math.sqrt(square / count + 1e-8)", "square / count + 1e-8", "test_running"),
+        ("int(self.progress(cfg) * len(cfg.num_steps))", "int(self.progress(cfg))", "test_rollout"),
+        ("return max(by_steps, by_iterations)", "return min(by_steps, by_iterations)", "test_rollout"),
+    ],
+    ("algorithm/rollout.py", "test_rollout"): [
+        ("torch.cat((value[1:], value[:1]))", "value.clone()"),
+        (".masked_fill(terminated, 0.0)", ""),
+        ("enumerate(obs[length])} | finals", "enumerate(obs[length])}"),
+        ("for i, last in enumerate(obs[length])}", "for i, last in enumerate(obs[length - 1])}"),
+        ("if step.truncated[i] and not step.terminated[i]}", "if step.terminated[i]}"),
+        ("= step.reward, step.terminated, step.truncated", "= step.reward, step.truncated, step.terminated"),
+        ("torch.from_numpy(truncated[:length]).to(device) & ~ended", "torch.from_numpy(truncated[:length]).to(device)"),
+        ("return self.terminated | self.truncated", "return self.terminated & self.truncated", "test_credit test_rollout"),
+        ("return self.terminated | self.truncated", "return self.terminated", "test_credit test_rollout"),
+        ("self.bootstrap_index, self.terminated)", "self.bootstrap_index, self.truncated)"),
+        ("shorter.truncated[-1] = ~shorter.terminated[-1]", "shorter.truncated[-1] = False"),
+        ("scores = shorter.reward.sum(0)", "scores = shorter.reward.mean(0)"),
+        (".log_prob(done.action)", ".log_prob(done.action.roll(1, 0))"),
+        ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(cfg.seed, Purpose.ACTIONS, 0)"),
+        ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(0, Purpose.ACTIONS, state.iteration)"),
+        ('.random(shape, "float32")[:, ranks.columns(cfg.num_envs)]', '.random((shape[0], cfg.num_envs // ranks.count, *shape[2:]), "float32")'),
+    ],
+    ("algorithm/update.py", "test_update"): [
+        # minibatches
+        ("yield part, len(part.obs) / count", "yield part, 1.0"),
+        ("if epoch and cfg.recompute:", "if epoch < 0 and cfg.recompute:", "test_rollout"),
+        ("Purpose.MINIBATCHES, iteration, epoch)", "Purpose.MINIBATCHES, iteration)", "test_rollout"),
+        ("Purpose.MINIBATCHES, iteration, epoch)", "Purpose.MINIBATCHES, epoch)", "test_rollout"),
+        ("stream(cfg.seed, Purpose.MINIBATCHES", "stream(0, Purpose.MINIBATCHES", "test_rollout"),
+        ("draws[:, columns].argsort(0)", "np.arange(num_steps)[:, None]", "test_rollout"),
+        ("draws[:, columns].argsort(0) * n", "draws[:, columns].argsort(0)[:, ::-1] * n", "test_rollout"),
+        ("draws[:, columns].argsort(0)", "draws[:, :n].argsort(0)", "test_rollout"),
+        ("[x.take(order, 0) for x in flat]", "[x.take(order, 0) if x.ndim > 1 else x for x in flat]", "test_rollout"),
+        ("[x.index_select(0, order) for x in flat[1:]]", "[x if x is flat[4] else x.index_select(0, order) for x in flat[1:]]", "test_rollout"),
+        ("starts = range(0, len(order), size)", "starts = range(0, len(order) - size, size)", "test_rollout"),
+        # the loss
+        ("policy_loss = -cfg.objective(", "policy_loss = cfg.objective("),
+        ("cfg.objective(logp, batch.logp, batch.advantage)", "cfg.objective(logp, batch.logp, batch.returns)"),
+        ("policy_loss + cfg.value_coef * value_loss", "policy_loss + value_loss"),
+        ("policy_loss + cfg.value_coef * value_loss", "policy_loss + (cfg.value_coef if cfg.value_clip == math.inf else 1) * value_loss"),
+        ("- cfg.entropy(dist, dist_old)", "+ cfg.entropy(dist, dist_old)"),
+        ("- cfg.entropy(dist, dist_old)", "- cfg.entropy(dist_old, dist)"),
+        ("return loss.mean(), Samples", "return loss.sum(), Samples"),
+        ("if cfg.value_clip < math.inf:\n        value_loss", "if cfg.value_clip == 0:\n        value_loss"),
+        ("clipped_squared_error(value, batch.value, batch.returns,", "clipped_squared_error(value, batch.returns, batch.value,"),
+        ("squared_error(value, batch.returns)", "squared_error(value, batch.value)"),
+        ("if not add:\n        state.gradient", "if add:\n        state.gradient"),
+        ("(scale * loss).backward()", "loss.backward()"),
+        # the step
+        ("scale = share / ranks.count", "scale = share"),
+        ("samples.dist.kl(samples.dist_old).sum()", "samples.dist_old.kl(samples.dist).sum()"),
+        ("samples.dist.kl(samples.dist_old).sum()", "samples.dist.kl(samples.dist_old).mean()"),
+        ("kl += scale / len(microbatch.obs)", "kl = scale / len(microbatch.obs)"),
+        ("batch = replace(batch, advantage=cfg.normalize.within(", "replace(batch, advantage=cfg.normalize.within("),
+        ("cfg.max_grad_norm / info.grad_norm", "cfg.max_grad_norm"),
+        ("if info.grad_norm > cfg.max_grad_norm", "if info.grad_norm < cfg.max_grad_norm"),
+        ("cfg.learning_rate(state.learning_rate, info.kl,", "cfg.learning_rate(cfg.learning_rate.initial, info.kl,"),
+        ("state.optimizer.step(state.learning_rate)", "state.optimizer.step(cfg.learning_rate.initial)"),
+        ("state.optimizer.step(state.learning_rate)", "state.optimizer.step(-state.learning_rate)"),
+        # the metrics
+        ("new.kl(old), is_clipped", "old.kl(new), is_clipped"),
+        ("is_clipped(ratio, clip_range)", "is_clipped(ratio, 0.2)"),
+        ("ClippedSurrogate) else 0.2", "ClippedSurrogate) else 0.1"),
+        ("new.entropy(), value_loss", "old.entropy(), value_loss"),
+        ("(ratio - 1).abs(), ratio, ratio", "(ratio - 1), ratio, ratio"),
+        ("ratio_mean.square() / square_mean", "square_mean / ratio_mean.square()"),
+        ("ratio_mean.square() / square_mean", "ratio_mean / square_mean"),
+        ("(logp - logp_old).exp()", "(logp_old - logp).exp()"),
+        ("torch.stack(per_sample).mean(2)", "torch.stack(per_sample).sum(2)"),
+        ("[u.grad_norm for u in updates]", "[min(u.grad_norm, cfg.max_grad_norm) for u in updates]"),
+    ],
+    ("algorithm/train.py", "test_update"): [
+        ("updates[-1].kl > cfg.target_kl", "updates[-1].kl < cfg.target_kl", "test_tasks.py::test_a_large_divergence_ends_the_passes"),
+        ("update(state, batch, now, group)", "update(state, batch, cfg, group)"),
+        ("update_metrics(updates, state, now, group)", "update_metrics(updates, state, cfg, group)"),
+        ("state.advantage_std = advantage_std", "advantage_std = state.advantage_std"),
+        ("len(rollout.reward) * cfg.num_envs", "len(rollout.reward)"),
+        ("state.update_ema(cfg.ema_decay)", "state.update_ema(0.0)", AVERAGE),
+    ],
+    ("algorithm/fast_paths.py", TWIN): [
+        ("type(cfg.entropy) is Entropy, cfg", "type(cfg.entropy) is not Entropy, cfg"),
+        ("Surrogate: mlp.grad_surrogate", "Surrogate: mlp.grad_reinforce"),
+    ],
+    ("models/distributions.py", "test_actions"): [
+        # Bernoulli
+        ("torch.where(action == 1, self.params, -self.params)", "torch.where(action == 1, -self.params, self.params)"),
+        ("noise < self.params.sigmoid()", "noise > self.params.sigmoid()"),
+        ("(1 - p) * F.logsigmoid(-other.params)", "(1 - p) * F.logsigmoid(other.params)"),
+        ("old.cross_entropy(self) - old.entropy()", "self.cross_entropy(old) - self.entropy()"),
+        ("old.cross_entropy(self) - old.entropy()", "old.entropy() - old.cross_entropy(self)"),
+        ("(self.params > 0).long()", "(self.params < 0).long()"),
+        # Categorical
+        ("noise[..., None] * sums[..., -1:]).sum(-1)", "noise[..., None]).sum(-1)"),
+        ("sums[..., :-1] <= noise", "sums[..., :-1] > noise"),
+        ("-(self.probabilities() * other.params).sum(-1)", "(self.probabilities() * other.params).sum(-1)"),
+        ("-(self.probabilities() * other.params).sum(-1)", "-(other.probabilities() * self.params).sum(-1)"),
+        ("(old.probabilities() * (old.params - self.params)).sum(-1)", "(self.probabilities() * (self.params - old.params)).sum(-1)"),
+        ("(old.probabilities() * (old.params - self.params)).sum(-1)", "(old.probabilities() * (old.params - self.params)).mean(-1)"),
+        ("self.params.argmax(-1)", "self.params.argmin(-1)"),
+        # MultiCategorical
+        ("enumerate(self.choices)]).sum(0)", "enumerate(self.choices)]).mean(0)", "test_spaces"),
+        # DiagonalGaussian
+        ("noise.double() + 2.0**-25", "noise.double()", "test_spaces"),
+        ("self.mean + self.log_std.exp() * standard", "self.mean + (-self.log_std).exp() * standard", "test_spaces"),
+        ("(action - self.mean) * (-self.log_std).exp()", "(action - self.mean) * self.log_std.exp()", "test_spaces"),
+        ("-(self.log_std + 0.5 * z * z)", "-(-self.log_std + 0.5 * z * z)", "test_spaces"),
+        ("-(self.log_std + 0.5 * z * z)", "-(self.log_std + z * z)", "test_spaces"),
+        ("LOG_SQRT_2PI * z.shape[-1]", "LOG_SQRT_2PI", "test_spaces"),
+        ("math.log(2 * math.pi) / 2", "math.log(2 * math.pi)", "test_spaces"),
+        ("(LOG_SQRT_2PI + 0.5)", "LOG_SQRT_2PI", "test_spaces"),
+        ("self.entropy() + other.kl(self)", "self.entropy() + self.kl(other)", "test_spaces"),
+        ("(old.mean - self.mean) * (-self.log_std).exp()", "(old.mean - self.mean) * (-old.log_std).exp()", "test_spaces"),
+        ("log_ratio = old.log_std - self.log_std", "log_ratio = self.log_std - old.log_std", "test_spaces"),
+        ("torch.expm1(2 * log_ratio)) / 2 - log_ratio", "torch.expm1(2 * log_ratio)) / 2 + log_ratio", "test_spaces"),
+    ],
+    ("fast/distributions.py", TWIN): [
+        ("x -= np.log(np.add.reduce(np.exp(x)))", "x -= np.add.reduce(np.exp(x))"),
+        ("self.probabilities * -factor[:, None]", "self.probabilities * factor[:, None]"),
+        ("grad[np.arange(len(action)), action] += factor", "grad[np.arange(len(action)), action] -= factor"),
+        ("row_sum(p * other.params)[:, None] - other.params", "other.params - row_sum(p * other.params)[:, None]"),
+        ("row_sum(p * other.params)[:, None] - other.params", "-other.params"),
+        ("row_sum(old.probabilities * (old.params - self.params))", "row_sum(self.probabilities * (self.params - old.params))"),
+        ("enumerate(self.choices)]).sum(0)", "enumerate(self.choices)]).mean(0)"),
+        ("np.exp(-self.log_std)", "np.exp(self.log_std)"),
+        ("(action.T.copy().T - self.mean)", "(action.T.copy().T + self.mean)"),
+        ("row_sum(self.log_std + 0.5 * self.z * self.z)", "row_sum(-self.log_std + 0.5 * self.z * self.z)"),
+        ("-LOG_SQRT_2PI * self.size", "-LOG_SQRT_2PI"),
+        ("(self.z * self.precision, self.z * self.z - 1)", "(self.z * self.precision, self.z * self.z)"),
+        ("(self.z * self.precision, self.z * self.z - 1)", "(self.z, self.z * self.z - 1)"),
+        ("(self.mean - other.mean) * other.precision**2", "(other.mean - self.mean) * other.precision**2"),
+        ("ratio = other.precision / self.precision", "ratio = self.precision / other.precision"),
+        ("(old.mean - self.mean) * self.precision", "(old.mean - self.mean) * old.precision"),
+        ("np.expm1(2 * log_ratio)) / 2 - log_ratio", "np.expm1(2 * log_ratio)) / 2 + log_ratio"),
+        ("np.where(allowed, output, MASKED_LOGIT)", "output", ACTS),
+        ("sums[..., :-1] <= noise", "sums[..., :-1] > noise", ACTS),
+    ],
+    ("fast/mlp.py", TWIN): [
+        ("return x[0] @ actor.T + actor_bias, x[1]", "return x[1] @ actor.T + actor_bias, x[0]"),
+        ("+ critic_bias", "- critic_bias"),
+        ("x[:, -masks:] > 0", "x[:, -masks:] <= 0"),
+        ("each = dist.log_prob(batch.action), scale / len(value)", "each = dist.log_prob(batch.action), scale"),
+        ("batch.advantage) * -each", "batch.advantage) * each"),
+        ("batch.logp, batch.advantage) *", "batch.logp, batch.returns) *"),
+        ("grad = grad - each * (cfg.entropy.coef", "grad = grad + each * (cfg.entropy.coef"),
+        ("dist if true_entropy else old", "old if true_entropy else dist"),
+        ("grad_value * (cfg.value_coef * each)", "grad_value * each"),
+        ("value_loss_and_grad(value, batch.value, batch.returns,", "value_loss_and_grad(value, batch.returns, batch.value,"),
+        ("batch.returns, cfg.value_clip)", "batch.returns, math.inf)"),
+        ("grad_log_std.sum(0)", "grad_log_std.mean(0)"),
+        ("(self.grad_log_std if add else 0)", "0"),
+        ("gradient += a @ b", "gradient[:] = a @ b"),
+        ("1 - inputs[i + 1] * inputs[i + 1]", "1 - inputs[i + 1]"),
+        ("grad_input = grad_input @ self.hidden[i][0]", "grad_input = grad_input @ self.hidden[i][0][::-1]"),
+        ("np.matmul(grad_output, self.actor[0], grad_input[0])", "np.matmul(grad_output, -self.actor[0], grad_input[0])"),
+        ("    return advantage\n", "    return -advantage\n"),
+        ("np.exp(logp - logp_old) * advantage\n    return gain", "np.exp(logp_old - logp) * advantage\n    return gain"),
+        ("np.exp(logp - logp_old) * advantage\n    return np", "advantage.copy()\n    return np"),
+        ("gain > advantage + objective", "gain < advantage + objective"),
+        ("objective.clip_range * abs(advantage)", "objective.clip_range * advantage"),
+        ("objective.clip_range * abs(advantage)", "0.2 * abs(advantage)"),
+        ("error * error, 2 * error", "error * error, error"),
+        ("move = value - value_old", "move = value_old - value"),
+        ("move.clip(-clip_range, clip_range)", "move.clip(None, clip_range)"),
+        ("x + self.sigma * self.draws[t]", "x - self.sigma * self.draws[t]", ACTS),
+        ("np.exp(twin.log_std)", "np.exp(-twin.log_std)", ACTS),
+        ("x * self.factor + self.shift", "x * self.factor - self.shift", ACTS),
+        ("further, value[count:])", "further, value[:-count])", ACTS),
+    ],
+    ("models/adam.py", "test_optimizers test_update"): [
+        ("maximize=False", "maximize=True"),
+        ("beta1=0.9,", "beta1=0.999,"),
+        ("beta2=0.999", "beta2=0.9"),
+        ("weight_decay=0.0", "weight_decay=0.1"),
+        ("self.count += 1", "self.count += 2"),
+    ],
+    ("models/muon.py", "test_optimizers"): [
+        ("alpha=-0.2 *", "alpha=0.2 *"),
+        ("max(matrix.shape[1:]) ** 0.5", "min(matrix.shape[1:]) ** 0.5"),
+        ("lerp_(self.gradient, new).lerp(self.gradient, new)", "lerp_(self.gradient, new)"),
+    ],
+}
+# fmt: on
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """A copy of src/ with the fault."""
+    shutil.copytree(ROOT / "src", folder / "src")
+    path = folder / "src" / "surefoot" / mutant.file
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()  # it is found current by its second and its size
+    path.write_text(path.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def run_tests(tests: str, src: Path, log: Path) -> int:
+    """Start a child that runs the tests with the package in `src`; returns its process id.
+
+    It is a fork of this process, which has imported PyTorch and the like but nothing of the package: imports are most
+    of the time that a test file takes.
+    """
+    if child := os.fork():
+        return child
+    code = 70
+    try:
+        out = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        signal.alarm(TIMEOUT)
+        os.environ["PYTHONPATH"] = str(src)
+        sys.path.insert(0, str(src))
+        import pytest
+
+        names = [Path("tests", *name.split("::", 1)[:1]).with_suffix(".py") for name in tests.split()]
+        paths = ["::".join([str(path), *name.split("::")[1:]]) for path, name in zip(names, tests.split(), strict=True)]
+        code = int(
+            pytest.main(
+                ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *paths]
+            )
+        )
+        found = Path(sys.modules["surefoot"].__file__ or "")
+        code = code if found.is_relative_to(src) else 71
+        modules = {name: getattr(module, "__file__", None) or str(ROOT) for name, module in sys.modules.copy().items()}
+        libraries = [name for name, file in modules.items() if not Path(file).is_relative_to(ROOT / "tests")]
+        log.with_name("modules").write_text("\n".join(x for x in libraries if x.split(".")[0] != "surefoot"))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main(words: list[str]) -> int:
+    """Plant and test; returns the exit code."""
+    mutants = [m for m in faults() if not words or any(word in " ".join(m) for word in words)]
+    wrong = [m for m in mutants if (ROOT / "src" / "surefoot" / m.file).read_text(encoding="utf-8").count(m.old) != 1]
+    for mutant in wrong:
+        print(f"{mutant.file}: this does not occur exactly once: {mutant.old!r}")
+    if wrong:
+        return 1
+    start, running, survivors = time.perf_counter(), dict[int, tuple[Mutant, Path]](), list[Mutant]()
+    with tempfile.TemporaryDirectory() as temporary:
+        sound, log = " ".join(dict.fromkeys(test for m in mutants for test in m.tests.split())), Path(temporary, "log")
+        if os.waitstatus_to_exitcode(os.waitpid(run_tests(sound, ROOT / "src", log), 0)[1]) != 0:
+            print(f"the tests fail without any fault:\n{log.read_text(errors='replace')[-3000:]}")
+            return 1
+        for name in Path(temporary, "modules").read_text().split():  # whatever the tests need, for all children
+            with suppress(Exception):
+                import_module(name)
+        assert "torch" in sys.modules
+        assert "surefoot" not in sys.modules
+        waiting = list(mutants)
+        while waiting or running:
+            while waiting and len(running) < len(os.sched_getaffinity(0)):
+                mutant, folder = waiting.pop(0), Path(tempfile.mkdtemp(dir=temporary))
+                plant(mutant, folder)
+                running[run_tests(mutant.tests, folder / "src", folder / "log")] = mutant, folder
+            child, status = os.wait()
+            mutant, folder = running.pop(child)
+            code = os.waitstatus_to_exitcode(status)
+            if code == 0:
+                print(f"SURVIVES {mutant.file}: {mutant.old!r} -> {mutant.new!r} ({mutant.tests})", flush=True)
+            elif code not in (1, -signal.SIGALRM):
+                print(
+                    f"ERROR {code} {mutant.file}: {mutant.new!r}\n{(folder / 'log').read_text(errors='replace')[-1500:]}"
+                )
+            if code not in (1, -signal.SIGALRM):
+                survivors.append(mutant)
+            shutil.rmtree(folder)
+    print(f"{len(mutants)} faults, {len(survivors)} unnoticed, {time.perf_counter() - start:.0f} s")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.exit(main(sys.argv[1:]))
