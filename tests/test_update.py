@@ -16,11 +16,12 @@ import torch
 from gymnasium import spaces
 
 import surefoot
-from helpers import first_batch, state_of
-from surefoot.algorithm.advantages import FutureReturn, OverGames, Unnormalized
+from helpers import Until, first_batch, state_of
+from surefoot.algorithm import train as loop
+from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch, Unnormalized
 from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate, annealed
-from surefoot.algorithm.state import State
+from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.update import METRIC_NAMES, Batch, minibatches, update, update_metrics
 from surefoot.config import Config
 from surefoot.envs.gym import GymnasiumEnv
@@ -170,6 +171,39 @@ def test_objective_and_bonus_are_annealed_by_iteration_and_progress(small: Confi
     assert annealed(replace(cfg, entropy=OldPolicyCrossEntropy(0.1, 0.5)), 2, 0.5).entropy.coef == 0.025
     early = replace(cfg, entropy=Entropy(0.1, end_factor=0.0, until=0.5))
     assert [annealed(early, 0, p).entropy.coef for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.1, 0.05, 0, 0])
+
+
+def test_the_loop_anneals_averages_and_remembers(small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every update gets this iteration's clip range and bonus; the average of parameters and the std go on."""
+    cfg = replace(small, objective=ClippedSurrogate(0.2, decay=0.5), entropy=OldPolicyCrossEntropy(0.4, 0.5))
+    cfg = replace(cfg, ema_decay=0.25, normalize=OverBatch(memory=0.5), num_epochs=1, minibatch_size=0)
+    ranges, bonuses, parameters, averages, stds = [], [], [], [], [0.0]
+    plain = loop.update
+
+    def watched(state: State, batch: Batch, now: Config, ranks: Alone) -> Any:
+        ranges.append(now.objective.clip_range)
+        bonuses.append(now.entropy.coef)
+        return plain(state, batch, now, ranks)
+
+    class Three(Until):
+        def on_iteration(self, state: State, rollout: Any, *_: Any) -> None:
+            parameters.append(state.flat.detach().clone())
+            averages.append(state.ema_params.clone())
+            own = float(GAE.__call__(cfg.advantage, rollout)[0].std(correction=0))
+            stds.append(math.sqrt(0.5 * stds[-1] ** 2 + 0.5 * own**2) if stds[-1] else own)
+            assert state.advantage_std == pytest.approx(stds[-1], rel=1e-5)
+
+    monkeypatch.setattr(loop, "update", watched)
+    state = initial(cfg, Alone())
+    loop.train(cfg, state, Alone(), Three(3 * 8 * 16))
+    assert ranges == [0.2, 0.1, 0.05]
+    assert bonuses == [0.4, 0.2, 0.1]
+    assert state.steps == 3 * 8 * 16
+    first, second, third = parameters
+    assert torch.equal(averages[0], first)
+    # a new one counts three quarters
+    torch.testing.assert_close(averages[1], 0.25 * first + 0.75 * second)
+    torch.testing.assert_close(averages[2], 0.25 * averages[1] + 0.75 * third)
 
 
 def test_a_runs_stages_follow_its_progress(small: Config) -> None:
@@ -344,15 +378,21 @@ def test_the_metrics_value_loss_is_the_clipped_one_where_it_is_learned_from(smal
 
 
 @both_ways
-def test_the_kl_that_steers_is_from_the_old_policy_to_the_new_one(small: Config, fast: bool) -> None:
+@pytest.mark.parametrize("microbatch", [512, 3], ids=["whole", "microbatches"])
+def test_the_kl_that_steers_is_from_the_old_policy_to_the_new_one(
+    small: Config, fast: bool, microbatch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "MICROBATCH", microbatch)
     state, batch, cfg = four_samples(small, fast, target_kl=1.0)
     assert update(state, batch, cfg, Alone()).kl == pytest.approx(KL, rel=1e-9)
     between = (KL + WRONG_KL) / 2  # the rate falls where KL exceeds twice the desired one, and is 0.003 above
     for desired, factor in ((between / 2, 1 / 1.5), (KL / 1.9, 1.0), (KL / 0.51, 1.0), (KL / 0.49, 1.5)):
         state, batch, cfg = four_samples(small, fast, learning_rate=AdaptiveRate(1e-3, desired_kl=desired))
         assert state.learning_rate == 1e-3
+        state.learning_rate, before = 2e-3, state.flat.detach().clone()  # as adapted before
         assert update(state, batch, cfg, Alone()).kl == pytest.approx(KL, rel=1e-9)
-        assert state.learning_rate == pytest.approx(1e-3 * factor)
+        assert state.learning_rate == pytest.approx(2e-3 * factor)
+        assert float((state.flat.detach() - before).abs().max()) == pytest.approx(2e-3 * factor)  # Adam's first step
     state, batch, cfg = four_samples(small, fast)
     assert math.isnan(update(state, batch, cfg, Alone()).kl)  # nothing depends on it: it is not computed
 
@@ -395,6 +435,33 @@ def test_the_policys_gradient_by_hand(
 
 
 @both_ways
+def test_advantages_are_normalised_over_the_minibatch_where_that_is_chosen(small: Config, fast: bool) -> None:
+    # 1, -1, -2, 3: mean 1/4, mean square of what is left 14.75 / 4
+    std = math.sqrt(14.75 / 4)
+    state, batch, cfg = four_samples(small, fast, objective=Reinforce())
+    update(state, batch, replace(cfg, normalize=OverMinibatch()), Alone())
+    # log pi A: -1/4 (0.75 * 1/2, -1.25 * 1/4, -2.25 * 3/4, 2.75 * -1/2) / std
+    want = [x / std for x in (-0.375 / 4, 0.3125 / 4, 1.6875 / 4, 1.375 / 4)]
+    assert gradient_by_state(state.policy.actor) == [pytest.approx([-g, g], abs=1e-7) for g in want]
+
+
+@both_ways
+def test_a_rank_gives_its_share_of_the_gradient_and_of_the_kl(small: Config, fast: bool) -> None:
+    class Half(Alone):
+        """One of two ranks, before anything is summed over them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = 2
+
+    state, batch, cfg = four_samples(small, fast, target_kl=9.0)
+    info = update(state, batch, cfg, Half())
+    assert info.kl == pytest.approx(KL / 2, rel=1e-9)
+    want = (0, 3 / 32 / 2, 0, 27 / 64 / 2)
+    assert gradient_by_state(state.policy.actor) == [pytest.approx([-g, g], abs=1e-12) for g in want]
+
+
+@both_ways
 @pytest.mark.parametrize(
     ("value_clip", "want"),
     [
@@ -424,6 +491,8 @@ def test_the_first_step_moves_every_parameter_by_the_learning_rate_against_its_g
         info = update(state, batch, cfg, Alone())
         assert info.grad_norm > 0.5  # before clipping
         assert float(state.gradient.norm()) == pytest.approx(min(info.grad_norm, max_grad_norm))
+        (row,) = update_metrics([info], state, cfg, Alone()).tolist()
+        assert row[METRIC_NAMES.index("grad_norm")] == pytest.approx(info.grad_norm)
         moved = state.flat.detach() - before
         assert int((state.gradient.abs() > 1e-4).sum()) == 2 * 5 + 5  # both heads' weights and biases
         want = -1e-3 * state.gradient.sign() * (state.gradient.abs() > 1e-4)
