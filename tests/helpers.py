@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 import surefoot
+from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.rollout import Rollout, collect
 from surefoot.algorithm.state import State, flat_parameters, initial
-from surefoot.algorithm.train import Callback
 from surefoot.algorithm.update import Batch, minibatches
 from surefoot.config import Config
 from surefoot.models.policy import Policy

@@ -132,7 +132,8 @@ def test_a_runs_moments_are_those_of_all_it_saw_and_its_rewards_stay_raw(
 
 def test_collection_and_learning_see_the_same_until_both_are_over(control: Config) -> None:
     """The first minibatch's ratios are 1 although the statistics move every rollout."""
-    from surefoot.algorithm.train import Callback, train
+    from surefoot.algorithm.callback import Callback
+    from surefoot.algorithm.train import train
     from surefoot.algorithm.update import METRIC_NAMES
 
     drifts = []

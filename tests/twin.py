@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 import worlds  # noqa: F401 (registers the environments)
 from surefoot.algorithm import rollout
 from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch
+from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.objectives import ClippedSurrogate
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import flat_parameters, initial
-from surefoot.algorithm.train import Callback, train
+from surefoot.algorithm.train import train
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP, SmallCNN

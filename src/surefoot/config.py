@@ -54,7 +54,7 @@ class Config:
     recompute: bool = False
     """recompute values and advantages before every further epoch"""
     target_kl: float = math.inf
-    """stop a rollout's epochs once the KL divergence from the old policy (nats) exceeds this; inf: never"""
+    """stop a rollout's epochs after the update that finds KL(old || present policy) above this, in nats; inf: never"""
     minibatch_size: int = 0
     """environment steps in a minibatch, all environments together; 0: the whole rollout"""
     learning_rate: LearningRate = field(default_factory=AdaptiveRate)

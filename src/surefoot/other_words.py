@@ -62,6 +62,9 @@ LIBRARIES = {
 WORDS = {name: dict(pair.split("=") for pair in text.split()) for name, text in LIBRARIES.items()}
 OPTIONS = {word: option for words in WORDS.values() for word, option in words.items()}
 FORMULAS = {
+    "vf_coef": "vf_coef, but half of it for CleanRL, whose squared error has a factor 0.5",
+    "critic_coef": "critic_coef / 2",
+    "target_kl": "target_kl, but 1.5 x target_kl for Stable-Baselines3",
     "num_minibatches": "num_envs x num_steps / num_minibatches",
     "num_mini_batches": "num_envs x num_steps / num_mini_batches",
     "step_per_collect": "step_per_collect / num_envs",

@@ -63,7 +63,7 @@ def future_return_from_start(reward: Tensor, gamma: float) -> Tensor:
 def episode_return(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
     """Total reward of the episode that the action at t belongs to, R = sum_k gamma^k r_k with k from its first step.
 
-    StepResult before the rollout count for nothing: an episode that began earlier starts at row 0 here.
+    Rewards before the rollout are not counted: an episode that began earlier starts at row 0.
     `reward` [T, N], `ended` [T, N] bool; returns [T, N], constant within each episode. Source: Williams 1992.
     """
     total = future_return(reward, ended, gamma)

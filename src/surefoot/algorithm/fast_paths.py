@@ -1,6 +1,6 @@
-"""The only door to `fast/`: faster twins of acting, evaluating and the gradient, where they apply.
+"""Chooses the faster implementations in `fast/` of acting, evaluating and the gradient, where they apply.
 
-Without that folder every function here takes the plain way, and the trainer still learns.
+Only this module imports them. Without that folder the plain ones are taken, and the trainer still learns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from surefoot.models.layers import Patches
 
 try:
     from surefoot.fast import mlp, packed, windows
-except ImportError:
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("surefoot.fast"):
+        raise
     FAST, GRADIENTS = False, dict[type, Any]()
 else:
     FAST = True
@@ -52,7 +54,7 @@ def inference_policy(policy: Policy) -> Policy:
 
 
 def make_actor(policy: Policy, noise: Tensor) -> Actor:
-    """Who acts for a rollout with this noise."""
+    """What acts in a rollout with this noise."""
     if twin := mlp_twin(policy):
         return mlp.MLPActor(twin, noise)
     here = policy.actor.weight.is_cpu

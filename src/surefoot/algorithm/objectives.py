@@ -1,6 +1,6 @@
-"""What policy-gradient methods maximise: formulas per sample, without the mean and without a sign turned.
+"""The formulas: objectives and entropy bonuses, to be maximised, and value losses, to be minimised; all per sample.
 
-Every function takes and returns tensors of one shape, [B] or [T, N]. Their gradients are autograd's.
+Tensors of one shape in and out, [B] or [T, N], if nothing else is said. `update.ppo_loss` takes mean and sign.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class ClippedSurrogate:
-    """min(r A, clip(r, 1 - eps, 1 + eps) A), flat where r has moved far enough. Source: Schulman et al. 2017."""
+    """min(r A, clip(r, 1 - eps, 1 + eps) A): flat beyond eps on the side A rewards. Source: Schulman et al. 2017."""
 
     clip_range: float = 0.1
     """eps: how far the ratio pi / pi_old may leave 1 before the objective is flat"""

@@ -18,8 +18,8 @@ from surefoot.parallel.ranks import Alone, Ranks
 from surefoot.rng import Purpose, stream
 
 if TYPE_CHECKING:
+    from surefoot.algorithm.callback import Callback
     from surefoot.algorithm.state import State
-    from surefoot.algorithm.train import Callback
     from surefoot.config import Config
     from surefoot.envs.vector import EnvVector
     from surefoot.models.policy import DistinctWindows, Policy
@@ -29,7 +29,7 @@ MIN_SHARE = 128  # samples of a minibatch: fewer take an MLP nearly as long
 
 @dataclass
 class Rollout:
-    """What was observed and done. Everything at [t, n] belongs to the transition at t of environment n, unshifted."""
+    """What was observed and done. Everything at [t, n] belongs to the transition at t of environment n."""
 
     obs: Tensor  # [T, N, ...] in the environment's dtype (uint8 stays uint8)
     preprocessed: Tensor  # [T, N, ...] preprocessed by the policy
@@ -41,7 +41,7 @@ class Rollout:
     truncated: Tensor  # [T, N] bool: the episode was cut here, the future is worth V
     value: Tensor  # [T, N] the critic's V(s_t)
     next_value: Tensor  # [T, N] V of the true successor; 0 at a termination
-    bootstrap_obs: Tensor  # [K, ...] preprocessed: successors that are no rows, of the last step and truncated ones
+    bootstrap_obs: Tensor  # [K, ...] preprocessed next observations that are not rows: last step, truncations
     bootstrap_index: Tensor  # [2, K] their t and n
     episodes: list[Episode]  # finished during this rollout
     env_s: float  # seconds in the environments
@@ -88,15 +88,16 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
     """
     shape = state.num_steps(cfg), cfg.num_envs, *state.policy.noise_shape
     noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, ranks.columns(cfg.num_envs)]
-    episode, rollout = state.iteration if cfg.from_reset else None, None
+    episode = state.iteration if cfg.from_reset else None
+    rollout, cause = None, None
     try:
         with callback.collecting():
             rollout = collect(state.policy, state.envs, torch.from_numpy(noise).to(cfg.device), episode)
-    except (Interrupted, Fault) as cause:
-        callback.on_dropped_rollout(cause)
+    except (Interrupted, Fault) as error:
+        cause = error
     length = ranks.all_reduce_min(0 if rollout is None else len(rollout.reward))
     if rollout is None or length == 0:
-        callback.on_dropped_rollout(None)
+        callback.on_dropped_rollout(cause)
         return None
     if length < len(rollout.reward):  # from_reset: all ranks' environments stop where the first of them ended
         return rollout.cut(length, state.envs.indices)

@@ -53,7 +53,7 @@ class AdaptiveRate:
     initial: float = 1e-3
     """step size at the start"""
     desired_kl: float = 0.02
-    """KL divergence of one update, in nats, that the rate is steered towards"""
+    """KL(rollout's policy || present policy) in nats, found before each step, that the rate is steered towards"""
     end_factor: float = 1.0
     """factor on desired_kl at the end of the run; in between it is end_factor^progress"""
     cap: float = 5e-3

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """Transitions in any order, one row each, [B, ...]: tensors, or NumPy arrays for an MLP's twin."""
+    """Transitions in any order, one row each, [B, ...]: tensors, or NumPy arrays on the fast path of MLPs."""
 
     obs: Any  # preprocessed observations, or images as their distinct windows
     action: Any
@@ -41,7 +41,7 @@ class Batch:
     value: Any  # V_old(s)
 
     def microbatches(self, most: int) -> Iterator[tuple[Batch, float]]:
-        """The batch in equal parts of at most `most` rows, each with its share of the batch."""
+        """The batch in nearly equal parts of at most `most` rows, each with its share of the batch."""
         count = len(self.obs)
         size = math.ceil(count / math.ceil(count / most))
         for i in range(0, count, size):
@@ -71,16 +71,16 @@ def minibatches(
     columns: slice,
     as_numpy: bool = False,
 ) -> Iterator[Batch]:
-    """One epoch: the rollout [T, N] in minibatches [B], shuffled anew; of NumPy arrays for an MLP's twin.
+    """One epoch: the rollout [T, N] in shuffled minibatches [B]; of NumPy arrays for MLPs (fast/mlp.py).
 
-    Every environment gives each minibatch the same number of its own steps, so a rank needs only its own environments
-    (`columns`) to give its share of a minibatch that all ranks learn from.
+    The steps of each environment are permuted, and each gives every minibatch the same number of them, so a rank needs
+    only its own environments (`columns`) to give its share of a minibatch that all ranks learn from.
     """
     num_steps, n = rollout.action.shape[:2]
     rows = (rollout.preprocessed, rollout.action, rollout.logp, rollout.params, advantage, returns, rollout.value)
     flat: list[Any] = [x.numpy().reshape(num_steps * n, *x.shape[2:]) if as_numpy else x.flatten(0, 1) for x in rows]
     parts, windows = cfg.minibatches(num_steps), rollout.windows
-    if parts == 1:  # the lesson's way: everything at once
+    if parts == 1:  # one full batch, not shuffled (the lesson's presets)
         yield Batch(windows[: num_steps * n] if windows else flat[0], *flat[1:])
         return
     draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((num_steps, cfg.num_envs))
@@ -188,7 +188,7 @@ def flush_denormals() -> Iterator[None]:
     """Numbers below 1e-38 count as 0: processors take many times as long for them, and inactive units have many."""
     torch.set_flush_denormal(True)
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # the gradient's norm tells
+        with np.errstate(over="ignore", invalid="ignore"):  # update() checks the gradient's norm
             yield
     finally:
         torch.set_flush_denormal(False)

@@ -89,8 +89,9 @@ def measure(cfg: Config, seconds: float) -> Speed:
     import torch
     from threadpoolctl import threadpool_limits
 
+    from surefoot.algorithm.callback import Callback
     from surefoot.algorithm.state import initial
-    from surefoot.algorithm.train import Callback, train
+    from surefoot.algorithm.train import train
     from surefoot.parallel.heartbeat import VARIABLE, Heartbeat
     from surefoot.parallel.ranks import join
 

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from surefoot.config import Config
 
 MICROBATCH = 512  # samples: what fits the cache is computed twice as fast
-KEPT_BYTES = 1 << 25  # larger blocks the C library takes from the system, and returns, every time
-IN_FILES = (("preprocess.", "prepare."), (".image_encoders.", ".eyes."))  # names of modules here and in policy files
+KEPT_BYTES = 1 << 25  # malloc maps larger blocks anew each time, which is slow
+IN_FILES = (
+    ("preprocess.", "prepare."),
+    (".image_encoders.", ".eyes."),
+)  # names of modules here, and in policy files, whose format stays
 
 
 class DistinctWindows(Protocol):
@@ -116,7 +119,7 @@ class Policy(nn.Module):
         return dist
 
     def microbatch(self, preprocessed: Any) -> int:
-        """How many samples are computed at once: so many that their activations fit the cache."""
+        """How many samples are computed at once: their activations fit the cache, and their inputs KEPT_BYTES."""
         if not hasattr(preprocessed, "shape"):
             return MICROBATCH
         row: int = math.prod(preprocessed.shape[1:]) * (2 if self.bf16 else 4)

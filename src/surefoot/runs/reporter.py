@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from surefoot.algorithm.train import Callback
+from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.update import METRIC_NAMES
 from surefoot.errors import Fault, Interrupted, note
 from surefoot.runs.checkpoint import save
