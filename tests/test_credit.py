@@ -544,7 +544,10 @@ def test_what_is_learned_from_a_rollout_by_hand() -> None:
     # their own std, 1.17, is less than 10
     assert advantage.tolist() == [[pytest.approx((x - 1.84375) / 10) for x in row] for row in half]
     assert std == pytest.approx((0.9 * 100 + 0.1 * (38.0625 / 8 - 1.84375**2)) ** 0.5)
-    cfg.reward = SignReward()
+    cfg.advantage, cfg.reward = GAE(0.5, 0.5), RawReward()  # as above: the critic's targets are not the advantages
+    targets = [[1.625, 2], [1.5, 7], [2, 4.5], [9, 8]]
+    assert compute_advantages(small_rollout(), cfg, state, Alone())[1].tolist() == targets
+    cfg.advantage, cfg.reward = FutureReturn(0.5), SignReward()
     assert compute_advantages(small_rollout(), cfg, state, Alone())[1][:, 0].tolist() == [1.25, 0.5, 1, 1]
 
 

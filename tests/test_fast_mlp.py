@@ -171,7 +171,7 @@ def test_the_trainer_learns_without_the_folder(tmp_path: Path) -> None:
 import surefoot
 from surefoot.algorithm import fast_paths
 assert not fast_paths.FAST
-run = surefoot.train("cartpole", run_dir="a", total_steps=16384, eval_episodes=20, quiet=True)
+run = surefoot.train("cartpole", run_dir="a", total_steps=8192, eval_episodes=8, quiet=True)
 pong = surefoot.train("pong", run_dir="b", num_envs=2, num_steps=(8,), minibatch_size=8, total_steps=32,
                       eval_episodes=0, quiet=True, ranks=1)
 print(run.evaluation.mean, pong.steps)
