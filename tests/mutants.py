@@ -227,8 +227,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
     ],
     ("algorithm/train.py", "test_update"): [
         ("updates[-1].kl > cfg.target_kl", "updates[-1].kl < cfg.target_kl", "test_tasks.py::test_a_large_divergence_ends_the_passes"),
-        ("update(state, batch, now, group)", "update(state, batch, cfg, group)"),
-        ("update_metrics(updates, state, now, group)", "update_metrics(updates, state, cfg, group)"),
+        ("update(state, batch, annealed_cfg, learner_group)", "update(state, batch, cfg, learner_group)"),
+        ("update_metrics(updates, state, annealed_cfg,", "update_metrics(updates, state, cfg,"),
         ("state.advantage_std = advantage_std", "advantage_std = state.advantage_std"),
         ("len(rollout.reward) * cfg.num_envs", "len(rollout.reward)"),
         ("state.update_ema(cfg.ema_decay)", "state.update_ema(0.0)"),
