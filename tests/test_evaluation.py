@@ -247,7 +247,7 @@ gymnasium.register("Failing-v0", Failing, disable_env_checker=True)
     [
         (
             "raise OSError('it broke')",
-            r"the environment failed in evaluation episode 1 .*decision 1: OSError: it broke",
+            r"the environment failed in evaluation episode 1 .*step 1: OSError: it broke",
         ),
         pytest.param("os.kill(os.getpid(), signal.SIGKILL)", "rank 1 was ended by SIGKILL", marks=pytest.mark.slow),
     ],
@@ -344,6 +344,6 @@ def test_a_terminal_sees_how_many_games_were_played(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(command) == 0
     shown = capsys.readouterr().err.split("\r\x1b[2K")
-    assert shown == ["", *(f"evaluating: {n} of 2 games" for n in range(3)), ""]
+    assert shown == ["", *(f"evaluating: {n} of 2 episodes" for n in range(3)), ""]
     assert main([*command, "--json"]) == 0
     assert capsys.readouterr().err == ""

@@ -104,7 +104,7 @@ def test_the_watchdog_does_not_count_time_in_which_it_did_not_run(monkeypatch: p
     assert after(1e6) is None  # counts as 1, so 6 in all
     heartbeats[0].rest()
     assert [after(0.5) for _ in range(8)] == [None] * 8
-    assert after(0.5) == (1, "environment 3 (episode's seed 0, decision 1, last actions 0) has hung for 10 seconds")
+    assert after(0.5) == (1, "environment 3 (episode's seed 0, step 1, last actions 0) has hung for 10 seconds")
 
 
 @pytest.mark.parametrize(

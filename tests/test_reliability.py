@@ -535,7 +535,7 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     text = str(caught.value)
     assert "surefoot resume" in text
     where = worlds.Faulty.last
-    assert f"(episode's seed {where['seed']}, decision {where['step']}, last actions " in text
+    assert f"(episode's seed {where['seed']}, step {where['step']}, last actions " in text
     actions = text.split("last actions ")[1].split(")")[0].split()
     assert actions == [str(a) for a in where["actions"][-8:]]
     assert f"environment {where['number']} " in text
@@ -552,7 +552,7 @@ def test_a_last_observation_that_is_not_finite_is_its_own_episodes_fault(small: 
     cfg = replace(small, env=Gymnasium("worlds:Diverging-v0"))
     with pytest.raises(Fault, match="its observation is not finite") as caught:
         go(cfg, tmp_path / "a")
-    assert f"(episode's seed {worlds.Diverging.last}, decision 3, last actions " in str(caught.value)
+    assert f"(episode's seed {worlds.Diverging.last}, step 3, last actions " in str(caught.value)
 
 
 @pytest.mark.parametrize("where", ["make", "reset"])
@@ -739,7 +739,7 @@ def test_a_hanging_environment_ends_the_run_with_its_name(
     monkeypatch.setattr(worlds.Sleepy, "nap", staticmethod(lambda: threading.Event().wait(600)))
     monkeypatch.setattr(worlds.Sleepy, "steps_until_nap", 128 + 3)
     cfg = replace(small, env=Gymnasium("worlds:Sleepy-v0"), timeout=0.5)
-    with pytest.raises(Fault, match=r"environment 2 \(episode's seed \d+, decision \d+, .* has hung for 0.5 seconds"):
+    with pytest.raises(Fault, match=r"environment 2 \(episode's seed \d+, step \d+, .* has hung for 0.5 seconds"):
         go(cfg, tmp_path / "a")
     assert checkpoints(tmp_path / "a")[-1].name == f"{128:09d}"
 
@@ -801,7 +801,7 @@ def test_a_policy_that_learns_nothing_is_reported(
     cfg = replace(small, env=Gymnasium("worlds:Corridor-v0"), advantage=FutureReturn(0.9), normalize=OverGames())
     go(cfg, tmp_path / "a", value_coef=0.0, total_steps=128 * 25)
     err = capsys.readouterr().err
-    assert err.count("nothing was learned for 20 iterations: all games agree") == 1
+    assert err.count("nothing was learned for 20 iterations: every advantage is 0") == 1
 
 
 def test_a_policy_that_always_does_the_same_is_reported(

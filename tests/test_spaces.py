@@ -290,5 +290,5 @@ def test_a_mask_that_allows_nothing_is_a_fault() -> None:
 def test_a_fault_of_a_continuous_game_is_named_without_actions() -> None:
     envs = EnvVector(Gymnasium("worlds:Target-v0"), 5, range(1))
     envs.reset_all()
-    with pytest.raises(Fault, match=r"\(episode's seed \d+, decision 1\) failed: .*nan"):
+    with pytest.raises(Fault, match=r"\(episode's seed \d+, step 1\) failed: .*nan"):
         envs.step(np.float32([[np.nan, 0]]), envs.obs.copy())

@@ -162,14 +162,14 @@ def test_one_that_breaks_its_promise_is_a_fault(kind: Any, mode: str, id: str, s
         for _ in range(60):
             played.step([1, 0], np.empty_like(played.obs))
 
-    with pytest.raises(Fault, match=rf"the VectorEnv of environments 2 to 3 \(decision \d+\) failed: .*{says}"):
+    with pytest.raises(Fault, match=rf"the VectorEnv of environments 2 to 3 \(step \d+\) failed: .*{says}"):
         play()
 
 
 def test_a_number_that_is_none_is_a_fault_of_its_environment() -> None:
     played = EnvVector(vector("Target-v0"), 5, range(2))
     played.reset_all()
-    with pytest.raises(Fault, match=r"environment 1 \(decision 1\) failed: .*(nan|finite)"):
+    with pytest.raises(Fault, match=r"environment 1 \(step 1\) failed: .*(nan|finite)"):
         played.step(np.float32([[0, 0], [np.nan, 0]]), played.obs.copy())
 
 
@@ -226,7 +226,7 @@ def test_it_is_trained_gone_on_with_evaluated_and_filmed(tmp_path: Path, capsys:
     assert (tmp_path / "a" / "game.gif").exists()
     capsys.readouterr()
     assert main(["resume", run, "--total-steps", "96", "--quiet"]) == 0
-    assert "games [0, 1] did not replay to where they were and begin new episodes" in capsys.readouterr().err
+    assert "environments [0, 1] did not replay to where they were and begin new episodes" in capsys.readouterr().err
     scores = surefoot.evaluate(run, episodes=4).scores
     assert scores == surefoot.evaluate(run, episodes=4).scores
     assert surefoot.evaluate(run, episodes=4, env=Gymnasium("makers:Image")).scores == scores

@@ -95,7 +95,7 @@ class Heartbeat:
         """Environment i, called `name`, with all that is needed to repeat what it was doing."""
         cells, n = self.cells, self.num_envs
         if i == n:
-            return f"the VectorEnv of environments {name - n} to {name - 1} (decision {cells[DECISIONS]})"
+            return f"the VectorEnv of environments {name - n} to {name - 1} (step {cells[DECISIONS]})"
         length, seed = cells[self.lengths + i], f"episode's seed {cells[SEEDS + i]}, " if cells[SEEDS + i] >= 0 else ""
         if length < -1:
             return f"environment {name} (while it is made)"
@@ -104,7 +104,7 @@ class Heartbeat:
         steps = range(max(cells[DECISIONS] - min(length, RING - 1), 1), cells[DECISIONS] + 1)
         last = [cells[self.actions + t % RING * n + i] for t in steps]
         actions = "" if last[-1] < 0 else f", last actions {' '.join(map(str, last))}"
-        return f"environment {name} ({seed}decision {length + 1}{actions})"
+        return f"environment {name} ({seed}step {length + 1}{actions})"
 
 
 class WaitingClock:

@@ -173,7 +173,7 @@ def evaluate_shared(
     mine, part = episodes[ranks.rank :: ranks.count], None
 
     def progress(done: int) -> None:
-        show(f"evaluating: {done * ranks.count} of {len(episodes)} games")
+        show(f"evaluating: {done * ranks.count} of {len(episodes)} episodes")
 
     try:
         with playing():
@@ -214,7 +214,7 @@ class _Slot:
             raise self.fault(error) from error
 
     def fault(self, error: BaseException) -> Fault:
-        where = f"evaluation episode {self.episode} (its seed {self.begun}), decision {self.length + 1}"
+        where = f"evaluation episode {self.episode} (its seed {self.begun}), step {self.length + 1}"
         return Fault(f"the environment failed in {where}: {type(error).__name__}: {error}")
 
     def step(self, action: Any) -> bool:
@@ -239,9 +239,9 @@ def on_terminal(episodes: int, quiet: bool) -> Iterator[Callable[[int], None] | 
         with suppress(OSError):
             print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
 
-    show(f"evaluating: 0 of {episodes} games")
+    show(f"evaluating: 0 of {episodes} episodes")
     try:
-        yield lambda done: show(f"evaluating: {done} of {episodes} games")
+        yield lambda done: show(f"evaluating: {done} of {episodes} episodes")
     finally:
         show("")
 
@@ -260,4 +260,4 @@ def print_evaluation(result: Evaluation, as_json: bool) -> None:
         print(f"  {name:<18}  {facts[key]:.2f}   ({interval})")
     extent = f"from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f}"
     print(f"  {'median':<18}  {facts['median']:.2f}   ({extent})")
-    print(f"  {'length':<18}  {facts['length_mean']:,.0f} decisions; {result.seconds:.0f} s")
+    print(f"  {'length':<18}  {facts['length_mean']:,.0f} steps; {result.seconds:.0f} s")

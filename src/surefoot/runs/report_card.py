@@ -40,7 +40,7 @@ def curve(run_dir: Path, path: Path) -> None:
         scores = [row["evaluation"] for row in tried]
         axes.plot([row["step"] for row in tried], scores, ".", color="#d1495b", label="evaluations")
         axes.legend(frameon=False)
-    axes.set_xlabel("decisions")
+    axes.set_xlabel("steps")
     axes.set_ylabel("score, mean of the last 100 episodes")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
     axes.grid(alpha=0.3)
@@ -84,8 +84,8 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         ]
     lines += [
         f"| training score | {state.mean_score():.2f}, mean of the last {len(state.recent_episodes)} episodes |",
-        f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} decisions/s) |",
-        f"| decisions | {state.steps:,} in {state.iteration:,} iterations, {state.episodes:,} episodes |",
+        f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} steps/s) |",
+        f"| steps | {state.steps:,} in {state.iteration:,} iterations, {state.episodes:,} episodes |",
         "| where the time went | " + ", ".join(f"{name} {s / total:.0%}" for name, s in time.items()) + " |",
         "",
         *(f"![{Path(name).stem}]({name})" for name in pictures),

@@ -225,6 +225,6 @@ def why_flat(row: Row) -> str:
             "it cannot find anything better; give it a larger --entropy.coef or a lower learning rate"
         )
     return (
-        f"nothing was learned for {FLAT} iterations: all games agree, no action was better than another; where the "
-        "task is not solved, play more --num-envs or a longer --num-steps, so that some of them are paid differently"
+        f"nothing was learned for {FLAT} iterations: every advantage is 0, no action was better than another; "
+        "where the task is not solved, take more --num-envs or --num-steps, so that some rewards differ"
     )

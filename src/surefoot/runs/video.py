@@ -138,7 +138,7 @@ def _frame(
         cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
 
     write(f"score {score:+g}", 10, 24, size=0.6)
-    write(f"decision {step}", 10, 44)
+    write(f"step {step}", 10, 44)
     room = min(40, 200 // len(names))
     for i, (name, p) in enumerate(zip(names, odds, strict=True)):
         y = 62 + i * room

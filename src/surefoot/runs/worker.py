@@ -75,8 +75,8 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
             with Folder(run_dir) as folder:
                 for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
                     folder.remove(name)
-        goal = f"{cfg.total_steps:,} decisions" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
-        who = f"{cfg.num_envs} games on {ranks.count} rank{'s' * (ranks.count > 1)}"
+        goal = f"{cfg.total_steps:,} steps" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
+        who = f"{cfg.num_envs} environments on {ranks.count} rank{'s' * (ranks.count > 1)}"
         reporter.say(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}")
         with graceful_shutdown(reporter, again=shared is not None):
             train_loop(cfg, state, ranks, reporter)
@@ -90,7 +90,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         if not stopped:
             finish(cfg, run_dir, state, ranks, quiet)
         elif not failed:
-            done = f"stopped and saved after {state.steps:,} decisions"
+            done = f"stopped and saved after {state.steps:,} steps"
             reporter.say(f"{done}; go on with: {call('resume', run_dir)}")
     return (reporter.signal or signal.SIGTERM) if stopped else 0  # on another rank, perhaps
 
@@ -120,7 +120,7 @@ def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
             note(f"the run goes on with other {' and '.join(changed)}: the same up to rounding")
         lost = restore(state, run_dir, ranks)
         if lost and not cfg.from_reset:
-            note(f"games {lost} did not replay to where they were and begin new episodes: this run is not exact")
+            note(f"environments {lost} did not replay to where they were and begin new episodes: this run is not exact")
         if state.ranks not in (0, ranks.count) and ranks.rank == 0:
             note(f"the run had {state.ranks} ranks and now has {ranks.count}: the same up to the order of sums")
     require_equal(float(state.flat.detach().cpu().double().sum()), run_dir, ranks)
@@ -246,7 +246,7 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
     curve(run_dir, run_dir / "curve.png")
     if result is not None:
         replace_file(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
-        progress.show("filming a game", True)
+        progress.show("filming an episode", True)
         try:
             pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
         except Exception as error:  # a film is not worth a run
