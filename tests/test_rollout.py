@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.fast_paths import distinct_windows
 from surefoot.algorithm.rollout import Rollout, collect, collect_rollout
 from surefoot.algorithm.state import initial
-from surefoot.algorithm.train import Callback
 from surefoot.algorithm.update import minibatches
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
