@@ -81,7 +81,7 @@ def test_every_rung_learns_identity(change: dict[str, object], tmp_path: Path) -
     cfg = replace(
         WORLD, env=Gymnasium("worlds:Identity-v0"), from_reset=True, num_steps=(10,), minibatch_size=0, num_envs=32
     )
-    cfg = replace(cfg, total_steps=90_000, value_coef=0.0, entropy=Entropy(0.0), **change)  # type: ignore[arg-type]
+    cfg = replace(cfg, total_steps=45_000, value_coef=0.0, entropy=Entropy(0.0), **change)  # type: ignore[arg-type]
     assert score(cfg, tmp_path) > 5
 
 
