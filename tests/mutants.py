@@ -155,8 +155,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("max(1 - decay, 1 / self.iteration)", "1 - decay"),
         ("math.sqrt(square / count + 1e-8)", "math.sqrt(square + 1e-8)", "test_running"),
         ("math.sqrt(square / count + 1e-8)", "square / count + 1e-8", "test_running"),
-        ("int(self.progress(cfg) * len(cfg.num_steps))", "int(self.progress(cfg))", "test_rollout"),
-        ("return max(by_steps, by_iterations)", "return min(by_steps, by_iterations)", "test_rollout"),
+        ("int(self.progress(cfg) * len(cfg.num_steps))", "int(self.progress(cfg))", "test_update"),
+        ("return max(by_steps, by_iterations)", "return min(by_steps, by_iterations)", "test_update"),
     ],
     ("algorithm/rollout.py", "test_rollout"): [
         ("torch.cat((value[1:], value[:1]))", "value.clone()"),
