@@ -8,7 +8,20 @@ from pathlib import Path
 import surefoot
 
 ROOT = Path(surefoot.__file__).parent
-FLOORS = ("base", "parallel", "envs", "models", "fast", "algorithm", "config", "presets", "runs", "commands", "top")
+FLOORS = (
+    "base",
+    "parallel",
+    "envs",
+    "models",
+    "fast",
+    "algorithm",
+    "config",
+    "presets",
+    "runs",
+    "lesson",
+    "commands",
+    "top",
+)
 TOP = {"__init__", "__main__"}
 FLOOR_OF = {"errors": "base", "rng": "base", "other_words": "config", "__init__": "top", "__main__": "top"}
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py")}

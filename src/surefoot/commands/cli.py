@@ -205,8 +205,24 @@ class Bench:
         print_bench(self.config, self.seconds, self.ranks, self.json)
 
 
-Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture
+@dataclass(frozen=True)
+class Exercise:
+    """Check a coding exercise of the lesson, or write its template; without NAME: list them."""
+
+    name: tyro.conf.Positional[str] = ""
+    """future_return, normalize, surrogate, clipped_surrogate or gae; or a file ending in .py, to check all in it"""
+    file: tyro.conf.Positional[Path | None] = None
+    """the file with your function; default: NAME.py"""
+
+    def __call__(self) -> None:
+        from surefoot.lesson.exercises import exercise
+
+        print(exercise(self.name, self.file))
+
+
+Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Exercise
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
+TAKES = {"picture": " NAME", "exercise": " NAME"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 
 
@@ -214,7 +230,7 @@ def usage() -> str:
     """The text of `surefoot --help`."""
     lines = ["usage: surefoot COMMAND ...", "", "Trains policies with policy gradients, from REINFORCE to PPO.", ""]
     for name, command in COMMANDS.items():
-        what = name + (" TASK" if name in TAKES_TASK else " NAME" if name == "picture" else " RUN")
+        what = name + (" TASK" if name in TAKES_TASK else TAKES.get(name, " RUN"))
         lines.append(f"  {what:<14} {command.__doc__}")
     lines += [
         "",
