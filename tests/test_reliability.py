@@ -970,3 +970,6 @@ def test_a_run_whose_episodes_never_end_has_no_score_and_goes_on_exactly(
     go(cfg, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert {(row["episodes"], row["return_mean"]) for row in rows(tmp_path / "parts")} == {(0, None)}
+    report = (tmp_path / "parts" / "report.md").read_text()
+    assert "| training score | no episode has ended yet |" in report
+    assert "nan" not in report

@@ -1,5 +1,6 @@
 """Exceptions with a message for the user, and the range checks of settings."""
 
+import functools
 import math
 import sys
 from contextlib import suppress
@@ -21,6 +22,9 @@ def note(sentence: str) -> None:
     """Write a sentence to standard error at once; does nothing where that is closed."""
     with suppress(OSError, ValueError):
         print(f"surefoot: {sentence}", file=sys.stderr, flush=True)
+
+
+note_once = functools.cache(note)
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:

@@ -15,7 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from surefoot.errors import Fault, UserError, note
+from surefoot.envs.closing import close_env
+from surefoot.envs.screen import draw_offscreen
+from surefoot.errors import Fault, UserError, note_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,9 +91,6 @@ def is_local(env: object) -> TypeGuard[Gymnasium]:
     return isinstance(env, Gymnasium) and env.id in LOCAL_MAKERS
 
 
-note_once = functools.cache(note)
-
-
 def mujoco_warning(text: str) -> None:
     """Print a warning of MuJoCo once; MuJoCo would print it for every environment and write MUJOCO_LOG.TXT."""
     note_once(f"MuJoCo: {text.partition(' Time =')[0]}")
@@ -106,6 +105,8 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
 
     id, how = spec.id, parse_kwargs(spec.kwargs) | ({"render_mode": "rgb_array"} if render else {})
     module, _, name = id.partition(":")
+    entry_point = str(getattr(gymnasium.registry.get(id), "entry_point", ""))
+    draw_offscreen(mujoco="mujoco" in entry_point or not entry_point.startswith("gymnasium."))
     make: Any = functools.partial(gymnasium.make, id, disable_env_checker=True)
     try:
         if "#" in id:
@@ -122,7 +123,7 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 0) -> Any:
             how["num_envs"] = count or 1
         elif count:
             return None
-        if "mujoco" in str(getattr(gymnasium.registry.get(id), "entry_point", "")):
+        if "mujoco" in entry_point:
             with suppress(ImportError):  # `make` reports it below
                 importlib.import_module("mujoco").set_mju_user_warning(mujoco_warning)
         env = make(**how)
@@ -226,7 +227,7 @@ def has_action_masks(spec: Gymnasium) -> bool:
             )
         return masks
     finally:
-        env.close()
+        close_env(env)
 
 
 class GymnasiumEnv:
@@ -245,7 +246,7 @@ class GymnasiumEnv:
         self.alone = sub_env is None  # otherwise a VectorEnv converts its actions and has the episodes' seeds
         if render:
             modes = self.env.metadata.get("render_modes") or ()
-            self.env.close()
+            close_env(self.env)
             if "rgb_array" not in modes:
                 raise UserError(f"'{spec.id}' cannot be filmed: it has no render_mode 'rgb_array'")
             self.env = open_env(spec, True)
@@ -310,13 +311,12 @@ class GymnasiumEnv:
             first.fill(obs, "its observation", out)
         self.obs = out
 
-    def render(self) -> Array:
-        """The current frame, uint8 [height, width, 3]."""
+    def render(self) -> Any:
+        """What the environment's own `render` gives."""
         import gymnasium
-        import numpy as np
 
         try:
-            return np.asarray(self.env.render(), np.uint8)
+            return self.env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"the environment cannot be filmed: {error}") from error
 
@@ -345,4 +345,4 @@ class GymnasiumEnv:
 
     def close(self) -> None:
         """Close the environment."""
-        self.env.close()
+        close_env(self.env)

@@ -40,8 +40,8 @@ class Environment(Protocol):
         """
         ...
 
-    def render(self) -> Array:
-        """The current frame, uint8 [height, width, 3]."""
+    def render(self) -> Any:
+        """The current frame, as the environment draws it (`runs.pictures`)."""
         ...
 
     def snapshot(self) -> dict[str, Array]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surefoot.envs.closing import close_env
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import Environment, EnvSpec, Episode, StepResult, make, making
 from surefoot.envs.spaces import blank
@@ -38,7 +39,7 @@ class EnvVector:
         with making(spec):
             self.vector = spec.make_vector(len(indices)) if isinstance(spec, Gymnasium) else None
         if self.vector is not None and restarts:
-            self.vector.env.close()
+            close_env(self.vector.env)
             require(False, "env_restarts", restarts, "0 with a VectorEnv, whose environments fail together")
         self.envs: list[Environment] = self.vector.envs if self.vector else [self.make(i) for i in range(len(indices))]
         first = self.envs[0]

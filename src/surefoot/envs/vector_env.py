@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import iterate
 
+from surefoot.envs.closing import close_env
 from surefoot.errors import UserError
 
 ObsInfo = tuple[Any, dict[str, Any]]
@@ -35,7 +36,7 @@ class VectorEnvAdapter:
         elif env.num_envs != expected:
             wrong = f"'{name}' makes {env.num_envs} environments where num_envs is {expected}: make that many"
         if wrong:
-            env.close()
+            close_env(env)
             raise UserError(wrong)
         self.env, self.same_step, self.alone = env, mode is AutoresetMode.SAME_STEP, not count
         self.sub_envs = [SubEnv(self, i) for i in range(expected)]
@@ -107,4 +108,4 @@ class SubEnv(gymnasium.Env[Any, Any]):
     def close(self) -> None:
         """Close the VectorEnv, once."""
         if self.i == 0:
-            self.vector.env.close()
+            close_env(self.vector.env)

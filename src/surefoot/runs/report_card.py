@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surefoot.config import Config
     from surefoot.runs.evaluation import Evaluation
 
+NONE_ENDED = "no episode has ended yet"
 STAGES = (("emulate", "env_s"), ("act", "act_s"), ("learn", "learn_s"))
 
 
@@ -48,6 +49,9 @@ def curve(run_dir: Path, path: Path) -> None:
         first, last = (rows[i]["seconds"] / 60 for i in (0, -1))
         top = axes.secondary_xaxis("top", functions=_step_to_minute(rows), xlabel="minutes")
         top.set_xticks([x for x in MaxNLocator(6).tick_values(first, last) if first < x <= last])  # none for the start
+    if not rows:
+        axes.set_xlim(0, 1)
+        axes.text(0.5, 0.5, NONE_ENDED, ha="center", transform=axes.transAxes)
     figure.savefig(picture := io.BytesIO(), dpi=130)
     replace_file(path, picture.getvalue())
 
@@ -62,7 +66,7 @@ def _step_to_minute(rows: list[Row]) -> tuple[Any, Any]:
 
 def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pictures: list[str]) -> str:
     """Write report.md, the report card; returns its Markdown."""
-    rows = read(run_dir)
+    rows, count = read(run_dir), len(state.recent_episodes)
     time = {name: sum(row[key] for row in rows) for name, key in STAGES}
     total = sum(time.values()) or 1.0
     if state.seconds >= cfg.max_seconds:
@@ -73,6 +77,7 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         further = f"--total-steps {2 * cfg.total_steps}"
     else:
         further = f"--total-iterations {2 * cfg.total_iterations}"
+    score = f"{state.mean_score():.2f}, mean of the last {count} episodes"
     lines = [f"# {cfg.task}, seed {cfg.seed}", "", "| | |", "|---|---|"]
     if result is not None:
         (low, high), (iqm_low, iqm_high) = result.interval, result.iqm_interval
@@ -83,7 +88,7 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
             f"| its interquartile mean | {result.iqm:.2f} (95 % interval {iqm_low:.2f} to {iqm_high:.2f}) |",
         ]
     lines += [
-        f"| training score | {state.mean_score():.2f}, mean of the last {len(state.recent_episodes)} episodes |",
+        f"| training score | {score if count else NONE_ENDED} |",
         f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} steps/s) |",
         f"| steps | {state.steps:,} in {state.iteration:,} iterations, {state.episodes:,} episodes |",
         "| where the time went | " + ", ".join(f"{name} {s / total:.0%}" for name, s in time.items()) + " |",

@@ -22,7 +22,7 @@ from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import replace_file, silence
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.policy_file import BEST, policy_bytes
-from surefoot.runs.report_card import STAGES, clock
+from surefoot.runs.report_card import NONE_ENDED, STAGES, clock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,9 +203,9 @@ class Reporter(Callback):
         left = max(0.0, state.seconds * (1 / done - 1))
         busy = row["env_s"] + row["act_s"] + row["learn_s"]
         shares = " ".join(f"{name} {row[key] / busy:.0%}" for name, key in STAGES)
-        score = f"{row['return_mean']:.1f}" if state.recent_episodes else "-"
+        score = f"score {row['return_mean']:.1f} (mean of last {row['return_window']})"
         return (
-            f"{min(1, done):4.0%} step {row['step']:,} · score {score} (mean of last {row['return_window']}) · "
+            f"{min(1, done):4.0%} step {row['step']:,} · {score if state.recent_episodes else NONE_ENDED} · "
             f"{row['steps_per_second']:,.0f} steps/s · {clock(state.seconds)} gone, {clock(left)} left · {shares}"
         )
 

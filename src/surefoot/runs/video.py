@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from surefoot.envs.interface import EnvSpec
+from surefoot.envs.interface import Environment, EnvSpec, make
+from surefoot.envs.screen import drawing_hint
 from surefoot.envs.spaces import blank
-from surefoot.errors import UserError
+from surefoot.errors import Fault, UserError, note
 from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
+from surefoot.models.policy import Policy
 from surefoot.rng import Purpose, integer, stream
 from surefoot.runs.files import read_named, replace_file
+from surefoot.runs.pictures import HEIGHT, Picture, Screen
 from surefoot.runs.policy_file import load_policy
 
-Picture = NDArray[np.uint8]
 PANEL = 200
-FPS = 15
+FPS = 15.0  # steps in a second of film where the environment does not say how many it has
+MOST_ROWS = 12  # actions that are shown
 INK, PALE, BLUE, ORANGE = (40, 40, 40), (225, 225, 225), (31, 111, 139), (200, 90, 40)
 
 
@@ -37,8 +42,9 @@ def video(
 ) -> Path:
     """Play one full game with the policy of a run (or policy file) and film it.
 
-    `out` ends in .mp4 or .gif (default: game.mp4 beside the policy); `every`: film each so many decisions (0: 1 for
-    mp4, 4 for gif); `max_steps`: stop early; `env`, `trust`: as for `load_policy`. Returns `out`, whole or absent.
+    `out` ends in .mp4 or .gif (default: game.mp4 beside the policy); `every`: film each so many steps (0: so many that
+    motion is smooth); `max_steps`: stop early; `env`, `trust`: as for `load_policy`. Where the environment has
+    metadata["render_fps"], a film takes as long as what it shows. Returns `out`, whole or absent.
     """
     source = Path(source)
     out = Path(out or (source if source.is_dir() else source.parent) / "game.mp4")
@@ -47,28 +53,14 @@ def video(
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"'{out}' must end in .mp4 or .gif")
     policy, own, _ = load_policy(source, env=env, trust=trust)
-    every = every or (4 if out.suffix == ".gif" else 1)
-    game = (env or own).make(render=True)
-    obs = blank(game.observation_space)
-    game.reset(integer(seed, Purpose.EVALUATION, 2), obs)
-    noise = stream(seed, Purpose.EVALUATION, 3)
-    score, step, over = 0.0, 0, False
-    values: list[float] = []
+    with naming_what_fails("constructor"):
+        game = make(env or own, render=True)
+    every, fps = speed(game, out.suffix, every)
     try:
         with TemporaryDirectory() as private:  # others cannot write into it
             film_file = Path(private, f"film{out.suffix}")
-            with _writer(film_file) as film:
-                while not over and not (max_steps and step >= max_steps):
-                    with torch.no_grad():
-                        dist, value, _ = policy(torch.from_numpy(obs[None]))
-                    values.append(float(value))
-                    u = torch.from_numpy(noise.random((1, *policy.noise_shape), np.float32))
-                    action = (dist.greedy() if greedy else dist.sample(u))[0].tolist()
-                    if step % every == 0:
-                        odds, taken = _bars(dist, action)
-                        film.append_data(_frame(game.render(), game.action_names, odds, taken, values, score, step))
-                    reward, terminated, truncated = game.step(action, obs)
-                    score, step, over = score + reward, step + 1, (terminated or truncated) and not game.life_lost
+            with _writer(film_file, fps) as film:
+                play(policy, game, film, seed, greedy, every, max_steps)
             replace_file(out, read_named(film_file))
     except (OSError, RuntimeError) as error:  # the latter where there is no ffmpeg
         raise UserError(f"'{out}' cannot be written: {error}") from error
@@ -77,11 +69,65 @@ def video(
     return out
 
 
+def play(policy: Policy, game: Environment, film: Any, seed: int, greedy: bool, every: int, max_steps: int) -> None:
+    """Film an episode; where the environment fails in the middle, the film ends there, with a note."""
+    obs, screen = blank(game.observation_space), Screen()
+    with naming_what_fails("reset"):
+        game.reset(integer(seed, Purpose.EVALUATION, 2), obs)
+    noise = stream(seed, Purpose.EVALUATION, 3)
+    score, step, over = 0.0, 0, False
+    values: list[float] = []
+    while not over and not (max_steps and step >= max_steps):
+        with torch.no_grad():
+            dist, value, _ = policy(torch.from_numpy(obs[None]))
+        values.append(float(value))
+        u = torch.from_numpy(noise.random((1, *policy.noise_shape), np.float32))
+        action = (dist.greedy() if greedy else dist.sample(u))[0].tolist()
+        try:
+            if step % every == 0:
+                with naming_what_fails("render"):
+                    picture = screen.show(game.render())
+                odds, taken = _bars(dist, action)
+                film.append_data(_frame(picture, game.action_names, odds, taken, values, score, step))
+            with naming_what_fails("step"):
+                reward, terminated, truncated = game.step(action, obs)
+        except Fault as fault:
+            if not step:
+                raise
+            note(f"{fault}; the film ends after {step} steps")
+            return
+        score, step, over = score + reward, step + 1, (terminated or truncated) and not game.life_lost
+
+
+@contextmanager
+def naming_what_fails(what: str) -> Iterator[None]:
+    """Turn what an environment raises in its `what` into a Fault."""
+    try:
+        yield
+    except Fault as error:
+        raise Fault(f"{error}{drawing_hint()}") from error
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        failure = f"its {what} fails with {type(error).__name__}: {' '.join(str(error).split())}"
+        raise Fault(f"the environment cannot be filmed: {failure}{drawing_hint()}") from error
+
+
+def speed(game: Environment, suffix: str, every: int) -> tuple[int, float]:
+    """How many steps there are from one picture of the film to the next, and how many pictures it has in a second."""
+    said = (getattr(getattr(game, "env", None), "metadata", None) or {}).get("render_fps")
+    known = isinstance(said, int | float | np.number) and 0 < said < math.inf
+    steps = float(np.clip(float(said), 0.1, 1000)) if known else FPS  # type: ignore[arg-type]
+    smooth = math.ceil(steps / 60) if suffix == ".mp4" else max(1, round(steps / 12.5)) if known else 4
+    every = every or smooth
+    return every, steps / every if known else FPS
+
+
 class Gif:
     """A gif with one palette for all frames, which is many times faster than one for each."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.duration = path, max(20, round(1000 / fps))  # ms; players show shorter ones slowly
         self.frames: list[Image.Image] = []
 
     def __enter__(self) -> Gif:
@@ -96,7 +142,7 @@ class Gif:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             first, *rest = self.frames
-            first.save(self.path, "GIF", save_all=True, append_images=rest, duration=1000 // FPS, loop=0)
+            first.save(self.path, "GIF", save_all=True, append_images=rest, duration=self.duration, loop=0)
 
 
 def _bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
@@ -110,12 +156,12 @@ def _bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
     return odds, {sum(sizes[:d]) + a for d, a in enumerate(action)}
 
 
-def _writer(path: Path) -> Any:
+def _writer(path: Path, fps: float) -> Any:
     import imageio.v2 as imageio
 
     if path.suffix == ".gif":
-        return Gif(path)
-    return imageio.get_writer(path, fps=FPS, macro_block_size=2, codec="libx264", quality=7)
+        return Gif(path, fps)
+    return imageio.get_writer(path, fps=fps, macro_block_size=2, codec="libx264", quality=7)
 
 
 def _frame(
@@ -127,11 +173,10 @@ def _frame(
     score: float,
     step: int,
 ) -> Picture:
-    """The screen at a height of 420 pixels, with bars for the actions and the value's last 200 decisions."""
+    """A picture with bars for the actions (the most probable ones of many) and the value's last 200 decisions."""
     import cv2
 
-    height = 420
-    width = int(screen.shape[1] * height / screen.shape[0]) // 2 * 2
+    height = HEIGHT
     panel = np.full((height, PANEL, 3), 250, np.uint8)
 
     def write(text: str, x: int, y: int, color: tuple[int, int, int] = INK, size: float = 0.42) -> None:
@@ -139,9 +184,11 @@ def _frame(
 
     write(f"score {score:+g}", 10, 24, size=0.6)
     write(f"step {step}", 10, 44)
-    room = min(40, 200 // len(names))
-    for i, (name, p) in enumerate(zip(names, odds, strict=True)):
-        y = 62 + i * room
+    order = sorted(range(len(names)), key=lambda i: (i not in taken, -odds[i]))
+    shown = range(len(names)) if len(names) <= 2 * MOST_ROWS else sorted(order[:MOST_ROWS])
+    room = min(40, 200 // len(shown))
+    for row, i in enumerate(shown):
+        y, name, p = 62 + row * room, names[i], odds[i]
         color = ORANGE if i in taken else BLUE
         write(name, 10, y + 12, color if i in taken else INK)
         write(f"{p:.2f}", PANEL - 44, y + 12)
@@ -156,4 +203,4 @@ def _frame(
     x = 10 + np.arange(len(last)) * (PANEL - 20) / 200
     heights = (top + bottom) / 2 - last / limit * (bottom - top) / 2
     cv2.polylines(panel, [np.stack((x, heights), 1).astype(np.int32)], False, BLUE, 1, cv2.LINE_AA)
-    return np.concatenate((cv2.resize(screen, (width, height), interpolation=cv2.INTER_NEAREST), panel), 1)
+    return np.concatenate((screen, panel), 1)
