@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from surefoot.algorithm.objectives import ClippedSurrogate, Surrogate
-from surefoot.commands.pictures import EPSILON, PICTURES, START, all_episodes, ascend, average_reward, model, picture
+from surefoot.commands.pictures import PICTURES, picture
 from surefoot.errors import UserError
+from surefoot.lesson.cliff import EPSILON, START, all_episodes, ascend, average_reward, model
 
 OBJECTIVES = [Surrogate(), ClippedSurrogate(EPSILON)]
 

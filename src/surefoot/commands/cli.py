@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -188,6 +188,19 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """Serve the lesson, from REINFORCE to PPO: interactive pages for a browser on this machine."""
+
+    port: int = 8421
+    """port on 127.0.0.1; where it is taken, the next free one"""
+
+    def __call__(self) -> None:
+        with needs_extra("lesson"):
+            from surefoot.lesson.server import lesson
+        lesson(self.port)
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure environment steps per second of TASK on this machine, and those of its environment alone."""
 
@@ -220,10 +233,21 @@ class Exercise:
         print(exercise(self.name, self.file))
 
 
-Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Exercise
+Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Exercise
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
-TAKES = {"picture": " NAME", "exercise": " NAME"}
+TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": ""}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
+
+
+@contextlib.contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Turn a missing library of an extra into a sentence on how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("surefoot"):
+            raise
+        raise UserError(f"{error.name} is not installed: pip install 'surefoot[{name}]'") from error
 
 
 def usage() -> str:

@@ -1,8 +1,6 @@
 """The lesson's three figures, computed with the package's own functions: the cliff, clipping, and one term of the sum.
 
-The first two show a policy with one parameter, theta. An episode has twelve steps: walk on with probability
-sigmoid(theta), or stay. Walking on has reward 1, but the tenth time leads over an edge and has reward -29. All 4,096
-episodes are enumerated, so that expectations are exact.
+The first two show the policy of `lesson/cliff.py`.
 """
 
 from __future__ import annotations
@@ -11,67 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from surefoot.algorithm.advantages import episode_return
-from surefoot.algorithm.objectives import ClippedSurrogate, Objective, Surrogate, trajectory_ratio
+from surefoot.algorithm.objectives import ClippedSurrogate, Objective, Surrogate
 from surefoot.errors import UserError
-from surefoot.models.distributions import Bernoulli
+from surefoot.lesson.cliff import EPSILON, START, ascend, average_reward, model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STEPS, EDGE, FALL = 12, 10, 30.0
-START, EPSILON = -0.4, 0.2
 TRUTH, MODEL, DOTS = "#1f6f8b", "#c85a28", "#222222"
-
-
-def all_episodes() -> tuple[Tensor, Tensor, Tensor]:
-    """Actions, rewards and whether the episode ended [12, 4096] of every possible episode."""
-    number = torch.arange(2**STEPS)
-    action = torch.stack([(number >> t) & 1 for t in range(STEPS)])
-    walked = action.cumsum(0)
-    reward = action.double() - FALL * ((walked == EDGE) & (action == 1)).double()
-    ended = torch.zeros_like(action, dtype=torch.bool)
-    ended[-1] = True
-    return action, reward, ended
-
-
-def log_probability(theta: Tensor, action: Tensor) -> Tensor:
-    """log pi(a) of every action [12, 4096] under theta."""
-    return Bernoulli(theta.expand(action.shape)).log_prob(action)
-
-
-def average_reward(theta: Tensor) -> Tensor:
-    """Expected return under theta; scalar."""
-    action, reward, ended = all_episodes()
-    probability = trajectory_ratio(log_probability(theta, action), torch.zeros(action.shape, dtype=torch.float64))
-    mean: Tensor = (probability * episode_return(reward, ended, 1.0)[0]).sum()
-    return mean
-
-
-def model(theta: Tensor, old: Tensor, objective: Objective) -> Tensor:
-    """The objective's estimate of the expected return under theta from the old policy's episodes; exact at `old`."""
-    action, reward, ended = all_episodes()
-    logp_old = log_probability(old, action)
-    probability = trajectory_ratio(logp_old, torch.zeros_like(logp_old))
-    mean = average_reward(old)
-    advantage = episode_return(reward, ended, 1.0) - mean
-    gain = objective(log_probability(theta, action), logp_old, advantage) - advantage
-    estimate: Tensor = mean + (probability * gain.sum(0)).sum()
-    return estimate
-
-
-def ascend(objective: Objective, steps: int = 18, learning_rate: float = 0.05) -> list[Tensor]:
-    """Gradient ascent on the objective from START with the same old episodes: theta after each step."""
-    old = torch.tensor(START, dtype=torch.float64)
-    path = [old.clone()]
-    for _ in range(steps):
-        theta = path[-1].clone().requires_grad_()
-        model(theta, old, objective).backward()  # type: ignore[no-untyped-call]
-        assert theta.grad is not None
-        path.append(theta.detach() + learning_rate * theta.grad)
-    return path
 
 
 def _ascent(objective: Objective, title: str, label: str) -> Figure:
@@ -80,8 +26,7 @@ def _ascent(objective: Objective, title: str, label: str) -> Figure:
     axes = axes[0]
     old = torch.tensor(START, dtype=torch.float64)
     grid = torch.linspace(-2.5, 3.0, 221, dtype=torch.float64)
-    truth = [float(average_reward(x)) for x in grid]
-    estimate = [float(model(x, old, objective)) for x in grid]
+    truth, estimate = average_reward(grid), model(grid, old, objective)
     path = [x for x in ascend(objective) if x <= grid[-1]]
     axes.plot(grid, truth, color=TRUTH, lw=2.2, label="average reward of the policy")
     axes.plot(grid, estimate, color=MODEL, lw=1.8, ls="--", label=label)
@@ -89,7 +34,7 @@ def _ascent(objective: Objective, title: str, label: str) -> Figure:
         path, [float(average_reward(x)) for x in path], "o", color=DOTS, ms=5, label="gradient steps on the model"
     )
     axes.plot(START, float(average_reward(old)), "o", ms=11, mfc="none", mec=DOTS, label="current policy")
-    axes.set(xlabel="policy parameter θ", ylabel="average reward", title=title, ylim=(min(truth) - 2, 16))
+    axes.set(xlabel="policy parameter θ", ylabel="average reward", title=title, ylim=(float(truth.min()) - 2, 16))
     axes.legend(loc="lower left", frameon=False)
     return figure
 

@@ -1,0 +1,52 @@
+"""The lesson's pages: Markdown with formulas, from `pages/`, and what is filled in: figures, quiz, source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+from surefoot.lesson import figures_ratio, figures_returns
+from surefoot.lesson.widgets import Figure
+
+HERE = Path(__file__).parent
+FIGURES: dict[str, Figure] = figures_returns.FIGURES | figures_ratio.FIGURES
+SLOT = re.compile(r"<p>\[\[([\w-]+)(?: ([\w-]+))?\]\]</p>")
+
+
+class Page(NamedTuple):
+    """One page of the course."""
+
+    name: str  # in its address
+    title: str
+    text: str  # Markdown, without the title
+
+
+def formula(latex: str, options: dict[str, bool] | None = None) -> str:
+    """A formula as MathML, which browsers set by themselves."""
+    return convert(latex.strip(), display="block" if (options or {}).get("display_mode") else "inline")
+
+
+@cache
+def pages() -> dict[str, Page]:
+    """All pages in order, by name; a file's number is its place."""
+    found = {}
+    for path in sorted((HERE / "pages").glob("*.md")):
+        name = path.stem.partition("-")[2]
+        title, _, text = path.read_text(encoding="utf-8").partition("\n")
+        found[name] = Page(name, title.removeprefix("# ").strip(), text)
+    return found
+
+
+def body(page: Page, slots: dict[str, Callable[[str], str]]) -> str:
+    """A page as HTML. A paragraph `[[KIND NAME]]` is filled by `slots[KIND](NAME)`; `figure` is known here."""
+    markdown = MarkdownIt("commonmark").enable("table")
+    markdown.use(dollarmath_plugin, renderer=formula, allow_digits=False)
+    slots = {"figure": lambda name: FIGURES[name].html(name)} | slots
+    return SLOT.sub(lambda match: slots[match[1]](match[2] or ""), markdown.render(page.text))

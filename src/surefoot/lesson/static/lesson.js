@@ -1,0 +1,92 @@
+// Controls and what the server answers; every number comes from there.
+const address = new URL(location);
+if (address.searchParams.has("token")) { // it is in a cookie now, and need not stay in the history
+  address.searchParams.delete("token");
+  history.replaceState(null, "", address);
+}
+
+function figure(element) {
+  const form = element.querySelector("form"), part = (name) => element.querySelector(name);
+  let running = false, again = false;
+
+  async function update() {
+    if (running) { again = true; return; } // one request at a time: the newest position counts
+    running = true;
+    const query = new URLSearchParams(new FormData(form));
+    query.set("width", String(Math.max(240, Math.min(1200, Math.floor(part(".pictures").clientWidth)))));
+    try {
+      const answer = await fetch(`/figure/${element.dataset.figure}?${query}`);
+      if (answer.ok) {
+        const { pictures, values, says } = await answer.json();
+        part(".pictures").innerHTML = pictures;
+        part(".values").innerHTML = values;
+        part(".says").innerHTML = says;
+        part(".says").classList.remove("wrong");
+        element.dataset.shown = query;
+      } else fail(await answer.text());
+    } catch { fail("The server no longer answers: start surefoot lesson again."); }
+    running = false;
+    if (again) { again = false; update(); }
+  }
+
+  function fail(text) {
+    part(".says").textContent = text;
+    part(".says").classList.add("wrong");
+  }
+
+  form.addEventListener("input", (event) => {
+    const output = event.target.parentElement.querySelector("output");
+    if (output) output.textContent = event.target.value.replace("-", "−");
+    update();
+  });
+  form.addEventListener("submit", (event) => event.preventDefault());
+  for (const button of form.querySelectorAll(".again")) button.addEventListener("click", () => {
+    const seed = button.nextElementSibling;
+    seed.value = Number(seed.value) + 1;
+    update();
+  });
+  let width = 640;
+  new ResizeObserver(() => {
+    if (Math.abs(part(".pictures").clientWidth - width) > 8) { width = part(".pictures").clientWidth; update(); }
+  }).observe(part(".pictures"));
+}
+
+function quiz(form) {
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const given = Object.fromEntries(new FormData(form));
+    const answer = await fetch("/quiz", { method: "POST", body: JSON.stringify({ seed: form.dataset.seed, ...given }) });
+    if (!answer.ok) return tell(form.querySelector("[role=status]"), false, await answer.text());
+    for (const [name, { right, says }] of Object.entries(await answer.json()))
+      tell(form.querySelector(`#quiz-${name}-says`), right, says);
+  });
+  form.querySelector(".another").addEventListener("click", async () => {
+    const answer = await fetch(`/quiz/${Number(form.dataset.seed) + 1}`);
+    if (!answer.ok) return;
+    const holder = document.createElement("div");
+    holder.innerHTML = await answer.text();
+    const next = holder.firstElementChild;
+    form.replaceWith(next);
+    quiz(next);
+    next.querySelector("input").focus();
+  });
+}
+
+function tell(element, right, text) {
+  element.textContent = text;
+  element.className = right ? "right" : "wrong";
+}
+
+function notes(section) { // a note and its line light up together
+  for (const item of section.querySelectorAll("li[id], .noted")) {
+    const other = document.getElementById(item.id.replace(/^(note|line)/, (kind) => (kind === "note" ? "line" : "note")));
+    for (const [on, off] of [["mouseenter", "mouseleave"], ["focusin", "focusout"]]) {
+      item.addEventListener(on, () => { item.classList.add("lit"); other.classList.add("lit"); });
+      item.addEventListener(off, () => { item.classList.remove("lit"); other.classList.remove("lit"); });
+    }
+  }
+}
+
+document.querySelectorAll("figure.play").forEach(figure);
+document.querySelectorAll("form.quiz").forEach(quiz);
+document.querySelectorAll("section.source").forEach(notes);
