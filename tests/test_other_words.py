@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import surefoot
-from surefoot.commands.cli import Train, main, options, parse
+from surefoot.commands.cli import Train, main, parse
+from surefoot.commands.complaints import options
 from surefoot.errors import UserError
 from surefoot.other_words import FORMULAS, OPTIONS, WORDS, kebab, page
 from surefoot.presets import LESSON, PRESETS, find

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
 import io
 import itertools
 import os
-import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import tyro
 
+from surefoot.commands.complaints import needs_extra, sentence
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
-from surefoot.other_words import on_command_line
 from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the start of the process, for the time to a score
@@ -239,17 +237,6 @@ TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": ""}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 
 
-@contextlib.contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Turn a missing library of an extra into a sentence on how to install it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("surefoot"):
-            raise
-        raise UserError(f"{error.name} is not installed: pip install 'surefoot[{name}]'") from error
-
-
 def usage() -> str:
     """The text of `surefoot --help`."""
     lines = ["usage: surefoot COMMAND ...", "", "Trains policies with policy gradients, from REINFORCE to PPO.", ""]
@@ -295,39 +282,6 @@ def parse(args: Sequence[str]) -> Command:
         if not end.code:
             raise
         raise UserError(sentence(complaint.getvalue(), COMMANDS[name], default.get("default"))) from None
-
-
-def sentence(complaint: str, command: type[Command], default: Any) -> str:
-    """Tyro's error message, which it prints in a box, as one sentence."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{4,}", " ", complaint)
-    text = re.sub(r"\s+", " ", text).strip()
-    unknown = re.search(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:=\S*)?,? ", text + " ")
-    if unknown:
-        known, here = options(default or command), on_command_line(unknown[1], getattr(default, "config", None))
-        near = difflib.get_close_matches(unknown[1], known, 1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
-        if here and (default is not None or here in known):
-            hint = f"surefoot calls it {here}"
-        elif unknown[1] in known:
-            hint = "the part that was chosen lacks it; --help after the choice lists the options"
-        return f"there is no option {unknown[1]}: {hint}"
-    text = re.sub(r"^(Parsing error|Value error|Missing from|Required options) ", "", text)
-    return re.split(r" (?:Argument helptext|For full helptext|Available subcommands|Perhaps you meant)", text)[0]
-
-
-def options(value: Any, prefix: str = "") -> list[str]:
-    """The option names of a command and of the parts that its Config has chosen."""
-    names = []
-    for f in dataclasses.fields(value):
-        name = "from" if f.name == "source" else f.name.replace("_", "-")
-        part = getattr(value, f.name, None)
-        if isinstance(part, Config):
-            names += options(part)
-        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-            names += options(part, f"{name}.")
-        else:
-            names.append(f"--{prefix}{name}")
-    return names
 
 
 def main(args: Sequence[str] | None = None) -> int:
