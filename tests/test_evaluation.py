@@ -288,7 +288,7 @@ def test_how_many_processes_share_the_episodes(tmp_path: Path, monkeypatch: pyte
     here = Evaluation([0.0], [1], False, 0, 0.0)
     monkeypatch.setattr(evaluation_workers, "usable_cores", lambda: 3)
     monkeypatch.setattr(evaluation_workers, "evaluate", lambda *_, **__: here)
-    monkeypatch.setattr(evaluation_workers, "evaluate_in_processes", lambda *how: [[[0.0], [1]]] * how[4])
+    monkeypatch.setattr(evaluation_workers, "evaluate_in_processes", lambda *how: [[[0.0], [1], 0]] * how[6])
     local = policy_file(describe(lambda: makers.Image()), tmp_path / "local", NatureCNN())
     image = policy_file(Gymnasium("makers:Image"), tmp_path / "image", NatureCNN())
     vector = policy_file(Gymnasium("CartPole-v1"), tmp_path / "vector")

@@ -577,7 +577,7 @@ def test_a_fault_in_the_closing_evaluation_costs_the_evaluation_alone(
     go(cfg, tmp_path / "a")
     assert "the environment failed in evaluation episode" in capsys.readouterr().err
     assert (tmp_path / "a" / "report.md").exists()
-    monkeypatch.setattr(worlds.Unwilling, "refuses", {"reset": 5})
+    monkeypatch.setattr(worlds.Unwilling, "refuses", {"reset": 20})  # not one of the first, with which fewer are played
     with pytest.raises(Fault, match="not today"):
         surefoot.evaluate(tmp_path / "a")
 

@@ -100,17 +100,22 @@ def evaluate(
     sticky: float | None = None,
     env: GivenEnv = None,
     ranks: int = 0,
+    eval_envs: int = 0,
+    eval_max_steps: int = 27_000,
     trust: bool = False,
 ) -> Evaluation:
     """Play episodes with fresh seeds with the policy of a run or policy file.
 
     `env`: None for its own, or what `train` takes with the same observations and actions; `sticky`: probability of
     sticky actions (Atari), None for its own; `ranks`: processes, 0: one per core for Atari and module:function with
-    images, otherwise one; `trust`: run the code that the file names, although no run begun here wrote it.
+    images, otherwise one; `eval_envs`: how many are played at a time, 0: as many as training had, at most 32;
+    `eval_max_steps`: an episode that has not ended then is cut and counted in `cut`, 0: never; `trust`: run the code
+    that the file names, although no run begun here wrote it.
     """
     from surefoot.runs.evaluation_workers import evaluate_run
 
-    return evaluate_run(Path(run), episodes, seed, greedy, sticky, _spec(env), ranks, trust=trust)
+    how = episodes, seed, greedy, sticky, _spec(env), ranks, eval_envs, eval_max_steps
+    return evaluate_run(Path(run), *how, trust=trust)
 
 
 def _spec(env: GivenEnv) -> EnvSpec | None:

@@ -87,6 +87,10 @@ class Config:
     """episodes of each evaluation during training"""
     eval_episodes: int = 100
     """episodes of the evaluation after training; 0: none"""
+    eval_envs: int = 0
+    """environments that an evaluation plays at a time, all ranks together; 0: as many as training has"""
+    eval_max_steps: int = 27_000
+    """evaluations cut an episode that has not ended after this many steps, and say so; 0: never (nor Atari's)"""
     seed: int = 1
     """seed of all random numbers"""
     bf16: bool = False
@@ -102,7 +106,7 @@ class Config:
         for name in ("num_envs", "num_epochs", "eval_games"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         counts = ("minibatch_size", "total_steps", "total_iterations", "env_restarts", "skip_updates")
-        for name in (*counts, "eval_every", "eval_episodes", "seed", "value_coef"):
+        for name in (*counts, "eval_every", "eval_episodes", "eval_envs", "eval_max_steps", "seed", "value_coef"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         for name in ("max_grad_norm", "max_seconds", "save_every", "timeout", "value_clip", "target_kl"):

@@ -118,12 +118,12 @@ def measure(cfg: Config, seconds: float) -> Speed:
     ranks = join(cfg.timeout)
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
-    state = initial(cfg, ranks, Heartbeat.of(cfg.num_envs // ranks.count, os.environ.get(VARIABLE)))
     ranks.barrier()  # all begin together
-    before, watch = bare(cfg.env, seconds / 4), Stopwatch()
+    before, watch = bare(cfg.env, seconds / 4), Stopwatch()  # never beside others: of some there is one at a time
+    state = initial(cfg, ranks, Heartbeat.of(cfg.num_envs // ranks.count, os.environ.get(VARIABLE)))
     train(cfg, state, ranks, watch)
-    after = bare(cfg.env, seconds / 4)
     state.envs.close()
+    after = bare(cfg.env, seconds / 4)
     alone = float(ranks.all_reduce_mean(torch.tensor([before, after], dtype=torch.float64)).mean())
     spent = (watch.env_s, watch.act_s, watch.learn_s, watch.ended - watch.begun)
     rates = (alone * ranks.count, *(watch.steps * cfg.num_envs / max(s, 1e-9) for s in spent))

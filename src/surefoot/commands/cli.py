@@ -80,6 +80,10 @@ class Resume:
     """episodes of each evaluation during training"""
     eval_episodes: int | None = None
     """episodes of the evaluation after training; 0: none"""
+    eval_envs: int | None = None
+    """environments that an evaluation plays at a time; 0: as many as training has"""
+    eval_max_steps: int | None = None
+    """evaluations cut an episode that has not ended after this many steps; 0: never"""
     ranks: int = 0
     """processes that share the environments; 0: as many as the run had"""
     trust: bool = False
@@ -116,6 +120,10 @@ class Evaluate:
     """run the code that the file names, although it was not written here"""
     ranks: int = 0
     """processes that share the episodes; 0: one per core for Atari and module:function with images, otherwise one"""
+    eval_envs: int = 0
+    """environments played at a time, all processes together; 0: as many as training had, at most 32"""
+    eval_max_steps: int = 27_000
+    """cut an episode that has not ended after this many steps, and say so; 0: never (nor Atari's)"""
     json: bool = False
     """print one JSON object instead of a table"""
 
@@ -124,7 +132,7 @@ class Evaluate:
         from surefoot.runs.evaluation_workers import evaluate_run
 
         env = find(self.task).env if self.task else None
-        how = self.episodes, self.seed, self.greedy, self.sticky, env, self.ranks
+        how = self.episodes, self.seed, self.greedy, self.sticky, env, self.ranks, self.eval_envs, self.eval_max_steps
         with on_terminal(self.episodes, self.json) as progress:
             result = evaluate_run(self.run, *how, progress, self.trust)
         print_evaluation(result, self.json)

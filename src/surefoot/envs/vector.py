@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from surefoot.envs.closing import close_env
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import Environment, EnvSpec, Episode, StepResult, make, making
 from surefoot.envs.spaces import blank
-from surefoot.errors import Fault, note, require
+from surefoot.errors import Fault, UserError, note, require
 from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.rng import Purpose, integer
 
@@ -35,13 +35,8 @@ class EnvVector:
     ) -> None:
         self.spec, self.indices, self.seed, self.restarts = spec, indices, seed, restarts
         self.heartbeat = heartbeat or Heartbeat.of(len(indices))
-        self.heartbeat.make(0)
-        with making(spec):
-            self.vector = spec.make_vector(len(indices)) if isinstance(spec, Gymnasium) else None
-        if self.vector is not None and restarts:
-            close_env(self.vector.env)
-            require(False, "env_restarts", restarts, "0 with a VectorEnv, whose environments fail together")
-        self.envs: list[Environment] = self.vector.envs if self.vector else [self.make(i) for i in range(len(indices))]
+        self.envs: list[Environment] = []
+        self.open()
         first = self.envs[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         row = blank(first.observation_space)
@@ -55,7 +50,22 @@ class EnvVector:
         """steps since `take_finished`"""
 
     def __len__(self) -> int:
-        return len(self.envs)
+        return len(self.indices)
+
+    def open(self) -> None:
+        """Make all environments."""
+        self.heartbeat.make(0)
+        with making(self.spec):
+            self.vector = self.spec.make_vector(len(self)) if isinstance(self.spec, Gymnasium) else None
+        if self.vector is not None and self.restarts:
+            close_env(self.vector.env)
+            require(False, "env_restarts", self.restarts, "0 with a VectorEnv, whose environments fail together")
+        try:
+            for i in range(len(self)):
+                self.envs.append(self.vector.envs[i] if self.vector else self.make(i))
+        except UserError:
+            self.close()
+            raise
 
     def make(self, i: int) -> Environment:
         """A new environment for index i."""
@@ -178,7 +188,23 @@ class EnvVector:
         self.heartbeat.rest()
         return lost
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Without these environments: they are closed, made again afterwards, and go on where they were.
+
+        Those that cannot be restored begin new episodes, with a note.
+        """
+        saved = self.snapshot()
+        self.close()
+        yield
+        self.open()
+        if lost := self.restore(saved):
+            note(
+                f"environments {lost} were closed meanwhile, did not replay to where they were, and begin new episodes"
+            )
+
     def close(self) -> None:
-        """Close every environment."""
-        for env in self.envs:
+        """Close every environment, once."""
+        envs, self.envs = self.envs, []
+        for env in envs:
             env.close()

@@ -61,7 +61,17 @@ def discard(run_dir: Path) -> None:
 
 
 FORMAT = 5  # of config.json and checkpoints; 5: the names of the options
-RUNTIME_FIELDS = ("save_every", "timeout", "env_restarts", "skip_updates", "eval_every", "eval_games", "eval_episodes")
+RUNTIME_FIELDS = (
+    "save_every",
+    "timeout",
+    "env_restarts",
+    "skip_updates",
+    "eval_every",
+    "eval_games",
+    "eval_episodes",
+    "eval_envs",
+    "eval_max_steps",
+)
 """what does not change the result of a run"""
 MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *RUNTIME_FIELDS)
 
@@ -188,6 +198,7 @@ def read_evaluation(run_dir: Path) -> Evaluation | None:
             return None
         try:
             facts = json.loads(folder.read("evaluation.json"))
+            facts = {"cut": 0} | facts  # earlier versions cut none
             return Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             note(f"'{run_dir / 'evaluation.json'}' is damaged and left out: {error}")

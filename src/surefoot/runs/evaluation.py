@@ -6,9 +6,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +21,12 @@ from surefoot.envs.interface import Environment, EnvSpec, Episode, make
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, Interrupted, note
 from surefoot.models.policy import Policy
-from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer, stream
+
+if TYPE_CHECKING:
+    from surefoot.config import Config
+    from surefoot.envs.vector import EnvVector
 
 Array = NDArray[np.float64]
 
@@ -41,6 +45,8 @@ class Evaluation:
     """the seed of everything: the episodes' own seeds and the sampled actions"""
     seconds: float
     """duration"""
+    cut: int = 0
+    """how many episodes had not ended and were cut (`eval_max_steps`)"""
 
     @property
     def mean(self) -> float:
@@ -92,7 +98,7 @@ class Evaluation:
 class ConsoleEvaluation(Evaluation):
     """An evaluation on an Atari console, which may have sticky actions."""
 
-    sticky: float
+    sticky: float = field(kw_only=True)
     """probability, in each frame, that the previous action was repeated"""
 
 
@@ -115,84 +121,137 @@ def evaluate(
     parallel: int = 32,
     progress: Callable[[int], None] | None = None,
     alive: Callable[[], None] = lambda: None,
+    max_steps: int = 0,
 ) -> Evaluation:
     """Play the episodes with the given numbers, `parallel` at a time; `alive` is called before every step.
 
     Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
-    the last bits of a network's output depend on the batch, and with them, rarely, an action).
+    the last bits of a network's output depend on the batch, and with them, rarely, an action). `max_steps`: an episode
+    that has not ended then is cut; 0: never. Raises CannotBegin where not even one environment can be made and reset.
     """
     start = perf_counter()
     policy = inference_policy(policy)
-    waiting = iter(episodes)
-    slots = [_Slot(make(env), seed, next(waiting), alive) for _ in range(min(parallel, len(episodes)))]
-    playing = list(slots)
+    waiting, slots = list(episodes)[::-1], list[_Slot]()
     results: dict[int, Episode] = {}
-    device = next(policy.parameters()).device
-    while playing:
-        with torch.no_grad():
-            dist = policy(torch.from_numpy(np.stack([slot.obs for slot in playing])).to(device))[0]
-            draws = [slot.noise.random(policy.noise_shape, np.float32) for slot in playing]
-            noise = torch.from_numpy(np.stack(draws)).to(device)
-            actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
-        for slot, action in zip(list(playing), actions, strict=True):
-            if slot.step(action):
-                results[slot.episode] = Episode(slot.episode, slot.score, slot.length)
-                if progress:
-                    progress(len(results))
-                following = next(waiting, None)
-                if following is None:
-                    playing.remove(slot)
-                else:
-                    slot.begin(following)
-    for slot in slots:
-        slot.game.close()
+    device, cut = next(policy.parameters()).device, 0
+    try:
+        begin(slots, env, seed, waiting, min(parallel, len(episodes)), alive)
+        playing = list(slots)
+        while playing:
+            obs = np.stack([slot.seen() for slot in playing])
+            with torch.no_grad():
+                dist = policy(torch.from_numpy(obs).to(device))[0]
+                draws = [slot.noise.random(policy.noise_shape, np.float32) for slot in playing]
+                noise = torch.from_numpy(np.stack(draws)).to(device)
+                actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
+            for slot, action in zip(list(playing), actions, strict=True):
+                over = slot.step(action)
+                if over or slot.length == max_steps:
+                    cut += not over
+                    results[slot.episode] = Episode(slot.episode, slot.score, slot.length)
+                    if progress:
+                        progress(len(results))
+                    if waiting:
+                        slot.begin(waiting.pop())
+                    else:
+                        playing.remove(slot)
+    finally:
+        for slot in slots:
+            slot.game.close()
     played = [results[e] for e in episodes]
     scores, lengths = [e.score for e in played], [e.length for e in played]
-    return with_stickiness(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
+    return with_stickiness(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start, cut))
 
 
-def with_stickiness(env: EnvSpec, found: Evaluation) -> Evaluation:
+class CannotBegin(Fault):
+    """Not even one environment of an evaluation could be made and reset."""
+
+
+def begin(
+    slots: list[_Slot], env: EnvSpec, seed: int, waiting: list[int], parallel: int, alive: Callable[[], None]
+) -> None:
+    """Make `parallel` environments, each in its first episode of `waiting`; fewer where no more than these can be had.
+
+    Of some simulators (a port, a licence, a robot) there is one at a time, and a second one fails when it is made or
+    first reset.
+    """
+    while len(slots) < parallel:
+        game = None
+        try:
+            game = make(env)
+            slots.append(_Slot(game, seed, waiting[-1], alive))
+            waiting.pop()
+        except Fault as fault:
+            if game is not None:
+                game.close()
+            if not slots:
+                raise CannotBegin(str(fault)) from fault
+            note(f"{len(slots)} at a time are evaluated, since one more cannot be had ({fault})")
+            return
+
+
+def with_stickiness(env: EnvSpec, played: Evaluation) -> Evaluation:
     """As a ConsoleEvaluation, where the environment is a console."""
-    return ConsoleEvaluation(**vars(found), sticky=env.sticky) if isinstance(env, Pong | Atari) else found
+    return ConsoleEvaluation(**vars(played), sticky=env.sticky) if isinstance(env, Pong | Atari) else played
+
+
+def longest(env: EnvSpec, max_steps: int) -> int:
+    """`max_steps`, or 0 where every episode ends by itself: a console's do."""
+    return 0 if isinstance(env, Pong | Atari) else max_steps
 
 
 def evaluate_shared(
     policy: Policy,
-    env: EnvSpec,
+    cfg: Config,
     episodes: range,
-    seed: int,
+    envs: EnvVector,
     ranks: Ranks,
-    heartbeat: Heartbeat,
     show: Callable[[str], None],
     playing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
     """Evaluate on all ranks, each playing its share of the episodes; every rank returns the result of all episodes.
 
+    `envs`: this rank's environments of training, which are closed meanwhile where no other can be made beside them.
     None where an environment has failed on any rank, or where a signal has broken it off while `playing`.
     """
-    mine, part = episodes[ranks.rank :: ranks.count], None
+    parallel = cfg.eval_envs or cfg.num_envs
+    players = min(ranks.count, parallel)
+    mine = episodes[ranks.rank :: players] if ranks.rank < players else range(0)
+    part, heartbeat = None, envs.heartbeat
 
     def progress(done: int) -> None:
-        show(f"evaluating: {done * ranks.count} of {len(episodes)} episodes")
+        show(f"evaluating: {min(done * players, len(episodes))} of {len(episodes)} episodes")
+
+    def play() -> Evaluation:
+        share, shown = -(-parallel // players), None if ranks.rank else progress
+        most = longest(cfg.env, cfg.eval_max_steps)
+        return evaluate(policy, cfg.env, mine, cfg.seed, False, share, shown, heartbeat.rest, most)
 
     try:
         with playing():
-            part = evaluate(policy, env, mine, seed, progress=None if ranks.rank else progress, alive=heartbeat.rest)
+            try:
+                part = play()
+            except CannotBegin as fault:
+                if not envs.envs:
+                    raise
+                note(f"training's environments are closed for the evaluation, since one more cannot be had ({fault})")
+                with envs.closed():
+                    part = play()
     except (Fault, Interrupted) as cause:  # the policy is saved already
         if isinstance(cause, Fault):
             note(f"{cause}; this evaluation is given up")
     heartbeat.end()  # the others may take longer
     if ranks.any(part is None) or part is None:
         return None
-    parts = [json.loads(data) for data in ranks.all_gather_bytes(json.dumps([part.scores, part.lengths]).encode())]
-    scores, lengths = in_order(parts)
-    return replace(part, scores=scores, lengths=lengths)
+    parts = [json.loads(d) for d in ranks.all_gather_bytes(json.dumps([part.scores, part.lengths, part.cut]).encode())]
+    return replace(part, **in_order(parts[:players]))
 
 
-def in_order(parts: list[list[list[Any]]]) -> Iterator[list[Any]]:
-    """Scores and lengths of all episodes in order; rank r of n has played episodes r, r + n, r + 2n, ..."""
-    episodes, count = sum(len(scores) for scores, _ in parts), len(parts)
-    return ([parts[e % count][k][e // count] for e in range(episodes)] for k in (0, 1))
+def in_order(parts: list[list[Any]]) -> dict[str, Any]:
+    """Scores and lengths of all episodes in order, and how many were cut; part r of n played episodes r, r + n, ..."""
+    episodes, count = sum(len(scores) for scores, *_ in parts), len(parts)
+    scores, lengths = ([parts[e % count][k][e // count] for e in range(episodes)] for k in (0, 1))
+    return {"scores": scores, "lengths": lengths, "cut": sum(part[2] for part in parts)}
 
 
 class _Slot:
@@ -217,12 +276,20 @@ class _Slot:
         where = f"evaluation episode {self.episode} (its seed {self.begun}), step {self.length + 1}"
         return Fault(f"the environment failed in {where}: {type(error).__name__}: {error}")
 
+    def seen(self) -> Any:
+        """The present observation; raises Fault where it is not finite."""
+        if self.obs.dtype.kind == "f" and not np.isfinite(self.obs).all():
+            raise self.fault(ValueError("its observation is not finite"))
+        return self.obs
+
     def step(self, action: Any) -> bool:
         self.alive()
         try:
             reward, terminated, truncated = self.game.step(action, self.obs)
         except (Exception, SystemExit) as error:
             raise self.fault(error) from error
+        if not isfinite(reward):
+            raise self.fault(ValueError(f"its reward is {reward}"))
         self.score += reward
         self.length += 1
         return (terminated or truncated) and not self.game.life_lost
@@ -246,6 +313,14 @@ def on_terminal(episodes: int, quiet: bool) -> Iterator[Callable[[int], None] | 
         show("")
 
 
+def not_ended(result: Evaluation) -> str:
+    """How many episodes were cut, and what to do about it."""
+    return (
+        f"{result.cut} of {len(result.scores)} episodes, cut after {max(result.lengths):,} steps (--eval-max-steps); "
+        "gymnasium.wrappers.TimeLimit would end them in training too"
+    )
+
+
 def print_evaluation(result: Evaluation, as_json: bool) -> None:
     """Print an evaluation as one JSON object or as a table."""
     facts = result.to_json()
@@ -258,6 +333,8 @@ def print_evaluation(result: Evaluation, as_json: bool) -> None:
     for name, key, prefix in (("mean", "mean", ""), ("interquartile mean", "iqm", "iqm_")):
         interval = f"bootstrap 95 % interval {facts[prefix + 'low']:.2f} to {facts[prefix + 'high']:.2f}"
         print(f"  {name:<18}  {facts[key]:.2f}   ({interval})")
+    if result.cut:
+        print(f"  {'not ended':<18}  {not_ended(result)}")
     extent = f"from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f}"
     print(f"  {'median':<18}  {facts['median']:.2f}   ({extent})")
     print(f"  {'length':<18}  {facts['length_mean']:,.0f} steps; {result.seconds:.0f} s")

@@ -24,7 +24,7 @@ from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
 from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch, usable_cores
-from surefoot.runs.evaluation import Evaluation, evaluate, in_order, with_stickiness
+from surefoot.runs.evaluation import Evaluation, evaluate, in_order, longest, with_stickiness
 from surefoot.runs.files import Folder, read_named, replace_file
 from surefoot.runs.policy_file import load_policy, policy_bytes
 
@@ -37,24 +37,28 @@ def evaluate_run(
     sticky: float | None = None,
     env: EnvSpec | None = None,
     ranks: int = 0,
+    eval_envs: int = 0,
+    eval_max_steps: int = 0,
     progress: Callable[[int], None] | None = None,
     trust: bool = False,
 ) -> Evaluation:
     """Evaluate the policy of a run directory or policy file, on its own environment or on `env` with the same spaces.
 
     `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is
-    an MLP or perhaps only this process can make the environment, otherwise for all cores; `env`, `trust`: as for
-    `load_policy`.
+    an MLP or perhaps only this process can make the environment, otherwise for all cores; `eval_envs`: environments at
+    a time, all processes together, 0: as many as training had, at most 32; `eval_max_steps`: an episode that has not
+    ended then is cut, 0: never; `env`, `trust`: as for `load_policy`.
     """
     if episodes < 1 or not 0 <= seed < 2**63 or ranks < 0:
         raise UserError(f"episodes {episodes}, seed {seed}, ranks {ranks}: allowed are from 1, from 0, from 0")
+    if min(eval_envs, eval_max_steps) < 0:
+        raise UserError(f"eval_envs {eval_envs}, eval_max_steps {eval_max_steps}: allowed are numbers from 0")
     if sticky is not None and not 0 <= sticky < 1:
         raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
     torch.set_num_threads(1)
     policy, own, facts = load_policy(source, env=env, trust=trust)
     if env is not None and type(env) is type(own):
-        mine, other = make(own), make(env)
-        if (mine.observation_space, mine.action_space) != (other.observation_space, other.action_space):
+        if env != own and spaces_of(own) != spaces_of(env):
             raise UserError(
                 f"the policy in '{source}' is for the task '{facts['task']}': its observations or actions differ here"
             )
@@ -71,26 +75,49 @@ def evaluate_run(
     known = isinstance(env, Pong | Atari) or (":" in env.id and not is_local(env))  # other processes can make it
     many = known and not isinstance(cfg.network, MLP)  # an MLP is done before processes have started
     count = min(ranks or (usable_cores() if many else 1), episodes)
+    parallel, most = eval_envs or min(32, environments(facts)), longest(env, eval_max_steps)
     if count == 1:
-        return evaluate(policy, env, range(episodes), seed, greedy, progress=progress)
+        return evaluate(policy, env, range(episodes), seed, greedy, parallel, progress, max_steps=most)
     start, cfg = perf_counter(), replace(cfg, env=env)
-    scores, lengths = in_order(
-        evaluate_in_processes(policy_bytes(policy, cfg, 0), episodes, seed, greedy, count, progress)
+    how = episodes, seed, greedy, -(-parallel // count), most
+    parts = evaluate_in_processes(policy_bytes(policy, cfg, 0), *how, count, progress)
+    return with_stickiness(
+        cfg.env, Evaluation(greedy=greedy, seed=seed, seconds=perf_counter() - start, **in_order(parts))
     )
-    return with_stickiness(cfg.env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start))
+
+
+def spaces_of(env: EnvSpec) -> tuple[Any, Any]:
+    """The spaces of an environment, which is closed again: of some there is one at a time."""
+    game = make(env)
+    game.close()
+    return game.observation_space, game.action_space
+
+
+def environments(facts: dict[str, Any]) -> int:
+    """How many environments a policy was trained in; 32 where its file does not say."""
+    count = facts.get("num_envs")
+    return count if isinstance(count, int) and count > 0 else 32
 
 
 def evaluate_in_processes(
-    policy: bytes, episodes: int, seed: int, greedy: bool, count: int, progress: Callable[[int], None] | None
-) -> list[list[list[Any]]]:
-    """Scores and lengths from each of `count` processes, of which k plays episodes k, k + count, and so on.
+    policy: bytes,
+    episodes: int,
+    seed: int,
+    greedy: bool,
+    parallel: int,
+    max_steps: int,
+    count: int,
+    progress: Callable[[int], None] | None,
+) -> list[list[Any]]:
+    """What each of `count` processes has played, of which k plays episodes k, k + count, ..., `parallel` at a time.
 
-    `policy`: a policy file's bytes, since the run's own file may change meanwhile.
+    Scores, lengths, and how many episodes were cut. `policy`: a policy file's bytes, since the run's own file may
+    change meanwhile.
     """
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         replace_file(where / "policy", policy)
-        order = json.dumps([folder, episodes, seed, greedy, sys.path])
+        order = json.dumps([folder, episodes, seed, greedy, parallel, max_steps, sys.path])
         try:
             with counting(where / "played", progress):
                 launch([sys.executable, "-m", "surefoot.runs.evaluation_workers", order], count, 1, math.inf)
@@ -122,7 +149,7 @@ def counting(played: Path, progress: Callable[[int], None] | None) -> Iterator[N
         thread.join()
 
 
-def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
+def play(folder: Path, episodes: int, seed: int, greedy: bool, parallel: int, max_steps: int) -> None:
     """What one of the processes does."""
     torch.set_num_threads(1)
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -133,16 +160,17 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool) -> None:
         def progress(_: int) -> None:
             os.write(played, b".")
 
-        part = evaluate(policy, env, range(rank, episodes, count), seed, greedy, progress=progress)
-        here.replace(str(rank), json.dumps([part.scores, part.lengths]).encode())
+        mine = range(rank, episodes, count)
+        part = evaluate(policy, env, mine, seed, greedy, parallel, progress, max_steps=max_steps)
+        here.replace(str(rank), json.dumps([part.scores, part.lengths, part.cut]).encode())
 
 
 if __name__ == "__main__":
     die_with_launcher()
-    where, episodes, seed, greedy, paths = json.loads(sys.argv[1])
+    where, *how, paths = json.loads(sys.argv[1])
     sys.path += [path for path in paths if path not in sys.path]  # this process can import what its launcher can
     try:
-        play(Path(where), episodes, seed, greedy)
+        play(Path(where), *how)
         exit_now(0)
     except UserError as mistake:
         exit_with_error(mistake)

@@ -36,7 +36,7 @@ def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[floa
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
-    facts["returns"] = list(returns)
+    facts |= {"returns": list(returns), "num_envs": cfg.num_envs}
     data = save_tensors({k: v.detach().cpu().clone() for k, v in policy.state_dict().items()})
     header, tensors = split(data)
     header["__metadata__"] = {"surefoot": json.dumps(facts | {"sha256": digest(tensors)})}

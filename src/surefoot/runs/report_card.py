@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.runs.directory import call
+from surefoot.runs.evaluation import not_ended
 from surefoot.runs.files import replace_file
 from surefoot.runs.metrics import Row, read
 from surefoot.runs.policy_file import BEST
@@ -87,6 +88,7 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
             f"{len(result.scores)} full episodes, actions sampled, seeds never trained on{whose} |",
             f"| its interquartile mean | {result.iqm:.2f} (95 % interval {iqm_low:.2f} to {iqm_high:.2f}) |",
         ]
+        lines += [f"| not ended | {not_ended(result)} |"] if result.cut else []
     lines += [
         f"| training score | {score if count else NONE_ENDED} |",
         f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} steps/s) |",

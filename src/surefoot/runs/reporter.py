@@ -140,23 +140,27 @@ class Reporter(Callback):
 
     def evaluate(self, state: State, played: int) -> float:
         """The averaged policy's mean score every `eval_every` steps, else NaN; the best policy is kept in a file."""
-        cfg, heartbeat, show = self.cfg, state.envs.heartbeat, self.progress.show
+        cfg = self.cfg
         if not cfg.eval_every or state.steps // cfg.eval_every == (state.steps - played) // cfg.eval_every:
             return float("nan")
         policy, first = state.ema_policy(), OTHERS + state.iteration * cfg.eval_games
         episodes = range(first, first + cfg.eval_games)
-        found = evaluate_shared(policy, cfg.env, episodes, cfg.seed, self.ranks, heartbeat, show, self.collecting)
-        heartbeat.rest()
-        if found is None:
+        result = evaluate_shared(policy, cfg, episodes, state.envs, self.ranks, self.progress.show, self.collecting)
+        state.envs.heartbeat.rest()
+        if not state.envs.envs:
+            self.on_dropped_rollout(Fault("the environments were closed for an evaluation and cannot be made again"))
             return float("nan")
-        if found.mean >= self.best and self.ranks.rank == 0:
+        state.snapshot_envs()  # those that were closed meanwhile may have begun new episodes
+        if result is None:
+            return float("nan")
+        if result.mean >= self.best and self.ranks.rank == 0:
             try:
                 data = policy_bytes(policy, cfg, state.steps, state.return_moments)
                 replace_file(self.run_dir / BEST, data)
-                self.best = found.mean
+                self.best = result.mean
             except OSError as error:
                 note(f"{unwritable(error, self.run_dir)}; the best policy stays the one before")
-        return found.mean
+        return result.mean
 
     def on_iteration(self, state: State, rollout: Rollout, returns: Tensor, metrics: Tensor, learn_s: float) -> None:
         """Write the iteration's row and show it."""

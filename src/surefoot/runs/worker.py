@@ -237,10 +237,11 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
     from surefoot.runs.video import video
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
+    state.envs.close()  # of some simulators there is one at a time
     if cfg.eval_episodes:
         policy = load_policy(run_dir, cfg.device, cfg.env)[0] if (run_dir / BEST).exists() else state.ema_policy()
         episodes = range(cfg.eval_episodes)
-        result = evaluate_shared(policy, cfg.env, episodes, cfg.seed, ranks, state.envs.heartbeat, progress.show)
+        result = evaluate_shared(policy, cfg, episodes, state.envs, ranks, progress.show)
     if ranks.rank:
         return
     curve(run_dir, run_dir / "curve.png")
@@ -249,7 +250,7 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         progress.show("filming an episode", True)
         try:
             pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
-        except Exception as error:  # a film is not worth a run
+        except (Exception, SystemExit) as error:  # a film is not worth a run
             progress.show(f"no film: {error}", True)
     text = card(run_dir, cfg, state, result, pictures)
     if not progress.quiet:
