@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from surefoot.commands.cli import main
 from surefoot.errors import UserError
 from surefoot.lesson import quiz, source
 from surefoot.lesson.cliff import ascend, average_reward, sample_episodes, step_gradients, true_gradient
+from surefoot.lesson.figures_records import record
 from surefoot.lesson.guard import Guard, bind
 from surefoot.lesson.pages import FIGURES, pages
 from surefoot.lesson.server import lesson_app
@@ -377,6 +381,56 @@ def test_another_game_has_other_answers(client: TestClient) -> None:
     assert 'data-seed="3"' in client.get("/quiz/3").text
     assert len({str(quiz.answers(seed)) for seed in range(1, 9)}) > 4
     assert client.get("/quiz/x").status_code == 400
+
+
+# Exercises, records, the reader's own run
+
+
+def test_a_known_mistake_is_told_by_its_name(client: TestClient) -> None:
+    result = "(new_probs.detach() / old_probs * advantage).mean()"
+    code = f"def surrogate(new_probs, old_probs, advantage):\n    return {result}"
+    verdicts = client.post("/exercise/surrogate", json={"source": code}, headers=OWN).json()
+    assert verdicts[0]["mistake"] == "no gradient through the ratio"
+    assert not verdicts[0]["passed"]
+
+
+def test_an_exercise_needs_our_origin_and_a_known_name(client: TestClient) -> None:
+    assert client.post("/exercise/surrogate", json={"source": ""}).status_code == 403
+    answer = client.post("/exercise/nothing", json={"source": ""}, headers=OWN)
+    assert answer.status_code == 400
+    assert "choose one of future_return" in answer.text
+
+
+def test_pongs_curves_are_those_of_the_records() -> None:
+    root = Path(__file__).parent.parent / "bench" / "records"
+    for runs in record("pong").values():
+        for run in runs:
+            rows = [json.loads(line) for line in (root / run["source"]).read_text().splitlines()]
+            rows = [row for row in rows if row["return_mean"] is not None]
+            assert run["frames"] == [4 * row["step"] for row in rows]
+            assert run["return_mean"] == pytest.approx([row["return_mean"] for row in rows], abs=1e-4)
+    assert values("pong", until=5.2)["pong, last"] == "20.1"
+    assert values("pong", until=0.2)["pong, last"] == "−20.1"
+
+
+def test_a_run_of_the_readers_that_is_empty_then_grows_then_is_deleted(tmp_path) -> None:
+    run = tmp_path / "mine"
+    run.mkdir()
+    client = TestClient(Guard(lesson_app(run), PORT, TOKEN), HOME)
+    assert "has not finished its first iteration yet" in client.get("/pong", params={"token": TOKEN}).text
+    (run / "metrics.jsonl").write_text('{"step": 100, "return_mean": 3.25, "kl": null}\n{"step": 200, "return_me')
+    assert client.get("/figure/own").json()["says"] == "score is 3.25 after 100 steps."
+    assert client.get("/figure/own?what=KL%20divergence").json()["says"] == "The run has no such number yet."
+    shutil.rmtree(run)
+    answer = client.get("/figure/own")
+    assert (answer.status_code, answer.text) == (400, f"there is no run directory &#x27;{run}&#x27; any more")
+    assert client.get("/pong").status_code == 200
+
+
+def test_without_a_run_the_page_says_how_to_name_one(client: TestClient, capsys) -> None:
+    assert "surefoot lesson --run RUN" in client.get("/pong").text
+    assert main(["lesson", "--run", "nowhere"]) == 2
+    assert "there is no run directory 'nowhere'" in capsys.readouterr().err
 
 
 # Many, and the plot's numbers

@@ -100,6 +100,25 @@ def test_a_note_lights_its_line(page: Any) -> None:
     page.wait_for_selector("#line-1.lit")
 
 
+def test_an_exercise_is_written_and_judged(page: Any) -> None:
+    page.goto(f"{page.home}/exercises")
+    form = page.locator("form[data-exercise=normalize]")
+    editor = form.get_by_label("normalize")
+    editor.fill("def normalize(advantage):")
+    editor.press("End")
+    editor.press("Enter")
+    editor.press_sequentially(
+        "return (advantage - advantage.mean(1, True)) / advantage.std(1, keepdim=True, correction=0)"
+    )
+    assert "\n    return" in editor.input_value()
+    form.get_by_role("button", name="check").click()
+    expect(form.locator(".verdicts .wrong").first).to_contain_text("normalising where sigma is 0", timeout=20_000)
+    page.reload()
+    assert editor.input_value().startswith("def normalize")  # kept
+    form.get_by_role("button", name="begin anew").click()
+    assert editor.input_value().startswith("import torch")
+
+
 def test_no_page_is_wider_than_a_small_screen(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{page.home}/reinforce")

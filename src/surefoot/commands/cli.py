@@ -199,11 +199,13 @@ class Lesson:
 
     port: int = 8421
     """port on 127.0.0.1; where it is taken, the next free one"""
+    run: Path | None = None
+    """run directory whose curves are shown on the page about Pong"""
 
     def __call__(self) -> None:
         with needs_extra("lesson"):
             from surefoot.lesson.server import lesson
-        lesson(self.port)
+        lesson(self.port, self.run)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from surefoot.lesson import figures_ratio, figures_returns
+from surefoot.lesson import figures_ratio, figures_records, figures_returns
 from surefoot.lesson.widgets import Figure
 
 HERE = Path(__file__).parent
-FIGURES: dict[str, Figure] = figures_returns.FIGURES | figures_ratio.FIGURES
+FIGURES: dict[str, Figure] = figures_returns.FIGURES | figures_ratio.FIGURES | figures_records.FIGURES
 SLOT = re.compile(r"<p>\[\[([\w-]+)(?: ([\w-]+))?\]\]</p>")
 
 
@@ -45,8 +45,7 @@ def pages() -> dict[str, Page]:
 
 
 def body(page: Page, slots: dict[str, Callable[[str], str]]) -> str:
-    """A page as HTML. A paragraph `[[KIND NAME]]` is filled by `slots[KIND](NAME)`; `figure` is known here."""
+    """A page as HTML, where a paragraph `[[KIND NAME]]` is filled by `slots[KIND](NAME)`."""
     markdown = MarkdownIt("commonmark").enable("table")
     markdown.use(dollarmath_plugin, renderer=formula, allow_digits=False)
-    slots = {"figure": lambda name: FIGURES[name].html(name)} | slots
     return SLOT.sub(lambda match: slots[match[1]](match[2] or ""), markdown.render(page.text))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import torch
+from anyio import CapacityLimiter, to_thread
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,39 +20,81 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from surefoot.errors import UserError
-from surefoot.lesson import quiz, source
+from surefoot.lesson import exercises, quiz, source
+from surefoot.lesson.figures_records import of_run, rows_of
 from surefoot.lesson.guard import serve
 from surefoot.lesson.pages import FIGURES, HERE, body, pages
+from surefoot.lesson.widgets import Figure
 
 TEMPLATES = Environment(loader=FileSystemLoader(HERE / "static"), autoescape=select_autoescape(["html"]))
 MOST_BYTES = 100_000  # of a request
-SLOTS = {"quiz": lambda _: quiz.html(0), "loop": source.html}
+CHECKS = 2  # exercises that are checked at the same time; others wait
 
 
-def show(request: Request) -> Response:
-    """A page of the course."""
-    page = pages().get(request.path_params["name"])
-    if page is None:
-        raise HTTPException(404, "The lesson has no such page.")
-    order = list(pages().values())
-    at = order.index(page)
-    text = TEMPLATES.get_template("page.html").render(
-        page=page,
-        pages=order,
-        number=at + 1,
-        body=body(page, SLOTS),
-        before=order[at - 1] if at else None,
-        after=order[at + 1] if at + 1 < len(order) else None,
+@dataclass
+class Lesson:
+    """What the pages show for one reader."""
+
+    figures: dict[str, Figure]
+    own: bool  # whether the reader has named a run
+
+    def show(self, request: Request) -> Response:
+        """A page of the course."""
+        page = pages().get(request.path_params["name"])
+        if page is None:
+            raise HTTPException(404, "The lesson has no such page.")
+        order = list(pages().values())
+        at = order.index(page)
+        slots = {
+            "figure": lambda name: self.figures[name].html(name),
+            "quiz": lambda _: quiz.html(0),
+            "loop": source.html,
+            "exercise": exercise_html,
+            "own": self.own_html,
+            "film": film_html,
+        }
+        text = TEMPLATES.get_template("page.html").render(
+            page=page,
+            pages=order,
+            number=at + 1,
+            body=body(page, slots),
+            before=order[at - 1] if at else None,
+            after=order[at + 1] if at + 1 < len(order) else None,
+        )
+        return HTMLResponse(text)
+
+    def own_html(self, _: str) -> str:
+        """The reader's own run, or how to name one."""
+        if self.own:
+            try:
+                return self.figures["own"].html("own")
+            except UserError as error:
+                return f'<p class="wrong">{escape(str(error))}</p>'
+        return "<p><code>surefoot lesson --run RUN</code> shows the curves of a run of yours here.</p>"
+
+    def figure(self, request: Request) -> Response:
+        """What a figure shows for the controls in the query."""
+        known = self.figures.get(request.path_params["name"])
+        if known is None:
+            raise HTTPException(404, "The lesson has no such figure.")
+        return JSONResponse(known.compute(request.query_params))
+
+
+def film_html(name: str) -> str:
+    """A film in `static/`, which plays when the reader wants it."""
+    return f'<video controls muted loop preload="metadata" src="/static/{name}.mp4" aria-label="a game"></video>'
+
+
+def exercise_html(name: str) -> str:
+    """An editor for an exercise, with its template, and a button that checks what is in it."""
+    text = exercises.template(name)
+    id, rows = f"exercise-{name}", text.count("\n") + 6
+    return (
+        f'<form class="exercise" data-exercise="{name}"><label for="{id}">{name}: {exercises.EXERCISES[name]}</label>'
+        f'<textarea id="{id}" name="source" rows="{rows}" spellcheck="false" autocapitalize="off" autocomplete="off">'
+        f"{escape(text)}</textarea><p><button>check</button> "
+        '<button type="button" class="reset">begin anew</button></p><ul class="verdicts" role="status"></ul></form>'
     )
-    return HTMLResponse(text)
-
-
-def figure(request: Request) -> Response:
-    """What a figure shows for the controls in the query."""
-    known = FIGURES.get(request.path_params["name"])
-    if known is None:
-        raise HTTPException(404, "The lesson has no such figure.")
-    return JSONResponse(known.compute(request.query_params))
 
 
 async def sent(request: Request) -> dict[str, Any]:
@@ -87,6 +133,13 @@ def show_quiz(request: Request) -> Response:
     return HTMLResponse(quiz.html(quiz_seed(request.path_params["seed"])))
 
 
+async def check_exercise(request: Request, limiter: CapacityLimiter) -> Response:
+    """The verdicts on a reader's function, which runs in a process of its own."""
+    given = await sent(request)
+    check = partial(exercises.check, request.path_params["name"], str(given.get("source", "")))
+    return JSONResponse([asdict(verdict) for verdict in await to_thread.run_sync(check, limiter=limiter)])
+
+
 def failed(_: Request, error: Exception) -> Response:
     """A mistake in a request as a sentence."""
     if isinstance(error, HTTPException):
@@ -94,21 +147,25 @@ def failed(_: Request, error: Exception) -> Response:
     return HTMLResponse(escape(str(error)), 400)
 
 
-def lesson_app() -> Starlette:
-    """The lesson as an ASGI application, still without its Guard."""
+def lesson_app(run: Path | None = None) -> Starlette:
+    """The lesson as an ASGI application, still without its Guard; `run`: a run of the reader's, to be shown."""
     torch.set_num_threads(1)
-    first = next(iter(pages()))
+    first, limiter = next(iter(pages())), CapacityLimiter(CHECKS)
+    found = Lesson(FIGURES | ({"own": of_run(run)} if run else {}), run is not None)
     routes: list[BaseRoute] = [
         Route("/", lambda _: RedirectResponse(f"/{first}")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
-        Route("/figure/{name}", figure),
+        Route("/figure/{name}", found.figure),
         Route("/quiz", check_quiz, methods=["POST"]),
         Route("/quiz/{seed}", show_quiz),
-        Route("/{name}", show),
+        Route("/exercise/{name}", partial(check_exercise, limiter=limiter), methods=["POST"]),
+        Route("/{name}", found.show),
     ]
     return Starlette(routes=routes, exception_handlers={UserError: failed, HTTPException: failed})
 
 
-def lesson(port: int) -> None:
+def lesson(port: int, run: Path | None = None) -> None:
     """Serve the lesson until Ctrl-C."""
-    serve(lesson_app(), port, next(iter(pages())))
+    if run:
+        rows_of(run)
+    serve(lesson_app(run), port, next(iter(pages())))

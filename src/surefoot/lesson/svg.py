@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300, 52, 12, 26, 42
-MARK = {"line": "line", "dots": "dot", "bars": "bar", "rule": "line", "band": "bar"}
+MARK = {"line": "line", "dots": "dot", "bars": "bar", "rule": "line", "band": "bar", "area": "bar"}
 
 
 @dataclass(frozen=True)
 class Mark:
     """Something drawn from points x, y (arrays of equal length)."""
 
-    kind: str  # line, dots, bars, rule (a vertical line at each x), band (between x[0] and x[1])
+    kind: str  # line, dots, bars, rule (a vertical line at each x), band (x[0] to x[1]), area (y[0] to y[1])
     x: Any
     y: Any = None
     color: str = "a"  # a, b, c, d or grey
@@ -38,7 +38,7 @@ class Axis:
         """Round numbers on the axis, at most about `most`."""
         rough = (self.high - self.low) / most
         power = 10.0 ** math.floor(math.log10(rough))
-        step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
         first = math.ceil(self.low / step - 1e-9)
         return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -100,6 +100,13 @@ def _draw(mark: Mark, px: Any, py: Any, x: Axis, y: Axis, h: int) -> str:
         return "".join(f'<line {style} x1="{v:.1f}" x2="{v:.1f}" y1="0" y2="{h}"/>' for v in np.ravel(at))
     if mark.kind == "band":
         return f'<rect class="band {mark.color}" x="{at[0]:.1f}" width="{at[1] - at[0]:.1f}" y="0" height="{h}"/>'
+    if mark.kind == "area":
+        low, high = (py(np.asarray(v, float)) for v in mark.y)
+        there = np.isfinite(low) & np.isfinite(high)
+        there_and_back = zip([*at[there], *at[there][::-1]], [*low[there], *high[there][::-1]], strict=True)
+        return (
+            f'<polygon class="band {mark.color}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in there_and_back)}"/>'
+        )
     up = np.nan_to_num(py(np.clip(np.asarray(mark.y, float), -1e9, 1e9)), nan=np.inf)
     if mark.kind == "dots":
         return "".join(

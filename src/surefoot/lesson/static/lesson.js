@@ -90,3 +90,47 @@ function notes(section) { // a note and its line light up together
 document.querySelectorAll("figure.play").forEach(figure);
 document.querySelectorAll("form.quiz").forEach(quiz);
 document.querySelectorAll("section.source").forEach(notes);
+
+function exercise(form) {
+  const text = form.querySelector("textarea"), verdicts = form.querySelector(".verdicts"), button = form.querySelector("button");
+  const key = `exercise-${form.dataset.exercise}`, template = text.value;
+  text.value = localStorage.getItem(key) ?? template;
+  text.addEventListener("input", () => localStorage.setItem(key, text.value));
+  text.addEventListener("keydown", (event) => { // a new line keeps the indentation; Tab is left to the keyboard's users
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    const line = text.value.slice(0, text.selectionStart).split("\n").pop();
+    const more = line.trimEnd().endsWith(":") ? "    " : "";
+    text.setRangeText(`\n${line.match(/^ */)[0]}${more}`, text.selectionStart, text.selectionEnd, "end");
+    text.dispatchEvent(new Event("input"));
+  });
+  form.querySelector(".reset").addEventListener("click", () => {
+    text.value = template;
+    localStorage.removeItem(key);
+    verdicts.replaceChildren();
+  });
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    button.disabled = true;
+    verdicts.replaceChildren(line("running your function against the laws ..."));
+    try {
+      const body = JSON.stringify({ source: text.value });
+      const answer = await fetch(`/exercise/${form.dataset.exercise}`, { method: "POST", body });
+      verdicts.replaceChildren(...(answer.ok ? (await answer.json()).map(verdict) : [line(await answer.text(), "wrong")]));
+    } catch { verdicts.replaceChildren(line("The server no longer answers: start surefoot lesson again.", "wrong")); }
+    button.disabled = false;
+  });
+}
+
+function line(words, kind = "") {
+  const item = document.createElement("li");
+  item.textContent = words;
+  item.className = kind;
+  return item;
+}
+
+function verdict({ law, passed, message, mistake }) {
+  return line(`${passed ? "✓" : "✗"} ${mistake || law}${message ? `: ${message}` : ""}`, passed ? "right" : "wrong");
+}
+
+document.querySelectorAll("form.exercise").forEach(exercise);

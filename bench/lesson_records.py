@@ -1,0 +1,44 @@
+"""Write what the lesson's pages draw of our records: src/surefoot/lesson/records/*.json.
+
+python bench/lesson_records.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from surefoot.runs.metrics import Row
+
+ROOT = Path(__file__).parent.parent
+RECORDS, OUT = ROOT / "bench" / "records", ROOT / "src" / "surefoot" / "lesson" / "records"
+PONG = {
+    "pong-reinforce": "2026-11-22_lesson/pong-reinforce-s*.jsonl",
+    "pong-lesson": "2026-11-22_lesson/pong-lesson-s*.jsonl",
+    "pong": "2026-11-29_race-512/*.jsonl",
+}
+
+
+def rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def curve(path: Path, names: tuple[str, ...], frames: int = 1) -> dict[str, Any]:
+    """A run's columns, with the emulated frames of its steps, and where it is from."""
+    table = [row for row in rows(path) if row["return_mean"] is not None]
+    columns = {name: [round(row[name], 4) for row in table] for name in names}
+    return {"source": path.relative_to(RECORDS).as_posix(), "frames": [frames * r["step"] for r in table], **columns}
+
+
+def main() -> None:
+    OUT.mkdir(exist_ok=True)
+    found = {
+        name: [curve(path, ("return_mean",), 4) for path in sorted(RECORDS.glob(pattern))]
+        for name, pattern in PONG.items()
+    }
+    (OUT / "pong.json").write_text(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
