@@ -19,6 +19,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from surefoot.commands.complaints import needs_extra, sentence
+from surefoot.commands.lessons import Exercise, Notebook
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
 from surefoot.presets import PRESETS, find
@@ -226,24 +227,9 @@ class Bench:
         print_bench(self.config, self.seconds, self.ranks, self.json)
 
 
-@dataclass(frozen=True)
-class Exercise:
-    """Check a coding exercise of the lesson, or write its template; without NAME: list them."""
-
-    name: tyro.conf.Positional[str] = ""
-    """future_return, normalize, surrogate, clipped_surrogate or gae; or a file ending in .py, to check all in it"""
-    file: tyro.conf.Positional[Path | None] = None
-    """the file with your function; default: NAME.py"""
-
-    def __call__(self) -> None:
-        from surefoot.lesson.exercises import exercise
-
-        print(exercise(self.name, self.file))
-
-
-Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Exercise
+Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Exercise | Notebook
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
-TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": ""}
+TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": "", "notebook": " FILE"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 
 

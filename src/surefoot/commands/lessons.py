@@ -1,0 +1,40 @@
+"""The commands of the lesson, as in `cli`: dataclasses of their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Check a coding exercise of the lesson, or write its template; without NAME: list them."""
+
+    name: tyro.conf.Positional[str] = ""
+    """future_return, normalize, surrogate, clipped_surrogate or gae; or a file ending in .py, to check all in it"""
+    file: tyro.conf.Positional[Path | None] = None
+    """the file with your function; default: NAME.py"""
+
+    def __call__(self) -> None:
+        from surefoot.lesson.exercises import exercise
+
+        print(exercise(self.name, self.file))
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """Execute a notebook of the lesson, old or new, from its first cell to its last."""
+
+    file: tyro.conf.Positional[Path]
+    """the notebook; its `import pong_utils`, `parallelEnv` and `gym` get what surefoot has in their place"""
+    out: Path | None = None
+    """file to write; default: FILE-executed.ipynb"""
+    set: tuple[str, ...] = ()
+    """NAME=VALUE ...: assigned after the cell that is tagged "parameters", such as episodes=20"""
+
+    def __call__(self) -> None:
+        from surefoot.lesson.notebooks import execute
+
+        print(execute(self.file, self.out, self.set))
