@@ -130,7 +130,8 @@ def load_policy(
 ) -> tuple[Policy, EnvSpec, dict[str, Any]]:
     """The policy of a run or policy file, its environment, and the facts in its header.
 
-    `env`, `trust`: as for `evaluate`.
+    `policy.act(obs)` takes one of the environment's own observations and gives its own action. `env`, `trust`: as for
+    `evaluate`.
     """
     from surefoot.runs import policy_file
 

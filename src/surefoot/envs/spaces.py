@@ -109,6 +109,27 @@ def pack(layout: list[Part], obs: Any, out: Array) -> None:
         out[part.start : part.stop] = array.reshape(-1).view(np.uint8)
 
 
+def own_row(space: spaces.Space[Any], obs: Any, mask: Any = None) -> Array:
+    """The row of an environment's own observation; `mask`: its info's action mask, which `space` has beside it.
+
+    Raises UserError where the observation is not in the space.
+    """
+    mask_apart = isinstance(space, spaces.Dict) and space.keys() == {"observation", *MASK}
+    if mask_apart and not (isinstance(obs, dict) and obs.keys() == space.keys()):  # type: ignore[attr-defined]
+        if mask is None:
+            raise UserError("this policy obeys action masks: give it mask=info['action_mask'] as well")
+        obs = {"observation": obs, MASK[0]: mask}
+    layout, row = parts(space), blank(space)
+    try:
+        if layout[0].path:
+            pack(layout, obs, row)
+        else:
+            layout[0].fill(obs, "its observation", row)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"the policy cannot see this: {error or type(error).__name__}; it saw {space}") from error
+    return row
+
+
 def masked(observation: spaces.Space[Any], action: spaces.Space[Any]) -> int:
     """Number of actions in an observation's action mask; 0 without one."""
     last = parts(observation)[-1]

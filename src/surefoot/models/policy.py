@@ -6,9 +6,11 @@ import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from surefoot.envs.spaces import action_converter, own_row
 from surefoot.errors import UserError
 from surefoot.models.distributions import MASKED_LOGIT, Bernoulli, DiagonalGaussian, Distribution, Head
 from surefoot.models.layers import ActorCriticLinear, Residual
@@ -66,6 +68,8 @@ class Policy(nn.Module):
         gaussian = head.distribution is DiagonalGaussian
         self.log_std = nn.Parameter(torch.full((head.outputs,), math.log(std))) if gaussian else None
         """of a DiagonalGaussian, the same for every observation"""
+        self.spaces: tuple[spaces.Space[Any], spaces.Space[Any]] | None = None
+        """the environment's observations and actions, for `act`"""
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""
         self.register_state_dict_post_hook(_to_names_in_files)  # type: ignore[no-untyped-call]
@@ -83,6 +87,25 @@ class Policy(nn.Module):
         actor, critic = features if self.hidden else (features, features)
         value = actor.new_zeros(len(actor)) if self.critic is None else self.critic(critic)[:, 0]
         return self.distribution_of(self.actor(actor), allowed), value
+
+    @torch.no_grad()
+    def act(self, obs: Any, greedy: bool = False, mask: Any = None, rng: np.random.Generator | None = None) -> Any:
+        """The environment's own action for one of its own observations, as `reset` and `step` give them.
+
+        `greedy`: the most probable action; otherwise one is sampled, with `rng` where one is given; `mask`:
+        info["action_mask"], where the environment has one there. Raises UserError where the policy cannot see `obs`.
+        """
+        if self.spaces is None:
+            raise UserError("this policy knows no environment: surefoot.load_policy gives one that does")
+        row = torch.from_numpy(own_row(self.spaces[0], obs, mask)[None]).to(self.actor.weight.device)
+        dist = self.evaluate(self.preprocess(row))[0]
+        if greedy:
+            action = dist.greedy()[0].tolist()
+        else:
+            noise = (rng or np.random.default_rng()).random((1, *self.noise_shape), np.float32)
+            action = dist.sample(torch.from_numpy(noise).to(row.device))[0].tolist()
+        convert = action_converter(self.spaces[1])
+        return action if convert is None else convert(action)
 
     @torch.no_grad()
     def evaluate_all(self, preprocessed: Tensor | DistinctWindows) -> tuple[Tensor, Tensor]:
@@ -143,6 +166,7 @@ def build_policy(cfg: Config, observation: spaces.Space[Any], action: spaces.Spa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
         policy = cfg.network.build(observation, action)
+        policy.spaces = observation, action
     try:
         large = not policy.hidden  # an MLP's layers are too small to gain
         policy.bf16 = cfg.bf16 and large and torch.device(cfg.device).type == "cpu" and bf16_units() != ""

@@ -114,6 +114,7 @@ def load_policy(
         raise UserError(f"'{file}' does not fit its own network, which has more parameters than the file")
     game = make(own)
     policy = cfg.network.build(game.observation_space, game.action_space)
+    policy.spaces = game.observation_space, game.action_space
     game.close()
     try:
         policy.load_state_dict(tensors)
