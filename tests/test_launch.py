@@ -107,6 +107,55 @@ def test_the_watchdog_does_not_count_time_in_which_it_did_not_run(monkeypatch: p
     assert after(0.5) == (1, "environment 3 (episode's seed 0, step 1, last actions 0) has hung for 10 seconds")
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_environments_that_compile_one_after_the_other_in_one_decision_do_not_hang(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight times 40 seconds, where 50 are allowed; a rank that has none waits. The ninth does hang."""
+    now = [0.0]
+    monkeypatch.setattr("surefoot.parallel.heartbeat.time.monotonic", lambda: now[0])
+    heartbeats = [Heartbeat.of(9) for _ in range(ranks)]
+    watchdog, slow = Watchdog(heartbeats, 50.0), heartbeats[-1]
+
+    def after(seconds: int) -> list[tuple[int, str] | None]:
+        verdicts = []
+        for _ in range(seconds):
+            now[0] += 1
+            verdicts.append(watchdog.verdict())
+        return verdicts
+
+    for heartbeat in heartbeats:
+        heartbeat.decide([0] * 9, [0] * 9)
+        heartbeat.rest()
+    for i in range(8):
+        slow.at(i)
+        assert after(40) == [None] * 40
+    slow.at(8)
+    *earlier, last = after(52)
+    assert earlier[:50] == [None] * 50
+    assert last is not None
+    assert last[0] == ranks - 1
+    assert "environment" in last[1]
+
+
+def test_the_first_step_of_a_vectorenv_may_take_as_long_as_those_of_its_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("surefoot.parallel.heartbeat.time.monotonic", lambda: now[0])
+    heartbeat = Heartbeat.of(8)
+    watchdog = Watchdog([heartbeat], 50.0)
+    verdicts = []
+    for _ in range(2):
+        heartbeat.decide([], [0] * 8)
+        heartbeat.at(8)
+        for second in range(400):
+            now[0] += 1
+            verdicts.append((second, watchdog.verdict() is not None))
+    assert [second for second, hung in verdicts[:400] if hung] == []
+    assert next(second for second, hung in verdicts[400:] if hung) in (50, 51)
+
+
 @pytest.mark.parametrize(
     ("program", "kind", "says"),
     [

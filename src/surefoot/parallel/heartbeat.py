@@ -126,21 +126,33 @@ class WaitingClock:
 class Watchdog:
     """Finds the rank that has given no sign of life for `timeout` seconds; `first`: the first heartbeat's rank.
 
+    That a rank comes from one environment to the next is a sign: eight of them that compile for 40 seconds each in one
+    decision are no hang. Ranks outside of environments wait for those in one; while these get on, so do they.
     `verdict` is to be called at least every second and every quarter of `timeout`: no step counts for more.
     """
 
     def __init__(self, heartbeats: list[Heartbeat], timeout: float, first: int = 0) -> None:
         self.heartbeats, self.timeout, self.first = heartbeats, timeout, first
         self.clock = WaitingClock(min(1.0, timeout / 4))
-        self.beats, self.since = [0] * len(heartbeats), [0.0] * len(heartbeats)
+        self.signs, self.since = [(0, OUTSIDE)] * len(heartbeats), [0.0] * len(heartbeats)
+
+    def allowed(self, heartbeat: Heartbeat) -> float:
+        """Seconds without a sign: more at the start; a VectorEnv's first step is one of each environment."""
+        cells, n = heartbeat.cells, heartbeat.num_envs
+        if not cells[DECISIONS]:
+            return self.timeout + START
+        return self.timeout * n if cells[DECISIONS] == 1 and cells[POSITION] == n else self.timeout
 
     def verdict(self) -> tuple[int, str] | None:
         """The rank that all wait for, and a sentence about it; None while all is well."""
         now = self.clock.read()
-        for rank, heartbeat in enumerate(self.heartbeats):
-            if heartbeat.cells[BEATS] != self.beats[rank] or heartbeat.over:
-                self.beats[rank], self.since[rank] = heartbeat.cells[BEATS], now
-        allowed = [self.timeout + (0 if heartbeat.cells[DECISIONS] else START) for heartbeat in self.heartbeats]
+        signs = [(heartbeat.cells[BEATS], heartbeat.cells[POSITION]) for heartbeat in self.heartbeats]
+        moved = [a != b for a, b in zip(signs, self.signs, strict=True)]
+        awaited = any(new and position >= 0 for new, (_, position) in zip(moved, signs, strict=True))
+        for rank, (_, position) in enumerate(signs):
+            if moved[rank] or position == OVER or (awaited and position == OUTSIDE):
+                self.since[rank] = now
+        self.signs, allowed = signs, [self.allowed(heartbeat) for heartbeat in self.heartbeats]
         late = [rank for rank, since in enumerate(self.since) if now - since > allowed[rank]]
         if not late:
             return None

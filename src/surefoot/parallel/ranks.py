@@ -266,14 +266,17 @@ def join(timeout: float = 300.0) -> Ranks:
     """This process among the ranks that `launch` or torchrun started; connects them where there are several.
 
     Those that `launch` started find each other by a file, and gloo listens on the loopback interface alone.
-    `timeout`: seconds after which a watchdog would have found out that one is silent; connections wait for longer.
+    `timeout`: seconds after which a watchdog would have found out that one is silent; torchrun's ranks wait for longer.
     """
     (rank, count), timeout = rank_and_world(), 2 * timeout + 300
     if count <= 1:
         return Alone()
     if not dist.is_initialized():
         if path := store_file():
-            wait = timedelta(days=365)  # the launcher ends ranks that hang, and its clock stands while all are stopped
+            wait, timeout = (
+                timedelta(days=365),
+                math.inf,
+            )  # the launcher ends ranks that hang, and its clock stands while all are stopped
             store = dist.FileStore(path, count)  # type: ignore[attr-defined]
             store.set_timeout(wait)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=wait)
