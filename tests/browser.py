@@ -20,8 +20,9 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is install
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser of playwright's."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=30_000)  # as long as for other waits
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

@@ -210,6 +210,25 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """Show the policy of a run at play in your browser, the newest one while the run trains, with its curves."""
+
+    run: tyro.conf.Positional[Path]
+    """a run directory or policy file"""
+    port: int = 8431
+    """port on 127.0.0.1; where it is taken, the next free one"""
+    task: str | None = None
+    """another task to play, with the same observations and actions; default: the policy's own"""
+    trust: bool = False
+    """run the code that the file names, although it was not written here"""
+
+    def __call__(self) -> None:
+        with needs_extra("lesson"):
+            from surefoot.lesson.watch import watch
+        watch(self.run, self.port, find(self.task).env if self.task else None, self.trust)
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure environment steps per second of TASK on this machine, and those of its environment alone."""
 
@@ -227,7 +246,7 @@ class Bench:
         print_bench(self.config, self.seconds, self.ranks, self.json)
 
 
-Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Exercise | Notebook
+Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Watch | Exercise | Notebook
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
 TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": "", "notebook": " FILE"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}

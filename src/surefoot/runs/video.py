@@ -87,7 +87,7 @@ def play(policy: Policy, game: Environment, film: Any, seed: int, greedy: bool, 
             if step % every == 0:
                 with naming_what_fails("render"):
                     picture = screen.show(game.render())
-                odds, taken = _bars(dist, action)
+                odds, taken = bars(dist, action)
                 film.append_data(_frame(picture, game.action_names, odds, taken, values, score, step))
             with naming_what_fails("step"):
                 reward, terminated, truncated = game.step(action, obs)
@@ -145,7 +145,7 @@ class Gif:
             first.save(self.path, "GIF", save_all=True, append_images=rest, duration=self.duration, loop=0)
 
 
-def _bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
+def bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
     """Every action's probability and the taken ones; for continuous actions their position between the bounds."""
     if isinstance(dist, DiagonalGaussian):
         return [min(1.0, max(0.0, (a + 1) / 2)) for a in action], set()
