@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import gymnasium
 
@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     GivenEnv = EnvSpec | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None
 
 __version__ = "0.1.0"
-__all__ = ["bench", "evaluate", "load_policy", "picture", "resume", "summary", "train", "train_seeds", "video"]
+__all__ = [
+    "bench",
+    "evaluate",
+    "ladder",
+    "load_policy",
+    "picture",
+    "resume",
+    "summary",
+    "train",
+    "train_seeds",
+    "video",
+]
 
 
 def train(
@@ -172,6 +183,23 @@ def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields:
     from surefoot.presets import find
 
     return list(benching.bench(find(task, **fields), seconds, ranks))
+
+
+def ladder(
+    rungs: Sequence[str] = (),
+    *,
+    seeds: int = 3,
+    frames: int = 0,
+    run_dir: Path | str | None = None,
+    quick: bool = False,
+    episodes: int = 20,
+    quiet: bool = False,
+) -> Path:
+    """Train the rungs from REINFORCE to PPO with equal frames and report what each idea bought; as `surefoot ladder`."""
+    from surefoot.lesson import ladder as rungs_measured
+
+    where = Path(run_dir) if run_dir else None
+    return rungs_measured.ladder(rungs, seeds, frames, where, quick, episodes, quiet)
 
 
 def picture(name: str, out: Path | str | None = None) -> Path:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from surefoot.commands.complaints import needs_extra, sentence
-from surefoot.commands.lessons import Exercise, Notebook
+from surefoot.commands.lessons import Exercise, Ladder, Notebook
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
 from surefoot.presets import PRESETS, find
@@ -246,9 +246,9 @@ class Bench:
         print_bench(self.config, self.seconds, self.ranks, self.json)
 
 
-Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Watch | Exercise | Notebook
+Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Watch | Exercise | Notebook | Ladder
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
-TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": "", "notebook": " FILE"}
+TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": "", "notebook": " FILE", "ladder": ""}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 
 

@@ -38,3 +38,28 @@ class Notebook:
         from surefoot.lesson.notebooks import execute
 
         print(execute(self.file, self.out, self.set))
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Train the six rungs from REINFORCE to PPO with equal numbers of frames, and report what each idea bought."""
+
+    quick: bool = False
+    """on a small task of 10x10 pixels instead of Pong: a first picture in about two minutes"""
+    rungs: tuple[str, ...] = ()
+    """some of: reinforce normalized future surrogate clipped ppo; default: all"""
+    seeds: int = 3
+    """number of runs of each rung, with seeds from 1"""
+    frames: int = 0
+    """emulated frames of each run; 0: 10,240,000 of Pong, or 57,600 steps if quick"""
+    run_dir: Path | None = None
+    """directory of the runs and of report.md; what is there continues; default: runs/ladder or runs/ladder-quick"""
+    episodes: int = 20
+    """episodes of each run's closing evaluation"""
+    quiet: bool = False
+    """print only where the report is"""
+
+    def __call__(self) -> None:
+        from surefoot.lesson.ladder import ladder
+
+        print(ladder(self.rungs, self.seeds, self.frames, self.run_dir, self.quick, self.episodes, self.quiet))

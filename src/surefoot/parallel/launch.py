@@ -80,15 +80,20 @@ def store_file() -> str | None:
     return None if shared is None else str(Path(shared).with_name("store"))
 
 
+def die_with_parent() -> None:
+    """On Linux: the kernel ends this process when the thread that has started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def die_with_launcher() -> None:
     """End this rank when its launcher ends, for whatever reason: the pipe that is our standard input closes then.
 
     On Linux the kernel ends it, even where it is stopped or an environment holds Python's global lock.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if select.select([0], [], [], 0)[0]:  # it ended before; getppid does not tell in every container
-            os._exit(1)
+    die_with_parent()
+    if sys.platform == "linux" and select.select([0], [], [], 0)[0]:  # it ended before; getppid may not tell
+        os._exit(1)
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin, whose lock is needed at a regular end
