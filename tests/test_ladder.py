@@ -19,8 +19,8 @@ from processes import gone_within
 from surefoot.commands.cli import main
 from surefoot.envs.atari import Pong
 from surefoot.errors import UserError
-from surefoot.lesson.ladder import frames_per_step, jobs, rungs
 from surefoot.lesson.ladder_report import RungFigures, _first, report, sentence
+from surefoot.lesson.ladder_rungs import frames_per_step, jobs, rungs
 from surefoot.lesson.ladder_worker import gradient_noise, measure, noise_of, train
 from surefoot.lesson.rally import BALLS, HALF, SIZE, Rally
 from surefoot.presets import LADDER

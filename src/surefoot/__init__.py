@@ -195,7 +195,7 @@ def ladder(
     episodes: int = 20,
     quiet: bool = False,
 ) -> Path:
-    """Train the rungs from REINFORCE to PPO with equal frames and report what each idea bought; as `surefoot ladder`."""
+    """Train the rungs from REINFORCE to PPO with equal frames and report what each bought; as `surefoot ladder`."""
     from surefoot.lesson import ladder as rungs_measured
 
     where = Path(run_dir) if run_dir else None

@@ -13,77 +13,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import monotonic
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
-from surefoot.algorithm.schedules import FixedRate
 from surefoot.config import Config
-from surefoot.envs.atari import Pong
-from surefoot.envs.gym import Gymnasium
 from surefoot.errors import Fault, UserError, note
-from surefoot.models.networks import SmallCNN
+from surefoot.lesson.ladder_rungs import PONG_FRAMES, QUICK_FRAMES, jobs
 from surefoot.parallel.launch import usable_cores
-from surefoot.presets import LADDER
 from surefoot.runs.report_card import clock
 
-PONG_FRAMES, QUICK_FRAMES = 10_240_000, 57_600  # the lesson's 500 rollouts; 80 rollouts
 LAST = 60.0  # seconds a run has for its checkpoint after the ladder was stopped
-
-
-@dataclass(frozen=True)
-class Job:
-    """One rung with one seed."""
-
-    rung: str
-    cfg: Config
-    run_dir: Path
-
-
-def frames_per_step(cfg: Config) -> int:
-    """Emulated frames, or steps of another environment, that one step of the policy takes."""
-    if not isinstance(cfg.env, Pong):
-        return 1
-    return round(sum(cfg.env.frame_skip) / len(cfg.env.frame_skip)) * (2 if cfg.env.settle else 1)
-
-
-def rungs(names: Sequence[str] = (), quick: bool = False) -> list[Config]:
-    """The Configs of the rungs with these names, all if there are none, in the ladder's order. Raises UserError.
-
-    `quick`: the same on Rally, with 16 games, a smaller network and a larger learning rate.
-    """
-    known = [cfg.task for cfg in LADDER]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"there is no rung {unknown[0]}: choose from {', '.join(known)}")
-    chosen = [cfg for cfg in LADDER if not names or cfg.task in names]
-    if not quick:
-        return chosen
-    fields: dict[str, Any] = {
-        "env": Gymnasium("surefoot.lesson.rally:Rally"),
-        "network": SmallCNN((8, 16), (4, 2), (2, 2), 64, background=0.0, scale=255.0),
-        "num_envs": 16,
-        "num_steps": (45,),
-        "learning_rate": FixedRate(5e-3),
-    }
-    return [replace(cfg, **fields, task=f"{cfg.task}-quick") for cfg in chosen]
-
-
-def jobs(names: Sequence[str], seeds: int, frames: int, run_dir: Path, quick: bool, episodes: int) -> list[Job]:
-    """All runs, the first seed of every rung first. Raises UserError."""
-    if seeds < 1:
-        raise UserError(f"seeds is {seeds}; allowed is at least 1")
-    found = []
-    for seed in range(1, seeds + 1):
-        for cfg in rungs(names, quick):
-            steps = frames // frames_per_step(cfg)
-            if steps < 1:
-                raise UserError(f"frames is {frames}; allowed is at least {frames_per_step(cfg)}")
-            how: dict[str, Any] = {"total_steps": steps, "total_iterations": 0, "eval_episodes": episodes, "seed": seed}
-            rung = cfg.task.removesuffix("-quick")
-            found.append(Job(rung, replace(cfg, **how), run_dir / rung / f"seed-{seed}"))
-    return found
 
 
 def ladder(

@@ -13,17 +13,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from surefoot.lesson.ladder_rungs import Job, frames_per_step
 from surefoot.lesson.ladder_worker import read_noise
 from surefoot.runs.directory import checkpoints, read_evaluation
 from surefoot.runs.files import replace_file
 from surefoot.runs.metrics import Row, read
-
-if TYPE_CHECKING:
-    from surefoot.lesson.ladder import Job
 
 POINTS = 100  # of a curve
 COLOURS = {
@@ -69,8 +67,6 @@ class RungFigures:
 
 def report(todo: Sequence[Job], run_dir: Path) -> Path:
     """Write report.md, ladder.png and ladder.json of finished runs into `run_dir`; returns report.md's path."""
-    from surefoot.lesson.ladder import frames_per_step
-
     found = {job: _rows(job) for job in todo}
     names = list(dict.fromkeys(job.rung for job in todo))
     per_step = frames_per_step(todo[0].cfg)
