@@ -86,6 +86,7 @@ def test_links_where_a_run_writes_are_replaced_and_not_followed(
 ) -> None:
     where = tmp_path / "new"
     where.mkdir()
+    (where / ".lock").touch()  # as a run that was killed at once leaves it
     for name in WRITTEN:
         for link in (name, f".{name}.writing", f".writing-{name}"):
             (where / link).symlink_to(outside / target)
@@ -104,6 +105,7 @@ def test_links_that_a_run_cannot_replace_end_it_or_are_given_up(
     where.mkdir()
     (where / name).symlink_to(outside / ("victim" if name == ".lock" else "sub"))
     if name == "tb":
+        (where / ".lock").touch()
         surefoot.train(cfg, run_dir=where, ranks=1, quiet=True)
         assert "TensorBoard's files are given up: " in capsys.readouterr().err
     else:

@@ -23,7 +23,15 @@ FLOORS = (
     "top",
 )
 TOP = {"__init__", "__main__"}
-FLOOR_OF = {"errors": "base", "rng": "base", "other_words": "config", "__init__": "top", "__main__": "top"}
+FLOOR_OF = {
+    "errors": "base",
+    "rng": "base",
+    "paths": "base",
+    "versions": "base",
+    "other_words": "config",
+    "__init__": "top",
+    "__main__": "top",
+}
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py")}
 
 

@@ -161,7 +161,11 @@ def test_the_first_step_of_a_vectorenv_may_take_as_long_as_those_of_its_environm
     [
         ("last('two lines\\nof a mistake'); exit_now(2)", UserError, "two lines\nof a mistake"),
         ("last('an environment failed'); exit_now(1)", Fault, "an environment failed"),
-        ("if me == 0: signal.pause()\nos.kill(os.getpid(), signal.SIGKILL)", Fault, "rank 1 was ended by SIGKILL"),
+        (
+            "if me == 0: signal.pause()\nos.kill(os.getpid(), signal.SIGKILL)",
+            Fault,
+            "rank 1 was ended by SIGKILL, perhaps for want of memory",
+        ),
         ("if me == 0: signal.pause()\n1 / 0", Fault, "rank 1 has failed with exit code 1"),
     ],
     ids=["mistake", "fault", "killed", "traceback"],

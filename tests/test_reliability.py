@@ -933,7 +933,7 @@ def test_a_handler_of_ones_own_hears_the_signal_when_all_is_saved(
         (
             {"env": Gymnasium("worlds:Unmakeable-v0")},
             Fault,
-            "the environment .* cannot be made: RuntimeError: no display\nof any kind",
+            "the environment .* cannot be made: RuntimeError: no display of any kind",
         ),
         ({"device": "warp"}, UserError, "device 'warp' cannot be used: .*"),
     ],

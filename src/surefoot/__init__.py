@@ -59,11 +59,12 @@ def train(
     Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
     then do what they always do: KeyboardInterrupt, and the end of the program.
     """
+    from surefoot.paths import absolute
     from surefoot.presets import find
     from surefoot.runs.start import start
 
-    where = Path(run_dir) if run_dir else None
-    return _read(start(find(task, **fields), where, Path(source) if source else None, quiet, ranks)[0])
+    where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
+    return _read(start(find(task, **fields), where, source, quiet, ranks)[0])
 
 
 def train_seeds(
@@ -77,10 +78,11 @@ def train_seeds(
     **fields: Any,
 ) -> list[Run]:
     """Train several runs that differ only in their seed; `seeds.json` has the summary of their scores."""
+    from surefoot.paths import absolute
     from surefoot.presets import find
     from surefoot.runs.start import start_seeds
 
-    where, source = Path(run_dir) if run_dir else None, Path(source) if source else None
+    where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
     folder, _ = start_seeds(seeds, find(task, **fields), where, source, quiet, ranks)
     return [_read(run) for run in sorted(folder.glob("seed-*"), key=lambda run: int(run.name[5:]))]
 
@@ -90,10 +92,12 @@ def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, trust: bool 
 
     `trust`: run the code that its files name, although it was not begun by this user in this directory.
     """
+    from surefoot.paths import absolute
     from surefoot.runs import start as runs
 
-    runs.resume(Path(run), quiet, ranks, trust, **end)
-    return _read(Path(run))
+    where = absolute(run)
+    runs.resume(where, quiet, ranks, trust, **end)
+    return _read(where)
 
 
 def _read(run_dir: Path) -> Run:
@@ -197,8 +201,9 @@ def ladder(
 ) -> Path:
     """Train the rungs from REINFORCE to PPO with equal frames and report what each bought; as `surefoot ladder`."""
     from surefoot.lesson import ladder as rungs_measured
+    from surefoot.paths import absolute
 
-    where = Path(run_dir) if run_dir else None
+    where = absolute(run_dir) if run_dir else None
     return rungs_measured.ladder(rungs, seeds, frames, where, quick, episodes, quiet)
 
 

@@ -16,7 +16,7 @@ from surefoot.algorithm.rewards import RawReward, Reward
 from surefoot.algorithm.schedules import AdaptiveRate, LearningRate
 from surefoot.envs.atari import Pong
 from surefoot.envs.interface import EnvSpec
-from surefoot.errors import UserError, require
+from surefoot.errors import UserError, builtin, require
 from surefoot.models.networks import Network, SmallCNN
 from surefoot.models.optimizers import Adam, Optimizer
 
@@ -101,6 +101,7 @@ class Config:
     """the preset or environment these settings came from"""
 
     def __post_init__(self) -> None:
+        normalize(self)
         for name, kind in _hints(Config).items():
             _build(kind, _plain(getattr(self, name)), name)
         for name in ("num_envs", "num_epochs", "eval_games"):
@@ -140,6 +141,26 @@ class Config:
     def from_json(data: Any) -> Config:
         """The Config that `to_json` wrote; raises UserError for anything else."""
         return typing.cast(Config, _build(Config, data, "config"))
+
+
+def normalize(settings: Any) -> None:
+    """NumPy's numbers become Python's, lists tuples, and 1e6 the whole number that is wanted, in a part's parts too."""
+    own: type = type(settings)
+    for name, kind in _hints(own).items():
+        value = getattr(settings, name)
+        if dataclasses.is_dataclass(value):
+            normalize(value)
+        elif (found := _number(kind, builtin(value))) is not value:
+            object.__setattr__(settings, name, found)  # Configs and their parts are frozen
+
+
+def _number(kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        several = value if isinstance(value, tuple) else (value,)
+        found = tuple(_number(inner, x) for x in several)
+        return value if isinstance(value, str) or found == value else found
+    return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
 
 
 @functools.cache

@@ -15,10 +15,12 @@ from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
 from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong, ids
 from surefoot.envs.gym import Gymnasium, describe, parse_kwargs
-from surefoot.errors import UserError
+from surefoot.errors import UserError, builtin
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
 from surefoot.other_words import OPTIONS, in_python
+from surefoot.paths import same_directory
+from surefoot.versions import require_versions
 
 LESSON_GAME = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), noop_max=0, opening=5, settle=True, palette=True)
 
@@ -202,12 +204,14 @@ PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CA
 
 def by_spaces(env: Gymnasium) -> Config:
     """The Config of an environment without a preset: a CNN for images, otherwise an MLP."""
+    require_versions()
     import gymnasium
 
     from surefoot.envs.interface import make
     from surefoot.envs.spaces import parts
 
-    made = make(env)
+    with same_directory():
+        made = make(env)
     if "ale_py" in str(getattr(gymnasium.registry.get(env.id), "entry_point", "")):
         name = re.sub(r"(NoFrameskip)?-v\d+$", "", env.id)
         raise UserError(f"'{env.id}' shows raw screens: choose ALE/{name}-v5 (sticky actions) or {name}NoFrameskip-v4")
@@ -223,7 +227,8 @@ def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: An
     with the nearest names for an unknown task.
     """
     if isinstance(kwargs, Mapping):
-        given, kwargs = dict(kwargs), [f"{name}={value!r}" for name, value in kwargs.items()]
+        given = {name: value if isinstance(value, list) else builtin(value) for name, value in kwargs.items()}
+        kwargs = [f"{name}={value!r}" for name, value in given.items()]
         if repr(parse_kwargs(kwargs)) != repr(given):
             raise UserError(f"kwargs hold more than numbers and strings ({given}): give a function without arguments")
     kwargs = tuple(kwargs)

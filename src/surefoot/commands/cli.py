@@ -19,9 +19,12 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from surefoot.commands.complaints import needs_extra, sentence
+from surefoot.commands.exits import exit_code
 from surefoot.commands.lessons import Exercise, Ladder, Notebook
+from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
-from surefoot.errors import Fault, UserError, note
+from surefoot.errors import UserError
+from surefoot.parallel.guard import end_without, guarded, standard_streams
 from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the start of the process, for the time to a score
@@ -85,6 +88,8 @@ class Resume:
     """environments that an evaluation plays at a time; 0: as many as training has"""
     eval_max_steps: int | None = None
     """evaluations cut an episode that has not ended after this many steps; 0: never"""
+    device: str | None = None
+    """device of the network; where the run's own is not here: cpu"""
     ranks: int = 0
     """processes that share the environments; 0: as many as the run had"""
     trust: bool = False
@@ -289,7 +294,8 @@ def parse(args: Sequence[str]) -> Command:
                 COMMANDS[name],
                 prog=f"surefoot {name}" + (" TASK" if name in TAKES_TASK else ""),
                 args=rest,
-                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
+                config=(tyro.conf.CascadeSubcommandArgs,),
+                registry=numbers,
                 **default,
             )
             return command
@@ -300,29 +306,35 @@ def parse(args: Sequence[str]) -> Command:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for a user's mistake, 1 for a Fault, 130 after a signal."""
-    args = sys.argv[1:] if args is None else args
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for a user's module, as with `python -m surefoot`
+    """Run one command; returns the exit code: 0, 2 for a user's mistake, 1 for a Fault, 130 after a signal.
+
+    `args`: None for those of the program, which then is over: no thread of an environment keeps it.
+    """
+    threads, whole = threading.enumerate(), args is None
+    code = run_command(sys.argv[1:] if args is None else args)
+    if whole:
+        end_without(threads, code)
+    return code
+
+
+@guarded()
+def run_command(args: Sequence[str]) -> int:
+    """`main`, but for the program's end."""
+    standard_streams()
+    with contextlib.suppress(OSError):  # where the present directory is gone
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # for a user's module, as with `python -m surefoot`
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the process as Ctrl-C does
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training run to save; ignored until there is one
-    if not args or args[0] in ("-h", "--help"):
-        print(usage())
-        return 0
     try:
-        parse(args)()
-    except UserError as error:
-        note(str(error))
-        return 1 if isinstance(error, Fault) else 2
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as end:  # --help
-        return int(end.code or 0)
-    except BrokenPipeError:  # the reader of our output has closed it
-        from surefoot.runs.files import silence
-
-        silence(sys.stdout)
-        return 0
+        if not args or args[0] in ("-h", "--help"):
+            print(usage())
+        else:
+            parse(args)()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BaseException as error:
+        return exit_code(error, args)
     return 0

@@ -55,4 +55,6 @@ def options(value: Any, prefix: str = "") -> list[str]:
             names += options(part, f"{name}.")
         else:
             names.append(f"--{prefix}{name}")
+            if isinstance(part, bool):
+                names.append(f"--{prefix}no-{name}")
     return names

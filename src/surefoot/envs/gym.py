@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None, "null": None}
+"""what these words stand for in kwargs, in letters of any size, as in JSON and YAML; in quotes they are words"""
 MAX_REPLAY = 100_000  # steps: a longer episode is not restored, a new one begins
 EXTRAS = ("mujoco", "box2d", "classic-control")
 LOCAL_MAKERS: dict[str, Callable[..., Any]] = {}  # functions that only this process has, by their Gymnasium.id
@@ -171,8 +173,8 @@ def parse_kwargs(kwargs: Iterable[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UserError(f"env.kwargs holds {text!r}; allowed is NAME=VALUE, as in is_slippery=False")
         try:
-            parsed[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # a plain word
+            parsed[name] = WORDS[value.lower()] if value.lower() in WORDS else ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a plain word
             parsed[name] = value
     return parsed
 

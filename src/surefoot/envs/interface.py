@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium
-from surefoot.errors import Fault, UserError
+from surefoot.errors import OURS, Fault, UserError, said
+from surefoot.parallel.guard import guarded
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -96,8 +97,9 @@ def make(spec: EnvSpec, render: bool = False) -> Environment:
 def making(spec: EnvSpec) -> Iterator[None]:
     """Turn what an environment's constructor raises into a Fault."""
     try:
-        yield
-    except UserError:
+        with guarded():
+            yield
+    except (UserError, *OURS):
         raise
-    except (Exception, SystemExit) as error:
-        raise Fault(f"the environment {spec} cannot be made: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise Fault(f"the environment {spec} cannot be made: {said(error)}") from error

@@ -12,7 +12,7 @@ from surefoot.envs.closing import close_env
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import Environment, EnvSpec, Episode, StepResult, make, making
 from surefoot.envs.spaces import blank
-from surefoot.errors import Fault, UserError, note, require
+from surefoot.errors import OURS, Fault, UserError, note, require, said
 from surefoot.parallel.heartbeat import Heartbeat
 from surefoot.rng import Purpose, integer
 
@@ -81,7 +81,9 @@ class EnvVector:
         self.score[i], self.length[i] = 0.0, 0
         try:
             self.envs[i].reset(seed, out)
-        except (Exception, SystemExit) as error:
+        except OURS:
+            raise
+        except BaseException as error:
             self.restart(i, out, error)
 
     def reset_all(self, episode: int = 0) -> None:
@@ -106,14 +108,18 @@ class EnvVector:
             self.heartbeat.at(n)
             try:
                 self.vector.step(actions)
-            except (Exception, SystemExit) as error:
+            except OURS:
+                raise
+            except BaseException as error:
                 raise self.fault(n, error) from error
         envs, at = self.envs, self.heartbeat.at
         for i in range(n) if only is None else only:
             at(i)
             try:
                 reward, terminated, truncated = envs[i].step(actions[i], out[i])
-            except (Exception, SystemExit) as error:
+            except OURS:
+                raise
+            except BaseException as error:
                 self.restart(i, out[i], error)
                 result.restarted.append(i)
                 continue
@@ -141,7 +147,7 @@ class EnvVector:
 
     def fault(self, i: int, error: BaseException) -> Fault:
         """The Fault of environment i, which failed: where in the run, and with which error."""
-        return Fault(f"{self.heartbeat.where(i, self.indices.start + i)} failed: {type(error).__name__}: {error}")
+        return Fault(f"{self.heartbeat.where(i, self.indices.start + i)} failed: {said(error)}")
 
     def restart(self, i: int, out: Array, error: BaseException) -> None:
         """Recreate environment i after an error and begin a new episode; raises Fault where no restart is left."""

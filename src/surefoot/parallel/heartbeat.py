@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
+from surefoot.parallel.guard import leave_if_copy
+
 VARIABLE = "SUREFOOT_HEARTBEAT"  # names the file that a rank and its launcher share
 START = 60.0  # seconds more that a rank has before its first decision
 RING = 8  # actions kept of each environment
@@ -79,6 +81,7 @@ class Heartbeat:
 
     def rest(self) -> None:
         """No environment is being stepped."""
+        leave_if_copy()
         self.cells[POSITION] = OUTSIDE
         self.cells[BEATS] += 1
 

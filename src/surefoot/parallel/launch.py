@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +13,21 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from surefoot.errors import Fault, UserError, note
+from surefoot.errors import Fault, UserError, note, put
+from surefoot.parallel import guard
 from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX = "surefoot-"  # of temporary folders
 EXIT_STOPPED = 130  # the exit code of a rank that has saved and stopped because of a signal
 GRACE = 3.0  # seconds a rank has to end after SIGTERM once another has failed
 HUNG_GRACE = 5.0  # the same where another hangs: the rest save meanwhile
@@ -93,33 +102,39 @@ def die_with_launcher() -> None:
     """
     die_with_parent()
     if sys.platform == "linux" and select.select([0], [], [], 0)[0]:  # it ended before; getppid may not tell
-        os._exit(1)
+        exit_now(1)
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin, whose lock is needed at a regular end
             pass
-        os._exit(1)
+        exit_now(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def exit_now(code: int) -> NoReturn:
-    """End this process at once, its output flushed: gloo's threads now and then abort Python's regular shutdown."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    """End this rank at once, with the mark that it has ended by itself and not an environment has ended it."""
+    if path := os.environ.get(VARIABLE):
+        with suppress(OSError):
+            done_file(path).touch()
+    guard.exit_now(code)
 
 
 def exit_with_error(error: UserError) -> NoReturn:
     """End this rank; its launcher raises the error."""
     with suppress(OSError):
-        error_file(os.environ[VARIABLE]).write_text(str(error))
+        error_file(os.environ[VARIABLE]).write_bytes(str(error).encode(errors="surrogatepass"))
     exit_now(1 if isinstance(error, Fault) else 2)
 
 
 def error_file(heartbeat: str | Path) -> Path:
     """The file, beside a rank's heartbeat, with the error that has ended the rank."""
     return Path(heartbeat).with_suffix(".error")
+
+
+def done_file(heartbeat: str | Path) -> Path:
+    """The file, beside a rank's heartbeat, that a rank makes which ends by itself."""
+    return Path(heartbeat).with_suffix(".done")
 
 
 def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int:
@@ -134,8 +149,8 @@ def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int
     shared = os.environ | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": loopback}
     shared |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     ranks: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory() as folder:  # nobody else may enter it (mode 0700)
-        heartbeats = [Path(folder, str(rank)) for rank in range(count)]
+    with workspace() as folder:
+        heartbeats = [folder / str(rank) for rank in range(count)]
         watchdog = Watchdog([Heartbeat.create(path, num_envs) for path in heartbeats], timeout)
         stderr_files = [path.with_suffix(".stderr") for path in heartbeats]
         forwarder = StderrForwarder(stderr_files)
@@ -165,20 +180,47 @@ def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int
             end_all(ranks, HUNG_GRACE if isinstance(failed, str) else GRACE)
             forwarder.forward()
         if failed is None:
-            with suppress(OSError):
-                print(forwarder.remaining(0), end="", file=sys.stderr, flush=True)  # warnings, if any
+            put(forwarder.remaining(0), sys.stderr, "")  # warnings, if any
             return (signals.seen or signal.SIGTERM) if any(p.returncode for p in ranks) else 0
         if signals.seen:  # when no rank could save: at the start, or after training
             raise KeyboardInterrupt
         if isinstance(failed, str):
             raise Fault(failed)
         code, error = ranks[failed].returncode, error_file(heartbeats[failed])
-        with suppress(OSError):
-            print(forwarder.remaining(failed), end="", file=sys.stderr, flush=True)
+        put(forwarder.remaining(failed), sys.stderr, "")
         if error.exists():
-            raise (UserError if code == 2 else Fault)(error.read_text())
-        cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has failed with exit code {code}"
-        raise Fault(f"rank {failed} {cause}")
+            raise (UserError if code == 2 else Fault)(error.read_bytes().decode(errors="surrogatepass"))
+        raise Fault(f"rank {failed} {cause_of(code)}")
+
+
+def cause_of(code: int) -> str:
+    """How a process has ended that has not said why."""
+    if code < 0:
+        killed = ", perhaps for want of memory" if code == -9 else ""
+        return f"was ended by {signal.Signals(-code).name}{killed}"
+    if code in (0, EXIT_STOPPED):
+        return f"has ended with exit code {code} before its work was done: its environment, or a library, has ended it"
+    return f"has failed with exit code {code}"
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    """A temporary folder that nobody else may enter (mode 0700); what killed programs have left of theirs is removed.
+
+    Its file `held` is locked as long as this process lives (not on Windows, where nothing is removed).
+    """
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name, ExitStack() as stack:
+        folder = Path(name)
+        if fcntl is not None:
+            for other in folder.parent.glob(f"{PREFIX}*/held"):
+                with suppress(OSError), open(other, "r+b") as left:
+                    if os.fstat(left.fileno()).st_uid == os.getuid() and not other.parent.is_symlink():
+                        fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        shutil.rmtree(other.parent, ignore_errors=True)
+            held = stack.enter_context(open(folder / "new", "wb"))
+            fcntl.flock(held, fcntl.LOCK_EX)
+            os.rename(folder / "new", folder / "held")
+        yield folder
 
 
 class StderrForwarder:
@@ -214,7 +256,8 @@ def watch(ranks: list[subprocess.Popen[bytes]], watchdog: Watchdog, forwarder: S
     while True:
         codes = [p.poll() for p in ranks]
         forwarder.forward()
-        failed = [i for i, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
+        well = [code in (0, EXIT_STOPPED) and done_file(forwarder.files[i]).exists() for i, code in enumerate(codes)]
+        failed = [i for i, code in enumerate(codes) if code is not None and not well[i]]
         if failed:  # the cause is one ended by a signal, or one that left an error; not one that lost its connection
             return min(failed, key=lambda i: min(codes[i] or 0, 0) or not error_file(forwarder.files[i]).exists())
         if None not in codes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from surefoot.algorithm.schedules import AdaptiveRate, LinearRate, annealed
 from surefoot.algorithm.state import State
 from surefoot.config import Config
 from surefoot.envs.interface import Episode
-from surefoot.errors import UserError, note
+from surefoot.errors import DAMAGE, UserError, note, one_line
 from surefoot.parallel.ranks import Ranks
 from surefoot.runs.directory import FORMAT, checkpoints, read_state, require_format
 from surefoot.runs.files import Folder, below, digest, seal, unseal, write_folder
@@ -74,7 +76,7 @@ def _score(checkpoint: Path) -> float:
     try:
         facts = read_state(checkpoint)
         return -math.inf if facts["score"] is None else float(facts["score"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except DAMAGE:
         return -math.inf
 
 
@@ -91,9 +93,37 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, bytes]]
                 files[name] = folder.read(name, size)
                 if digest(files[name]) != expected:
                     raise ValueError("its SHA-256 is not the one in state.json")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"'{checkpoint / name}' is damaged: {error}") from error
+    except DAMAGE as error:
+        raise ValueError(f"'{checkpoint / name}' is damaged: {one_line(str(error))}") from error
     return facts, files
+
+
+def natural(value: Any) -> int:
+    """A whole number from 0; raises ValueError."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{str(value)[:40]!r} is no whole number from 0")
+    return value
+
+
+def finite(value: Any) -> float:
+    """A finite number; raises ValueError."""
+    if type(value) not in (int, float) or not -math.inf < value < math.inf:
+        raise ValueError(f"{str(value)[:40]!r} is no finite number")
+    return float(value)
+
+
+def read_counters(facts: dict[str, Any]) -> dict[str, Any]:
+    """The COUNTERS of a state.json; raises KeyError or ValueError."""
+    found: dict[str, Any] = {name: natural(facts[name]) for name in ("steps", "iteration", "episodes", "skipped")}
+    found |= {name: finite(facts[name]) for name in ("learning_rate", "seconds", "advantage_std")}
+    count, mean, square = facts["return_moments"]
+    return found | {"return_moments": (finite(count), finite(mean), finite(square))}
+
+
+def read_episode(entry: Any) -> Episode:
+    """An episode of a state.json; raises TypeError or ValueError."""
+    env, score, length, at = entry
+    return Episode(natural(env), finite(score), natural(length), natural(at))
 
 
 def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
@@ -132,11 +162,37 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
         lost = state.envs.restore(saved)
         kept = [0.0 if n in lost else c for n, c in zip(state.envs.indices, carry, strict=True)]
         state.running_return = torch.tensor(kept, dtype=torch.float64)
-        for name in COUNTERS:
-            setattr(state, name, facts[name])
-        state.ranks = facts["ranks"]
-        state.recent_episodes.extend(Episode(*e) for e in facts["window"])
-    except (ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        counters, state.ranks = read_counters(facts), natural(facts["ranks"])
+        vars(state).update(counters)
+        state.recent_episodes.extend(read_episode(entry) for entry in facts["window"])
+    except (*DAMAGE, SafetensorError, RuntimeError) as error:
         raise UserError(f"'{checkpoint}' is of another program or environment: {error}") from error
     state.snapshot_envs()
     return [n for part in ranks.all_gather_bytes(json.dumps(lost).encode()) for n in json.loads(part)]
+
+
+def before_it_was_stopped(run_dir: Path, state: State, cfg: Config) -> Config:
+    """The Config with which the run came to this checkpoint."""
+    with suppress(*DAMAGE, UserError):
+        return Config.from_json(read_state(run_dir / "checkpoints" / f"{state.steps:09d}")["config"])
+    return cfg
+
+
+def moved(before: Config, cfg: Config, state: State) -> str:
+    """What jumps where a run goes on towards another end than `before`, as a sentence; empty where nothing does."""
+    old, new = state.progress(before), state.progress(cfg)
+    parts = [(annealed(c, state.iteration, x), c.learning_rate, x) for c, x in ((before, old), (cfg, new))]
+    values = []
+    for now, rate, progress in parts:
+        found = {f"{name}.{k}": v for name in ("objective", "entropy") for k, v in vars(getattr(now, name)).items()}
+        if isinstance(rate, LinearRate):
+            found["the learning rate"] = rate(0.0, 0.0, progress)
+        elif isinstance(rate, AdaptiveRate):
+            found["learning_rate.desired_kl"] = rate.desired_kl * rate.end_factor ** min(1.0, progress)
+        values.append(found)
+    jumps = [
+        f"{name} {x:.3g} instead of {values[0][name]:.3g}" for name, x in values[1].items() if x != values[0][name]
+    ]
+    if not jumps:
+        return ""
+    return f"the run's end has moved, so {new:.0%} of it are done instead of {old:.0%}: from here {', '.join(jumps)}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -16,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.config import Config
-from surefoot.errors import Fault, UserError, note
+from surefoot.errors import DAMAGE, Fault, UserError, note, one_line
 from surefoot.parallel.launch import world
+from surefoot.paths import absolute, file_name, shown
 from surefoot.runs.files import Folder, below, unseal
 from surefoot.runs.metrics import read
 
@@ -40,16 +43,16 @@ def new_dir(task: str) -> Path:
     """A new directory runs/TASK-DATE-TIME, with a number appended if another run has begun in the same second."""
     if world() > 1:
         raise UserError("name a --run-dir: ranks started by torchrun must agree on it")
-    name = f"{task.replace('/', '-').replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    name, above = f"{file_name(task)}-{datetime.now():%Y%m%d-%H%M%S}", absolute("runs")
     for number in itertools.count(1):
-        where = Path("runs", name if number == 1 else f"{name}-{number}")
+        where = above / (name if number == 1 else f"{name}-{number}")
         try:
             where.mkdir(parents=True)
             break
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"'{where}' cannot be made ({error.strerror}): name a --run-dir") from error
+            raise UserError(f"'{shown(where)}' cannot be made ({error.strerror}): name a --run-dir") from error
     return where
 
 
@@ -73,7 +76,7 @@ RUNTIME_FIELDS = (
     "eval_max_steps",
 )
 """what does not change the result of a run"""
-MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", *RUNTIME_FIELDS)
+MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", "device", *RUNTIME_FIELDS)
 
 
 def described(run_dir: Path) -> tuple[Config, Path, object]:
@@ -89,9 +92,9 @@ def described(run_dir: Path) -> tuple[Config, Path, object]:
             facts = read_state(folder) if folder != run_dir else read_facts(run_dir)
             require_format(facts, source)
             return Config.from_json(facts["config"]), source, facts.get("begun")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except DAMAGE as error:
             wrong = wrong or f"its {source.name} cannot be used ({error})"
-    raise UserError(f"'{run_dir}' is not a run directory: {wrong}")
+    raise UserError(f"'{shown(run_dir)}' is not a run directory: {wrong}")
 
 
 def read_config(run_dir: Path) -> Config:
@@ -120,7 +123,7 @@ def seals(folder: Path) -> list[tuple[Path, object]]:
         (folder.parent.parent, folder, "state.json"),
         *newest,
     ):
-        with suppress(OSError, ValueError, RecursionError), Folder(place) as opened:
+        with suppress(*DAMAGE), Folder(place) as opened:
             found.append((run_dir, unseal(opened.read(name)).get("begun")))
     return found
 
@@ -133,15 +136,15 @@ def require_same_config(cfg: Config, run_dir: Path) -> None:
     if differing:
         what = ", ".join(differing)
         raise UserError(
-            f"'{run_dir}' holds a run with another Config ({what}): choose another --run-dir, or resume that one"
+            f"'{shown(run_dir)}' holds a run with another Config ({what}): choose another --run-dir, or resume that one"
         )
 
 
 def call(command: str, run_dir: Path) -> str:
     """`surefoot COMMAND RUN` as it can be typed here, with the program's path if it is not on PATH."""
-    beside = Path(sys.executable).with_name("surefoot")
-    program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(os.path.relpath(beside))
-    return f"{program} {command} {shlex.quote(str(run_dir))}"
+    beside = Path(sys.executable).with_name("surefoot").absolute()
+    program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(shown(beside))
+    return f"{program} {command} {shlex.quote(shown(run_dir))}"
 
 
 def require_format(facts: dict[str, Any], where: Path) -> None:
@@ -166,11 +169,39 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return [run_dir / "checkpoints" / name for name in sorted(names, key=int)]
 
 
+WRITTEN = (
+    "config.json",
+    "metrics.jsonl",
+    "tb",
+    "policy.safetensors",
+    "best.safetensors",
+    "evaluation.json",
+    "report.md",
+    "curve.png",
+    "game.gif",
+    "checkpoints",
+)
+
+
+def require_ours(run_dir: Path, names: Sequence[str] = WRITTEN) -> None:
+    """Raise UserError where a run would write over what no run has left in this directory.
+
+    A run leaves `.lock` there before anything else; where that was lost, a config.json or checkpoint says so.
+    """
+    theirs = [name for name in names if os.path.lexists(run_dir / name)]
+    if not theirs or os.path.lexists(run_dir / ".lock") or checkpoints(run_dir):
+        return
+    with suppress(*DAMAGE):
+        if read_facts(run_dir):
+            return
+    raise UserError(f"'{shown(run_dir)}' holds {theirs[0]}, which no run of surefoot wrote: choose another --run-dir")
+
+
 def require_no_link(run_dir: Path) -> None:
     """Raise UserError where the checkpoints lie elsewhere."""
     if (run_dir / "checkpoints").is_symlink():
         raise UserError(
-            f"'{run_dir}/checkpoints' lies behind a link, which is not followed: move the whole run instead"
+            f"'{shown(run_dir)}/checkpoints' lies behind a link, which is not followed: move the whole run instead"
         )
 
 
@@ -178,7 +209,7 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
     """Commands, versions and machines of a run so far; empty if config.json cannot be read."""
     try:
         return [dict(entry) for entry in read_facts(run_dir)["history"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except DAMAGE:
         return []
 
 
@@ -191,18 +222,29 @@ def read_run(run_dir: Path) -> Run:
 
 def read_evaluation(run_dir: Path) -> Evaluation | None:
     """The closing evaluation of a run; None if there is none, or, with a note, if it is damaged."""
-    from surefoot.runs.evaluation import Evaluation
-
     with Folder(run_dir) as folder:
         if "evaluation.json" not in folder.names():
             return None
         try:
-            facts = json.loads(folder.read("evaluation.json"))
-            facts = {"cut": 0} | facts  # earlier versions cut none
-            return Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation)})
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            note(f"'{run_dir / 'evaluation.json'}' is damaged and left out: {error}")
+            return evaluation_from(json.loads(folder.read("evaluation.json")))
+        except DAMAGE as error:
+            note(f"'{shown(run_dir / 'evaluation.json')}' is damaged and left out: {one_line(str(error))}")
             return None
+
+
+def evaluation_from(facts: Any) -> Evaluation:
+    """The Evaluation whose `to_json` this is; raises KeyError, TypeError or ValueError where it is damaged."""
+    from surefoot.runs.evaluation import Evaluation
+
+    found = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation) if f.name in facts or f.name != "cut"})
+    numbers, counts = [found.seconds, *found.scores], [found.seed, found.cut, *found.lengths]
+    if {type(x) for x in numbers} - {int, float} or {type(x) for x in counts} - {int} or type(found.greedy) is not bool:
+        raise TypeError("its fields are of other kinds")
+    if not found.scores or len(found.scores) != len(found.lengths) or min(counts) < 0:
+        raise ValueError("its episodes do not fit together")
+    if not all(abs(x) < math.inf for x in numbers):
+        raise ValueError("its numbers are not finite")
+    return found
 
 
 def resume_hint(run_dir: Path) -> str:

@@ -19,8 +19,9 @@ from surefoot.algorithm.fast_paths import inference_policy
 from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.interface import Environment, EnvSpec, Episode, make
 from surefoot.envs.spaces import blank
-from surefoot.errors import Fault, Interrupted, note
+from surefoot.errors import OURS, Fault, Interrupted, note, said
 from surefoot.models.policy import Policy
+from surefoot.parallel.guard import leave_if_copy
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer, stream
 
@@ -120,7 +121,7 @@ def evaluate(
     greedy: bool = False,
     parallel: int = 32,
     progress: Callable[[int], None] | None = None,
-    alive: Callable[[], None] = lambda: None,
+    alive: Callable[[], None] = leave_if_copy,
     max_steps: int = 0,
 ) -> Evaluation:
     """Play the episodes with the given numbers, `parallel` at a time; `alive` is called before every step.
@@ -269,12 +270,14 @@ class _Slot:
         self.alive()
         try:
             self.game.reset(self.begun, self.obs)
-        except (Exception, SystemExit) as error:
+        except OURS:
+            raise
+        except BaseException as error:
             raise self.fault(error) from error
 
     def fault(self, error: BaseException) -> Fault:
         where = f"evaluation episode {self.episode} (its seed {self.begun}), step {self.length + 1}"
-        return Fault(f"the environment failed in {where}: {type(error).__name__}: {error}")
+        return Fault(f"the environment failed in {where}: {said(error)}")
 
     def seen(self) -> Any:
         """The present observation; raises Fault where it is not finite."""
@@ -286,7 +289,9 @@ class _Slot:
         self.alive()
         try:
             reward, terminated, truncated = self.game.step(action, self.obs)
-        except (Exception, SystemExit) as error:
+        except OURS:
+            raise
+        except BaseException as error:
             raise self.fault(error) from error
         if not isfinite(reward):
             raise self.fault(ValueError(f"its reward is {reward}"))

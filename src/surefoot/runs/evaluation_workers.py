@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +22,15 @@ from surefoot.envs.gym import is_local
 from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
-from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch, usable_cores
+from surefoot.parallel.guard import guarded
+from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch, usable_cores, workspace
+from surefoot.paths import absolute, shown
 from surefoot.runs.evaluation import Evaluation, evaluate, in_order, longest, with_stickiness
 from surefoot.runs.files import Folder, read_named, replace_file
 from surefoot.runs.policy_file import load_policy, policy_bytes
 
 
+@guarded()
 def evaluate_run(
     source: Path,
     episodes: int = 100,
@@ -55,15 +57,15 @@ def evaluate_run(
         raise UserError(f"eval_envs {eval_envs}, eval_max_steps {eval_max_steps}: allowed are numbers from 0")
     if sticky is not None and not 0 <= sticky < 1:
         raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
+    source = absolute(source)
     torch.set_num_threads(1)
     policy, own, facts = load_policy(source, env=env, trust=trust)
     if env is not None and type(env) is type(own):
         if env != own and spaces_of(own) != spaces_of(env):
-            raise UserError(
-                f"the policy in '{source}' is for the task '{facts['task']}': its observations or actions differ here"
-            )
+            theirs = f"the policy in '{shown(source)}' is for the task '{facts['task']}'"
+            raise UserError(f"{theirs}: its observations or actions differ here")
     elif env is not None:
-        raise UserError(f"the policy in '{source}' is for the task '{facts['task']}', not for {env}")
+        raise UserError(f"the policy in '{shown(source)}' is for the task '{facts['task']}', not for {env}")
     env = env or own
     if isinstance(env, Pong | Atari):
         env = env if sticky is None else replace(env, sticky=sticky)
@@ -114,10 +116,9 @@ def evaluate_in_processes(
     Scores, lengths, and how many episodes were cut. `policy`: a policy file's bytes, since the run's own file may
     change meanwhile.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder)
+    with workspace() as where:
         replace_file(where / "policy", policy)
-        order = json.dumps([folder, episodes, seed, greedy, parallel, max_steps, sys.path])
+        order = json.dumps([str(where), episodes, seed, greedy, parallel, max_steps, sys.path])
         try:
             with counting(where / "played", progress):
                 launch([sys.executable, "-m", "surefoot.runs.evaluation_workers", order], count, 1, math.inf)

@@ -17,6 +17,9 @@ from typing import Any, TextIO
 
 from surefoot.errors import UserError
 
+if sys.platform != "win32":
+    import fcntl
+
 LARGEST = 1 << 30  # bytes of a file that is read, where its size is not known; a checkpoint's files may have more
 LARGEST_STATED = 1 << 32
 BY_HANDLE = {os.open, os.mkdir, os.rename, os.stat, os.unlink} <= os.supports_dir_fd  # not on Windows
@@ -46,6 +49,10 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hold it no longer."""
         if self.handle is not None:
             os.close(self.handle)
 
@@ -235,8 +242,6 @@ def locked(folder: Folder, seconds: float) -> Iterator[None]:
 
                     msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
                 else:
-                    import fcntl
-
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except (BlockingIOError, PermissionError):
@@ -245,7 +250,18 @@ def locked(folder: Folder, seconds: float) -> Iterator[None]:
                 time.sleep(0.05)
         yield
     finally:
+        if sys.platform != "win32":
+            fcntl.flock(handle, fcntl.LOCK_UN)  # copies of this process, if there are any, hold it too
         os.close(handle)
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one that has taken its place; None where there is none."""
+    try:
+        found = os.stat(folder)
+        return found.st_dev, found.st_ino
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -264,6 +280,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def silence(stream: TextIO) -> None:
-    """Let a standard stream whose reader is gone write into nothing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def silence(stream: TextIO | None) -> None:
+    """Let a standard stream whose reader is gone write into nothing, where it is a file at all."""
+    with suppress(OSError, ValueError, AttributeError), open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from time import time, time_ns
 from typing import Any
 
 from surefoot.errors import UserError, note
-from surefoot.runs.files import Folder, below
+from surefoot.runs.files import Folder
 
 Row = dict[str, Any]
 
@@ -22,12 +22,12 @@ class Metrics:
 
     def __init__(self, run_dir: Path, step: int) -> None:
         kept = [row for row in read(run_dir) if row["step"] <= step]
-        with Folder(run_dir) as folder:
-            folder.replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
-            self.file = folder.descriptor("metrics.jsonl", os.O_WRONLY | os.O_APPEND)
+        self.folder = Folder(run_dir)  # held: should another one take its place, nothing is written there
+        self.folder.replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.file = self.folder.descriptor("metrics.jsonl", os.O_WRONLY | os.O_APPEND)
         self.waiting = b""
         """rows that could not be written yet"""
-        self.run_dir, self.name = run_dir, f"events.out.tfevents.{time_ns()}.{socket.gethostname()}"
+        self.name = f"events.out.tfevents.{time_ns()}.{socket.gethostname()}"
         self.board: int | None = -1
         """descriptor of TensorBoard's file; -1: not there yet; None: given up"""
         start = {
@@ -60,7 +60,7 @@ class Metrics:
 
         try:
             if self.board == -1:
-                with below(self.run_dir, "tb", make=True) as folder:
+                with self.folder.inside("tb", make=True) as folder:
                     self.board = folder.descriptor(self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             if self.board is not None:
                 written = io.BytesIO()
@@ -90,6 +90,7 @@ class Metrics:
         os.close(self.file)
         if self.board not in (None, -1):
             os.close(self.board)
+        self.folder.close()
 
 
 def read(run_dir: Path) -> list[Row]:

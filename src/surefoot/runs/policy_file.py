@@ -19,9 +19,11 @@ from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import UserError
 from surefoot.models.networks import MLP, Network, SmallCNN
 from surefoot.models.policy import Policy
+from surefoot.paths import absolute, shown
 from surefoot.runs.directory import seals
 from surefoot.runs.files import Folder, digest, read_named
 from surefoot.runs.trust import permit, runs_code
+from surefoot.versions import require_versions
 
 BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training
 FORMAT = 4  # of the file; 4: an MLP's layers are pairs
@@ -53,6 +55,7 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 def read_policy(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
     """The policy file that a run directory, checkpoint or file stands for, its header and its tensors, checked."""
+    path = absolute(path)
     file = path
     try:
         if path.is_dir():
@@ -60,14 +63,16 @@ def read_policy(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
                 names = folder.names()
                 file = path / (BEST if BEST in names else "policy.safetensors")
                 if file.name not in names:
-                    raise UserError(f"'{path}' holds no policy.safetensors: name a run directory or a policy file")
+                    raise UserError(
+                        f"'{shown(path)}' holds no policy.safetensors: name a run directory or a policy file"
+                    )
                 data = folder.read(file.name)
         else:
             data = read_named(path)
         header, tensors = split(data)
         facts = json.loads(header["__metadata__"]["surefoot"])
         if facts["format"] != FORMAT:
-            raise UserError(f"'{file}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
+            raise UserError(f"'{shown(file)}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
         if facts.get("sha256", wanted := digest(tensors)) != wanted:  # files of earlier versions have none
             raise ValueError("its tensors have been changed since it was written")
         count, mean, square = (float(x) for x in facts.get("returns", (0, 0, 0)))
@@ -78,9 +83,9 @@ def read_policy(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
             raise ValueError(f"not all numbers of {wrong[0]!r} are finite")
         return file, facts, loaded
     except FileNotFoundError:
-        raise UserError(f"there is no file '{path}': name a run directory or a policy file") from None
+        raise UserError(f"there is no file '{shown(path)}': name a run directory or a policy file") from None
     except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
-        raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
+        raise UserError(f"'{shown(file)}' is not a surefoot policy ({type(error).__name__}: {error})") from error
 
 
 def least_size(network: Network) -> int:
@@ -101,17 +106,18 @@ def load_policy(
     `env` stands in for an environment that only the program which trained could make, or that would run code which the
     file names. Without it, and without `trust`, such a file is refused, unless a run begun here wrote it.
     """
+    require_versions()
     file, facts, tensors = read_policy(Path(path))
     try:
         cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
     except (KeyError, TypeError) as error:
-        raise UserError(f"'{file}' is not a surefoot policy ({type(error).__name__}: {error})") from error
+        raise UserError(f"'{shown(file)}' is not a surefoot policy ({type(error).__name__}: {error})") from error
     lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
     own = env if env and (lost or (env != cfg.env and not trust and runs_code(cfg.env))) else cfg.env
     if env != own:
         permit(own, file, trust, seals(file.absolute().parent), ALLOW)
     if least_size(cfg.network) > sum(x.numel() for x in tensors.values()):  # before it is built
-        raise UserError(f"'{file}' does not fit its own network, which has more parameters than the file")
+        raise UserError(f"'{shown(file)}' does not fit its own network, which has more parameters than the file")
     game = make(own)
     policy = cfg.network.build(game.observation_space, game.action_space)
     policy.spaces = game.observation_space, game.action_space
@@ -119,5 +125,5 @@ def load_policy(
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"'{file}' does not fit its own network: {error}") from error
+        raise UserError(f"'{shown(file)}' does not fit its own network: {error}") from error
     return policy.to(device).eval(), own, facts

@@ -104,5 +104,5 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         f"    {call('video', run_dir)}",
     ]
     text = "\n".join(lines) + "\n"
-    replace_file(run_dir / "report.md", text.encode())
+    replace_file(run_dir / "report.md", text.encode(errors="surrogateescape"))
     return text

@@ -15,11 +15,12 @@ import torch
 
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.update import METRIC_NAMES
-from surefoot.errors import Fault, Interrupted, note
+from surefoot.errors import Fault, Interrupted, is_terminal, note, one_line, put
+from surefoot.paths import shown
 from surefoot.runs.checkpoint import save
 from surefoot.runs.directory import unwritable
 from surefoot.runs.evaluation import evaluate_shared
-from surefoot.runs.files import replace_file, silence
+from surefoot.runs.files import identity, replace_file, silence
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.policy_file import BEST, policy_bytes
 from surefoot.runs.report_card import NONE_ENDED, STAGES, clock
@@ -42,7 +43,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False, every: float = 5.0) -> None:
         self.quiet, self.every, self.last = quiet, every, -float("inf")
-        self.terminal = sys.stdout.isatty()
+        self.terminal = is_terminal(sys.stdout)
 
     def show(self, text: str, force: bool = False) -> None:
         """Show the line, unless the last one is too recent."""
@@ -50,19 +51,15 @@ class Progress:
         if self.quiet or (not force and now - self.last < (0.2 if self.terminal else self.every)):
             return
         self.last = now
-        with self.listening():
-            if self.terminal:
-                width = shutil.get_terminal_size().columns
-                print(f"\r\x1b[2K{text[: width - 1]}", end="\n" if force else "", flush=True)
-            else:
-                print(text, flush=True)
+        if self.terminal:
+            width = shutil.get_terminal_size().columns
+            self.write(f"\r\x1b[2K{one_line(text)[: width - 1]}", "\n" if force else "")
+        else:
+            self.write(one_line(text))
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def write(self, text: str, end: str = "\n") -> None:
         """A closed pipe or a full disk behind standard output silences progress and does not end the run."""
-        try:
-            yield
-        except OSError:
+        if not self.quiet and not put(text, sys.stdout, end):
             self.quiet = True
             silence(sys.stdout)
 
@@ -77,6 +74,7 @@ class Reporter(Callback):
         self.signal = 0  # the one that asked to stop
         self.fault: Fault | None = None
         """the error that ends the run on this rank"""
+        self.place = identity(run_dir)
         self.flat = 0
         """how many iterations in a row have learned nothing"""
         self.before, self.started = state.seconds, started
@@ -128,6 +126,12 @@ class Reporter(Callback):
         """Save a checkpoint and policy.safetensors; a failure is reported and tried again, the `last` one raises."""
         if self.metrics is not None:
             self.metrics.show()
+        gone = self.ranks.rank == 0 and identity(self.run_dir) != self.place
+        if gone:
+            self.fault = Fault(f"the run directory '{shown(self.run_dir)}' is gone, and what it held is lost")
+        if self.ranks.any(gone):
+            self.stop = True
+            return
         try:
             data = save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
@@ -216,8 +220,8 @@ class Reporter(Callback):
     def close(self) -> None:
         """Close the files."""
         if self.metrics is not None:
-            if self.progress.terminal and not self.progress.quiet:
-                print()
+            if self.progress.terminal:
+                self.progress.write("")
             self.metrics.close()
 
 

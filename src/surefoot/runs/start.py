@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shlex
 import signal
 import statistics
@@ -16,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from surefoot.config import Config
 from surefoot.envs.gym import is_local
-from surefoot.errors import Fault, UserError, note
+from surefoot.envs.registrations import registration
+from surefoot.errors import DAMAGE, Fault, UserError, note
 from surefoot.models.networks import MLP
+from surefoot.parallel.guard import guarded
 from surefoot.parallel.launch import choose_ranks, launch, usable_cores, world
+from surefoot.paths import absolute, shown
 from surefoot.runs.directory import (
     MAY_CHANGE,
     checkpoints,
@@ -28,11 +32,12 @@ from surefoot.runs.directory import (
     read_evaluation,
     read_state,
     require_no_link,
+    require_ours,
     require_same_config,
     resume_hint,
     unwritable,
 )
-from surefoot.runs.files import replace_file
+from surefoot.runs.files import Folder, replace_file
 from surefoot.runs.metrics import read
 from surefoot.runs.trust import permit
 
@@ -60,15 +65,22 @@ def start(
     saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the program for SIGTERM.
     """
     started = started or perf_counter()
+    if source:
+        source = absolute(source)
     if run_dir:
+        run_dir = absolute(run_dir)
         require_no_link(run_dir)
+        require_ours(run_dir)
     found = checkpoints(run_dir) if run_dir else []
-    if is_local(cfg.env):
-        if (world() or ranks) > 1:
-            raise UserError(f"'{cfg.env.id}' can be made in this process alone: for more ranks name module:function")
-        ranks = 1
     alone = isinstance(cfg.network, MLP)  # one process updates an MLP faster than several that synchronise
     count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or alone, cfg.num_envs)
+    known = None if is_local(cfg.env) else registration(cfg.env)
+    if known is None and count > 1 and not world():
+        sentence = f"'{getattr(cfg.env, 'id', '')}' can be made in this process alone"
+        if ranks > 1:
+            raise UserError(f"{sentence}: for more ranks name module:function")
+        note(f"{sentence}, so the run takes one rank; for more name module:function")
+        count = 1
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
         require_same_config(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
@@ -81,12 +93,13 @@ def start(
             finally:
                 if collecting:
                     gc.enable()
-            stopped = run(cfg, run_dir, source, quiet, started)
+            with guarded():
+                stopped = run(cfg, run_dir, source, quiet, started)
         else:
-            order = json.dumps([cfg.to_json(), str(run_dir), str(source) if source else None, quiet, started, sys.argv])
-            stopped = launch(
-                [sys.executable, "-m", "surefoot.runs.worker", order], count, cfg.num_envs // count, cfg.timeout
-            )
+            about = [quiet, started, sys.argv, known, [os.path.abspath(path) for path in sys.path]]
+            order = json.dumps([cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about])
+            command = [sys.executable, *(f"-W{filter}" for filter in sys.warnoptions), "-m", "surefoot.runs.worker"]
+            stopped = launch([*command, order], count, cfg.num_envs // count, cfg.timeout)
     except KeyboardInterrupt:
         if saved := resume_hint(run_dir):
             note(saved)
@@ -115,14 +128,17 @@ def start_seeds(
     Each lies in `seed-S` of the directory and goes on where one is there; `seeds.json` holds every seed's score in the
     closing evaluation and its best mean of 100 training episodes, and their means. Returns as `start` does.
     """
-    given, run_dir = run_dir, run_dir or new_dir(cfg.task)
+    given, run_dir = run_dir, absolute(run_dir) if run_dir else new_dir(cfg.task)
+    require_our_summary(run_dir)
     scores: dict[str, list[float]] = {"evaluation": [], "best_training": []}
     numbers, finished = range(cfg.seed, cfg.seed + seeds), False
     try:
         for seed in numbers:
             finished = False
             if (run_dir / f"seed-{seed}").is_symlink():
-                raise UserError(f"'{run_dir}/seed-{seed}' is a link, which is not followed: choose another --run-dir")
+                raise UserError(
+                    f"'{shown(run_dir)}/seed-{seed}' is a link, which is not followed: choose another --run-dir"
+                )
             where, finished = start(replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks)
             if not finished:
                 return run_dir, False
@@ -134,7 +150,7 @@ def start_seeds(
         if given is None:
             discard(run_dir)
         if not finished and run_dir.exists():
-            note(f"all seeds go on with the same command and --run-dir {shlex.quote(str(run_dir))}")
+            note(f"all seeds go on with the same command and --run-dir {shlex.quote(shown(run_dir))}")
     facts: dict[str, Any] = {"task": cfg.task, "seeds": list(numbers), **scores}
     for name, found in scores.items():
         if found:
@@ -146,22 +162,47 @@ def start_seeds(
     return run_dir, True
 
 
+def require_our_summary(run_dir: Path) -> None:
+    """Raise UserError where seeds.json is there and `start_seeds` has not written it."""
+    with suppress(OSError), Folder(run_dir) as folder:
+        if "seeds.json" not in folder.names():
+            return
+        with suppress(*DAMAGE):
+            if {"task", "seeds"} <= set(json.loads(folder.read("seeds.json"))):
+                return
+        mine = f"'{shown(run_dir)}' holds seeds.json, which surefoot did not write"
+        raise UserError(f"{mine}: choose another --run-dir")
+
+
 def ranks_of(found: list[Path], num_envs: int) -> int:
     """How many ranks wrote the newest readable checkpoint; 0 if there is none, or too few cores for so many."""
     for checkpoint in reversed(found):
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        with suppress(*DAMAGE):
             count = int(read_state(checkpoint)["ranks"])
             return count if 0 < count <= usable_cores() and num_envs % count == 0 else 0
     return 0
 
 
+def is_usable(device: str) -> bool:
+    """Whether PyTorch can compute on a device here."""
+    if device == "cpu":
+        return True
+    import torch
+
+    try:
+        return torch.zeros(1, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+
+
 def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = False, **changes: Any) -> bool:
     """Resume a run; returns whether it has come to its end.
 
-    `changes` may move that (total_steps, total_iterations, max_seconds, stop_at) and how the run is looked after
-    (save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes). `trust`: run what the
-    run's files say, although it was begun elsewhere.
+    `changes` may move that (total_steps, total_iterations, max_seconds, stop_at), how the run is looked after
+    (save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes), and its device. `trust`:
+    run what the run's files say, although it was begun elsewhere.
     """
+    run_dir = absolute(run_dir)
     require_no_link(run_dir)
     cfg, file, begun = described(run_dir)
     permit(cfg.env, file, trust, [(run_dir, begun)], ALLOW)
@@ -170,4 +211,7 @@ def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = Fal
     wrong = set(changes) - set(MAY_CHANGE)
     if wrong:
         raise UserError(f"{', '.join(wrong)} cannot change on resume: only {', '.join(MAY_CHANGE)} can")
+    if "device" not in changes and not is_usable(cfg.device):
+        note(f"device {cfg.device!r} cannot be used here: the run goes on with cpu, the same up to rounding")
+        changes["device"] = "cpu"
     return start(replace(cfg, **changes), run_dir, quiet=quiet, ranks=ranks, resuming=True)[1]

@@ -17,6 +17,7 @@ from pathlib import Path
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import EnvSpec
 from surefoot.errors import UserError
+from surefoot.paths import shown
 from surefoot.runs.files import Folder, locked
 
 OURS = ("gymnasium.", "ale_py.")  # whose registered environments are made without asking
@@ -53,7 +54,7 @@ def permit(env: EnvSpec, file: Path, trust: bool, seals: Sequence[tuple[Path, ob
     """
     what = runs_code(env)
     if what and not trust and not any(isinstance(begun, str) and is_own(run, env, begun) for run, begun in seals):
-        raise UserError(f"'{file}' asks to {what}, and no run begun here wrote it: where you trust it, {cure}")
+        raise UserError(f"'{shown(file)}' asks to {what}, and no run begun here wrote it: where you trust it, {cure}")
 
 
 def own_seal(run_dir: Path, env: EnvSpec) -> str:

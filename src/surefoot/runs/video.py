@@ -19,6 +19,8 @@ from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, UserError, note
 from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.models.policy import Policy
+from surefoot.parallel.guard import guarded
+from surefoot.paths import absolute, shown
 from surefoot.rng import Purpose, integer, stream
 from surefoot.runs.files import read_named, replace_file
 from surefoot.runs.pictures import HEIGHT, Picture, Screen
@@ -30,6 +32,7 @@ MOST_ROWS = 12  # actions that are shown
 INK, PALE, BLUE, ORANGE = (40, 40, 40), (225, 225, 225), (31, 111, 139), (200, 90, 40)
 
 
+@guarded()
 def video(
     source: Path | str,
     out: Path | str | None = None,
@@ -46,12 +49,12 @@ def video(
     motion is smooth); `max_steps`: stop early; `env`, `trust`: as for `load_policy`. Where the environment has
     metadata["render_fps"], a film takes as long as what it shows. Returns `out`, whole or absent.
     """
-    source = Path(source)
-    out = Path(out or (source if source.is_dir() else source.parent) / "game.mp4")
+    source = absolute(source)
+    out = absolute(out or (source if source.is_dir() else source.parent) / "game.mp4")
     if min(seed, every, max_steps) < 0 or seed >= 2**63:
         raise UserError(f"seed {seed}, every {every}, max_steps {max_steps}: allowed are whole numbers from 0")
     if out.suffix not in (".mp4", ".gif"):
-        raise UserError(f"'{out}' must end in .mp4 or .gif")
+        raise UserError(f"'{shown(out)}' must end in .mp4 or .gif")
     policy, own, _ = load_policy(source, env=env, trust=trust)
     with naming_what_fails("constructor"):
         game = make(env or own, render=True)
@@ -63,7 +66,7 @@ def video(
                 play(policy, game, film, seed, greedy, every, max_steps)
             replace_file(out, read_named(film_file))
     except (OSError, RuntimeError) as error:  # the latter where there is no ffmpeg
-        raise UserError(f"'{out}' cannot be written: {error}") from error
+        raise UserError(f"'{shown(out)}' cannot be written: {error}") from error
     finally:
         game.close()
     return out

@@ -21,8 +21,10 @@ from threadpoolctl import threadpool_limits
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
-from surefoot.errors import Fault, UserError, note
+from surefoot.envs.registrations import register
+from surefoot.errors import OURS, Fault, UserError, note, said
 from surefoot.models.policy import Policy, bf16_units
+from surefoot.parallel.guard import guarded
 from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
 from surefoot.parallel.launch import (
     EXIT_STOPPED,
@@ -33,7 +35,8 @@ from surefoot.parallel.launch import (
     stop_signals,
 )
 from surefoot.parallel.ranks import Ranks, join
-from surefoot.runs.checkpoint import restore
+from surefoot.paths import absolute
+from surefoot.runs.checkpoint import before_it_was_stopped, moved, restore
 from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
 from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import Folder, lock_run, replace_file, seal
@@ -41,6 +44,7 @@ from surefoot.runs.policy_file import BEST, load_policy, read_policy
 from surefoot.runs.report_card import card, curve
 from surefoot.runs.reporter import Progress, Reporter
 from surefoot.runs.trust import own_seal
+from surefoot.versions import require_versions
 
 
 def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
@@ -48,6 +52,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
 
     Returns 0 where the run has come to its end, otherwise the signal that has stopped it.
     """
+    require_versions()
     ranks = join(cfg.timeout)
     shared = os.environ.get(VARIABLE)
     heartbeat = Heartbeat.of(cfg.num_envs // ranks.count, shared)
@@ -121,6 +126,8 @@ def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
         lost = restore(state, run_dir, ranks)
         if lost and not cfg.from_reset:
             note(f"environments {lost} did not replay to where they were and begin new episodes: this run is not exact")
+        if jump := moved(before_it_was_stopped(run_dir, state, cfg), cfg, state):
+            note(jump)
         if state.ranks not in (0, ranks.count) and ranks.rank == 0:
             note(f"the run had {state.ranks} ranks and now has {ranks.count}: the same up to the order of sums")
     require_equal(float(state.flat.detach().cpu().double().sum()), run_dir, ranks)
@@ -164,8 +171,8 @@ def revision() -> str | None:
     where = Path(__file__).parent
     try:
         call = ["git", "describe", "--always", "--dirty=+", "--abbrev=40"]
-        return subprocess.run(call, cwd=where, capture_output=True, text=True, check=True).stdout.strip() or None
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(call, cwd=where, capture_output=True, check=True).stdout.decode("ascii").strip() or None
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
 
 
@@ -219,7 +226,7 @@ def watch_over(heartbeat: Heartbeat, timeout: float, rank: int) -> Iterator[list
             signal.pthread_kill(here, signal.SIGINT)
         if not over.wait(HUNG_GRACE) and not heartbeat.over:
             note(verdict[1])
-            os._exit(1)
+            exit_now(1)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -250,22 +257,30 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         progress.show("filming an episode", True)
         try:
             pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
-        except (Exception, SystemExit) as error:  # a film is not worth a run
-            progress.show(f"no film: {error}", True)
+        except OURS:
+            raise
+        except BaseException as error:  # a film is not worth a run
+            progress.show(f"no film: {said(error)}", True)
     text = card(run_dir, cfg, state, result, pictures)
     if not progress.quiet:
         from rich.console import Console
         from rich.markdown import Markdown
 
-        with progress.listening():
-            Console().print(Markdown(text.replace("![", "- picture: [")))
+        with (console := Console()).capture() as picture:
+            console.print(Markdown(text.replace("![", "- picture: [")))
+        progress.write(picture.get(), "")
 
 
 if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     die_with_launcher()
-    config, where, origin, silent, began, sys.argv = json.loads(sys.argv[1])
+    config, where, typed, origin, silent, began, sys.argv, known, paths = json.loads(sys.argv[1])
+    sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]  # as its launcher finds modules
     try:
-        stopped = run(Config.from_json(config), Path(where), Path(origin) if origin else None, silent, began)
+        with guarded():
+            register(known)
+            stopped = run(
+                Config.from_json(config), absolute(where, typed), Path(origin) if origin else None, silent, began
+            )
         exit_now(EXIT_STOPPED if stopped else 0)
     except (UserError, OSError) as error:
         exit_with_error(error if isinstance(error, UserError) else unwritable(error, Path(where)))

@@ -1,0 +1,34 @@
+"""What a command's end says, and its exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from surefoot.errors import Fault, UserError, note, said
+
+
+def exit_code(error: BaseException, args: Sequence[str]) -> int:
+    """0, 2 for a mistake, 1 for a Fault, 130 after a signal; raises `error` where it is a mistake of ours."""
+    if isinstance(error, UserError):
+        note(str(error))
+        return 1 if isinstance(error, Fault) else 2
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit):
+        if {"-h", "--help"} & set(args):
+            return int(error.code or 0)
+        note(f"the program was ended from within: {said(error)}")
+        return 1
+    if isinstance(error, OSError):  # of standard output, for what else fails is said where it is opened
+        from surefoot.runs.files import silence
+
+        silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
+            return 0
+        note(f"'{error.filename or 'standard output'}' cannot be used ({error.strerror or error})")
+        return 1
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
+        note("there is not enough memory: choose fewer environments or steps, or a smaller network")
+        return 1
+    raise error

@@ -1,0 +1,102 @@
+"""What an environment may not do to its process: end it unheard, copy it, keep it alive. And what it is ended with."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from typing import NoReturn
+
+from surefoot.errors import note, put
+
+_really_exit = os._exit
+_owner = [0]  # the process that is guarded; 0: none
+_copy = [False]  # whether this process is a copy of it, which an environment has forked
+_by_main = [False]
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+LEFT = 1.0  # seconds that other threads have to end after the command
+
+
+def exit_now(code: int) -> NoReturn:
+    """End this process at once, its output flushed: gloo's threads now and then abort Python's regular shutdown."""
+    for stream in (sys.stdout, sys.stderr):
+        put("", stream, "")
+    _really_exit(code)
+
+
+def standard_streams() -> None:
+    """Let what is written to standard streams neither fail for a letter nor land in a file that is opened later."""
+    with suppress(OSError):
+        while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream's number is the next file's
+            pass
+        os.close(handle)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Meanwhile os._exit raises SystemExit instead, as sys.exit does, and copies of this process end by themselves.
+
+    A copy that the main thread has forked ends with this process (Linux), and otherwise when it comes back to the loop.
+    """
+    if _owner[0] == os.getpid():
+        yield
+        return
+    before, thread = (_owner[0], _copy[0]), threading.get_ident()
+    _owner[0], _copy[0] = os.getpid(), False
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != _owner[0]:
+            _really_exit(status)  # a process of the environment's own
+        if threading.get_ident() == thread:
+            raise SystemExit(f"os._exit({status}) was called")
+        note(f"a thread of the environment has ended the program with os._exit({status})")
+        _really_exit(status or 1)
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = _really_exit
+        if os.getpid() == _owner[0]:
+            _owner[0], _copy[0] = before
+
+
+def leave_if_copy() -> None:
+    """End this process if an environment has forked it off the one that trains."""
+    if _copy[0]:
+        _really_exit(1)
+
+
+def _before_fork() -> None:
+    _by_main[0] = _owner[0] == os.getpid() and threading.current_thread() is threading.main_thread()
+
+
+def _in_child() -> None:
+    if _owner[0]:
+        _copy[0] = True
+        if _by_main[0] and _libc is not None:  # another thread's end would end it as well
+            _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+
+
+def end_without(threads: Collection[threading.Thread], code: int) -> None:
+    """End the program with `code` where others than these threads would keep it from ending; otherwise return."""
+    left = [t for t in threading.enumerate() if not t.daemon and t not in threads]
+    for thread in left:
+        thread.join(LEFT / len(left))
+    if any(thread.is_alive() for thread in left):
+        with suppress(Exception):
+            atexit._run_exitfuncs()
+        exit_now(code)
