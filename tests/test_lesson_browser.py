@@ -119,6 +119,15 @@ def test_an_exercise_is_written_and_judged(page: Any) -> None:
     assert editor.input_value().startswith("import torch")
 
 
+def test_a_training_runs_live(page: Any) -> None:
+    page.goto(f"{page.home}/live")
+    page.locator("#live-seeds").fill("1")
+    page.get_by_role("button", name="start").click()
+    page.wait_for_selector("form.live svg.plot path.thin")
+    page.get_by_role("button", name="pause").click()
+    expect(page.get_by_role("button", name="go on")).to_have_attribute("aria-pressed", "true")
+
+
 def test_no_page_is_wider_than_a_small_screen(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{page.home}/reinforce")

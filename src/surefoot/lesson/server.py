@@ -16,11 +16,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from surefoot.errors import UserError
-from surefoot.lesson import exercises, quiz, source
+from surefoot.lesson import exercises, live, quiz, source
 from surefoot.lesson.figures_records import of_run, rows_of
 from surefoot.lesson.guard import serve
 from surefoot.lesson.pages import FIGURES, HERE, body, pages
@@ -52,6 +52,7 @@ class Lesson:
             "exercise": exercise_html,
             "own": self.own_html,
             "film": film_html,
+            "live": live.html,
         }
         text = TEMPLATES.get_template("page.html").render(
             page=page,
@@ -159,6 +160,7 @@ def lesson_app(run: Path | None = None) -> Starlette:
         Route("/quiz", check_quiz, methods=["POST"]),
         Route("/quiz/{seed}", show_quiz),
         Route("/exercise/{name}", partial(check_exercise, limiter=limiter), methods=["POST"]),
+        WebSocketRoute("/live", live.Live().serve),
         Route("/{name}", found.show),
     ]
     return Starlette(routes=routes, exception_handlers={UserError: failed, HTTPException: failed})

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300, 52, 12, 26, 42
-MARK = {"line": "line", "dots": "dot", "bars": "bar", "rule": "line", "band": "bar", "area": "bar"}
+MARK = {"line": "line", "dots": "dot", "bars": "bar", "rule": "line", "thin": "line thin", "band": "bar", "area": "bar"}
 
 
 @dataclass(frozen=True)
 class Mark:
     """Something drawn from points x, y (arrays of equal length)."""
 
-    kind: str  # line, dots, bars, rule (a vertical line at each x), band (x[0] to x[1]), area (y[0] to y[1])
+    kind: str
+    """line, thin, dots, bars, rule (a vertical line at each x), band (from x[0] to x[1]), area (from y[0] to y[1])"""
     x: Any
     y: Any = None
     color: str = "a"  # a, b, c, d or grey

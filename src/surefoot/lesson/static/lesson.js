@@ -134,3 +134,48 @@ function verdict({ law, passed, message, mistake }) {
 }
 
 document.querySelectorAll("form.exercise").forEach(exercise);
+
+function live(form) {
+  const part = (name) => form.querySelector(name), pause = part(".pause");
+  const settings = () => Object.fromEntries(new FormData(form));
+  let socket = null, paused = false, training = false;
+
+  function send(message) {
+    const width = Math.max(240, Math.min(1200, Math.floor(part(".pictures").clientWidth)));
+    const text = JSON.stringify({ width, ...message });
+    if (socket?.readyState === WebSocket.OPEN) return socket.send(text);
+    socket = new WebSocket(`ws://${location.host}/live`);
+    socket.onopen = () => socket.send(text);
+    socket.onmessage = (event) => show(JSON.parse(event.data));
+    socket.onclose = () => { training = false; pause.disabled = true; };
+  }
+
+  function show({ pictures, values, says, ended }) {
+    part(".says").innerHTML = says;
+    if (pictures) part(".pictures").innerHTML = pictures;
+    if (values) part(".values").innerHTML = values;
+    if (ended) { training = false; pause.disabled = true; }
+  }
+
+  function setPaused(now) {
+    paused = now;
+    pause.textContent = paused ? "go on" : "pause";
+    pause.setAttribute("aria-pressed", paused);
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    setPaused(false);
+    training = true;
+    pause.disabled = false;
+    send({ start: settings() });
+  });
+  form.addEventListener("input", (event) => {
+    const output = event.target.parentElement.querySelector("output");
+    if (output) output.textContent = event.target.value.replace("-", "−");
+  });
+  form.addEventListener("change", (event) => { if (training && event.target.name !== "seeds") send({ set: settings() }); });
+  pause.addEventListener("click", () => { setPaused(!paused); send({ paused }); });
+}
+
+document.querySelectorAll("form.live").forEach(live);
