@@ -56,7 +56,20 @@ RIGHT = {
 }
 DETACH, BOOTSTRAP = "no detach of the old probabilities", "bootstrapping over a termination"
 MISTAKES = [  # exercise, what is written instead of what, names of the mistakes
-    ("future_return", "return future", "return future[0].expand_as(reward)", None),
+    ("future_return", "return future", "return future[0].expand_as(reward)", None),  # of the first episode alone
+    (
+        "future_return",
+        "return future",
+        "return (gamma ** torch.arange(len(reward))[:, None] * reward).sum(0).expand_as(reward)",
+        ["sum over all instead of future", "summed over an episode's end"],
+    ),
+    (
+        "future_return",
+        "return future",
+        "[future[t].copy_(torch.where(ended[t - 1], future[t], future[t - 1])) for t in range(1, len(future))]\n"
+        "    return future",
+        ["sum over all instead of future"],
+    ),
     (
         "future_return",
         "return future",

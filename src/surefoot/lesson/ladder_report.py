@@ -1,7 +1,7 @@
 """The ladder's report: learning curves with bands, a table, and a measured sentence for each rung.
 
-ladder.json has everything that is shown: for each rung `frames` and `curve` (mean over seeds), `low`, `high` (the
-seeds' range) and the figures of `RungFigures`.
+ladder.json has everything that is shown: frames, seeds, start (score of the first 100 episodes), goal, unit, and in
+`rungs` the fields of `RungFigures` for each rung, in the ladder's order; a noise that is infinite is null.
 """
 
 from __future__ import annotations
@@ -60,9 +60,13 @@ class RungFigures:
     largest_kl: list[float]
     """largest KL(rollout's policy || present policy) of a rollout, nats (mean over its updates)"""
     frames: list[int]
+    """where the curve has its points"""
     curve: list[float]
+    """mean over the seeds of the mean of the last 100 training episodes"""
     low: list[float]
+    """its least value among the seeds"""
     high: list[float]
+    """its greatest"""
 
 
 def report(todo: Sequence[Job], run_dir: Path) -> Path:
@@ -78,7 +82,8 @@ def report(todo: Sequence[Job], run_dir: Path) -> Path:
     figures = [_figures(n, [j for j in todo if j.rung == n], found, per_step, end, goal, noise) for n in names]
     facts: dict[str, Any] = {"frames": end, "seeds": [j.cfg.seed for j in todo if j.rung == names[0]]}
     facts |= {"start": start, "goal": goal, "unit": "frames" if per_step > 1 else "steps"}
-    replace_file(run_dir / "ladder.json", json.dumps(facts | {"rungs": [asdict(f) for f in figures]}).encode())
+    plain = [asdict(f) | {"noise": [x if x < math.inf else None for x in f.noise]} for f in figures]
+    replace_file(run_dir / "ladder.json", json.dumps(facts | {"rungs": plain}).encode())
     replace_file(run_dir / "ladder.png", picture(figures, goal, facts["unit"]))
     replace_file(run_dir / "report.md", text(figures, todo, facts).encode())
     return run_dir / "report.md"
@@ -186,10 +191,11 @@ def text(figures: Sequence[RungFigures], todo: Sequence[Job], facts: dict[str, A
     cfg, seeds = todo[0].cfg, len(facts["seeds"])
     task = "Pong" if facts["unit"] == "frames" else "Rally, a small task of 10x10 pixels"
     goal, unit = facts["goal"], facts["unit"]
+    own_steps = f" ({cfg.total_steps:,} steps of the policy)" if unit == "frames" else ""
     lines = [
         f"# The ladder on {task}",
         "",
-        f"{len(figures)} rungs, {facts['frames']:,} {unit} each ({cfg.total_steps:,} steps of the policy), "
+        f"{len(figures)} rungs, {facts['frames']:,} {unit} each{own_steps}, "
         f"{seeds} seed{'s' * (seeds > 1)}; {cfg.num_envs} games, rollouts of {cfg.num_steps[0]} steps from a reset. "
         f"The first 100 episodes have {facts['start']:.1f} points.",
         "",
