@@ -13,6 +13,7 @@ from surefoot.runs.metrics import Row
 
 ROOT = Path(__file__).parent.parent
 RECORDS, OUT = ROOT / "bench" / "records", ROOT / "src" / "surefoot" / "lesson" / "records"
+NORMAL = "2026-11-30_normal"  # bench/normal.py
 PONG = {
     "pong-reinforce": "2026-11-22_lesson/pong-reinforce-s*.jsonl",
     "pong-lesson": "2026-11-22_lesson/pong-lesson-s*.jsonl",
@@ -31,6 +32,12 @@ def curve(path: Path, names: tuple[str, ...], frames: int = 1) -> dict[str, Any]
     return {"source": path.relative_to(RECORDS).as_posix(), "frames": [frames * r["step"] for r in table], **columns}
 
 
+def columns(name: str) -> dict[str, list[float | None]]:
+    """A case's metrics, each to four digits."""
+    table = rows(RECORDS / NORMAL / f"{name}.jsonl")
+    return {key: [None if row[key] is None else float(f"{row[key]:.4g}") for row in table] for key in table[0]}
+
+
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     found = {
@@ -38,6 +45,9 @@ def main() -> None:
         for name, pattern in PONG.items()
     }
     (OUT / "pong.json").write_text(json.dumps(found) + "\n")
+    commands = json.loads((RECORDS / NORMAL / "commands.json").read_text())
+    cases = {name: {"command": text, "columns": columns(name)} for name, text in commands.items()}
+    (OUT / "normal.json").write_text(json.dumps(cases) + "\n")
 
 
 if __name__ == "__main__":

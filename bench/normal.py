@@ -26,7 +26,6 @@ CASES = {
     "off-the-cliff": [*FIXED, "0.01", "objective:surrogate", "--num-epochs", "20"],
     "too-much-entropy": ["--entropy.coef", "1"],
     "no-critic": ["--value-coef", "0"],
-    "short-sighted": ["--advantage.gamma", "0.5"],
 }
 KEPT = ("step", "return_mean", "kl", "clip_fraction", "entropy", "value_loss", "explained_variance", "grad_norm")
 

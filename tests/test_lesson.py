@@ -21,7 +21,7 @@ from surefoot.commands.cli import main
 from surefoot.errors import UserError
 from surefoot.lesson import quiz, source
 from surefoot.lesson.cliff import ascend, average_reward, sample_episodes, step_gradients, true_gradient
-from surefoot.lesson.figures_records import record
+from surefoot.lesson.figures_records import CASES, record
 from surefoot.lesson.guard import Guard, bind
 from surefoot.lesson.pages import FIGURES, pages
 from surefoot.lesson.server import lesson_app
@@ -411,6 +411,29 @@ def test_pongs_curves_are_those_of_the_records() -> None:
             assert run["return_mean"] == pytest.approx([row["return_mean"] for row in rows], abs=1e-4)
     assert values("pong", until=5.2)["pong, last"] == "20.1"
     assert values("pong", until=0.2)["pong, last"] == "−20.1"
+
+
+def test_the_cases_of_is_this_normal_are_those_of_the_record() -> None:
+    root = Path(__file__).parent.parent / "bench" / "records" / "2026-11-30_normal"
+    commands = json.loads((root / "commands.json").read_text())
+    assert list(CASES) == list(record("normal")) == list(commands)
+    for name, case in record("normal").items():
+        assert case["command"] == commands[name]
+        rows = [json.loads(line) for line in (root / f"{name}.jsonl").read_text().splitlines()]
+        for key, column in case["columns"].items():
+            assert column == pytest.approx([row[key] for row in rows], rel=1e-3), (name, key)
+    # what the sentences claim
+    last = {
+        name: {key: column[-1] for key, column in case["columns"].items()} for name, case in record("normal").items()
+    }
+    assert last["healthy"]["return_mean"] > 475
+    assert all(last[name]["return_mean"] < 0.5 * last["healthy"]["return_mean"] for name in list(CASES)[1:])
+    assert last["rate-too-large"]["entropy"] < 1e-4
+    assert record("normal")["rate-too-large"]["columns"]["kl"][0] > 14
+    assert max(record("normal")["rate-too-small"]["columns"]["kl"]) < 1e-4
+    assert record("normal")["off-the-cliff"]["columns"]["kl"][0] > 1
+    assert last["too-much-entropy"]["entropy"] > 0.6
+    assert abs(last["no-critic"]["explained_variance"]) < 0.05
 
 
 def test_a_run_of_the_readers_that_is_empty_then_grows_then_is_deleted(tmp_path) -> None:

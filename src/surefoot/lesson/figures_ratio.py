@@ -17,7 +17,7 @@ from surefoot.algorithm.objectives import (
     trajectory_ratio,
 )
 from surefoot.lesson.cliff import EPSILON, START, ascend, average_reward, model
-from surefoot.lesson.svg import Axis, Mark, axis, number, plot
+from surefoot.lesson.svg import Axis, Mark, axis, half_of, number, plot
 from surefoot.lesson.widgets import Again, Drawn, Figure, Slider
 from surefoot.models.distributions import Bernoulli
 from surefoot.rng import Purpose, stream
@@ -157,7 +157,7 @@ def clipped(width: int, epsilon: float, ratio: float) -> Drawn:
             Mark("line", grid, clip(grid.log(), zero, advantage), "b", "min(r A, clip(r) A)"),
             Mark("dots", [ratio], [term], "b"),
         ]
-        half = width if width < 560 else width // 2 - 8
+        half = half_of(width)
         pictures.append(plot(marks, Axis("ratio r", 0.2, 2.0), Axis("objective", -2.1, 2.1), half, name, 260))
         values[f"objective, {name}"] = number(term)
         values[f"slope, {name}"] = number(steep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from surefoot.errors import UserError
-from surefoot.lesson.svg import Axis, Mark, axis, number, plot
+from surefoot.lesson.svg import Axis, Mark, axis, half_of, number, plot
 from surefoot.lesson.widgets import Choice, Drawn, Figure, Slider
 from surefoot.runs.metrics import Row, read
 
@@ -84,7 +85,57 @@ def of_run(run: Path) -> Figure:
     return Figure(caption, {"what": Choice("curve", tuple(WORDS))}, partial(run_curve, run=run))
 
 
+CASES = {
+    "healthy": "Healthy: the KL divergence stays near 0.01, the entropy falls slowly, the critic learns "
+    "first, the score follows. At the end the explained variance is below 0 and no cause for "
+    "worry: all returns are alike, and little is left to explain.",
+    "rate-too-large": "The first update already moved the policy by 14 nats, and the entropy is 0: it always does "
+    "the same, and cannot learn any more. Divide the learning rate by ten, or let it adapt; "
+    "lower --target-kl.",
+    "rate-too-small": "Nothing is wrong, and nothing happens: KL of a few millionths, not a sample clipped, the "
+    "entropy where it began. Multiply the learning rate by ten until the KL divergence is near "
+    "0.01.",
+    "off-the-cliff": "Twenty epochs on the plain surrogate: KL above 1, most ratios far from 1, the entropy "
+    "gone; the score climbs and falls. Clip, take fewer epochs, or stop them early with "
+    "--target-kl.",
+    "too-much-entropy": "KL and critic look healthy, but the entropy stays near ln 2 = 0.69, as that is what is "
+    "paid for. Lower --entropy.coef, or let it fall to 0 with --entropy.end-factor 0.",
+    "no-critic": "The explained variance stays at 0: the critic learns nothing, so advantages are as noisy "
+    "as returns, and the score stops halfway. Raise --value-coef; look whether observations and "
+    "rewards are scaled.",
+}
+NORMAL = {
+    "return_mean": Axis("score", 0, 520),
+    "kl": Axis("KL(old ‖ new), nats", 0, 15),
+    "clip_fraction": Axis("clip fraction", 0, 1),
+    "entropy": Axis("entropy, nats", 0, 0.75),
+    "explained_variance": Axis("explained variance", -1, 1.05),
+    "value_loss": Axis("value loss", 0, 62),
+}
+
+
+def normal(width: int, case: str) -> Drawn:
+    """Six curves of a short training, beside those of the healthy one."""
+    cases = {name: found["columns"] for name, found in record("normal").items()}
+    shown, healthy = cases[case], cases["healthy"]
+    half = half_of(width)
+    end, pictures, values = shown["step"][-1], [], {}
+    for name, y in NORMAL.items():
+        numbers, usual = (np.array(found[name], float) for found in (shown, healthy))
+        y = replace(y, high=max(0.05, 1.1 * float(np.nanmax([*numbers, *usual])))) if name == "kl" else y
+        marks = [Mark("line", healthy["step"], usual, "grey", "healthy")] if case != "healthy" else []
+        marks.append(Mark("line", shown["step"], numbers, "b", case))
+        pictures.append(plot(marks, Axis("steps", 0, end), y, half, height=190))
+        values[y.label + ", at the end"] = number(float(numbers[np.isfinite(numbers)][-1]))
+    return Drawn(pictures, values, CASES[case])
+
+
 FIGURES = {
+    "normal": Figure(
+        "CartPole, 60,000 steps, one seed each, with the metrics that every run writes into metrics.jsonl.",
+        {"case": Choice("training", tuple(CASES))},
+        normal,
+    ),
     "pong": Figure(
         "Lines are means over the seeds, bands reach from the worst to the best seed. Read from our records.",
         {"until": Slider("up to, in million frames", 0.2, 5.2, 0.2, 5.2)},

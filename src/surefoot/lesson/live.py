@@ -23,7 +23,7 @@ from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, Objective, 
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.config import Config
 from surefoot.errors import UserError
-from surefoot.lesson.svg import Axis, Mark, axis, number, plot
+from surefoot.lesson.svg import Axis, Mark, axis, half_of, number, plot
 from surefoot.lesson.widgets import Choice, Control, Slider
 from surefoot.presets import CARTPOLE
 
@@ -103,7 +103,7 @@ class Training:
 
     def draw(self, width: int) -> dict[str, str]:
         """Four plots with a line for each seed and their mean, and the last means as numbers."""
-        half = width if width < 560 else width // 2 - 8
+        half = half_of(width)
         pictures, values = [], {}
         for name, label in PLOTS.items():
             lines = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300, 52, 12, 26, 42
+HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300, 52, 22, 26, 42
 MARK = {"line": "line", "dots": "dot", "bars": "bar", "rule": "line", "thin": "line thin", "band": "bar", "area": "bar"}
 
 
@@ -131,6 +131,11 @@ def _draw(mark: Mark, px: Any, py: Any, x: Axis, y: Axis, h: int) -> str:
             pieces.append(f"{pen}{a:.1f} {min(max(b, -1e5), 1e5):.1f}")
         pen = "L" if math.isfinite(b) else "M"
     return f'<path {style} d="{"".join(pieces)}"/>'
+
+
+def half_of(width: int) -> int:
+    """The width of one of two plots side by side; all of a small screen's."""
+    return width if width < 560 else width // 2 - 10
 
 
 def number(value: float) -> str:
