@@ -128,6 +128,9 @@ def test_runs_continue_to_another_end_and_are_reported(tmp_path: Path) -> None:
     assert_same_run(once.run_dir, long[1].run_dir)
     with pytest.raises(UserError, match="another Config"):
         train(replace(long[1].cfg, num_epochs=2), long[1].run_dir)
+    report(long, tmp_path / "a")
+    assert "| 100% |" in (text := (tmp_path / "a" / "report.md").read_text())
+    assert text.count("| - | 100% |") == 2  # the noise is not measured yet
     for _ in range(2):  # the second time it is there already
         measure([job.cfg for job in long], long[0].run_dir, 3)
     report(long, tmp_path / "a")

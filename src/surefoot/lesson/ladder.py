@@ -36,7 +36,7 @@ def ladder(
     episodes: int = 20,
     quiet: bool = False,
 ) -> Path:
-    """Train what is missing of the ladder and write its report; returns the path of report.md.
+    """Train what is missing of the ladder and write its report, after each seed anew; returns the path of report.md.
 
     `names`: of rungs, all if there are none; `frames`: emulated by each run, 0: 10.24 million, or 57,600 if `quick`;
     `run_dir`: default runs/ladder or runs/ladder-quick; `episodes`: of each closing evaluation. Raises UserError for a
@@ -56,13 +56,21 @@ def ladder(
         for seed in range(1, seeds + 1)
         if (same := [job for job in todo if job.cfg.seed == seed])
     ]
-    start, count = monotonic(), 0
+    start, finished, reported = monotonic(), list[str](), 0
+    if not quiet:
+        steps, cores = todo[0].cfg.total_steps, min(usable_cores(), len(training))
+        print(f"{len(todo)} runs of {steps:,} steps on {cores} cores, into {run_dir}", flush=True)
 
     def done(label: str) -> None:
-        nonlocal count
-        count += 1
+        nonlocal reported
+        finished.append(label)
         if not quiet:
-            print(f"{clock(monotonic() - start)}  {count} of {len(training + measuring)}: {label}", flush=True)
+            number = f"{len(finished)} of {len(training + measuring)}"
+            print(f"{clock(monotonic() - start)}  {number}: {label}", flush=True)
+        left = [job.cfg.seed for job in todo if f"{job.rung}, seed {job.cfg.seed}" not in finished]
+        if (complete := min(left, default=seeds + 1) - 1) > reported:  # all rungs with these seeds: a first picture
+            reported = complete
+            report([job for job in todo if job.cfg.seed <= complete], run_dir)
 
     try:
         with workers(min(usable_cores(), len(training))) as crew:

@@ -1,7 +1,8 @@
 """The ladder's report: learning curves with bands, a table, and a measured sentence for each rung.
 
 ladder.json has everything that is shown: frames, seeds, start (score of the first 100 episodes), goal, unit, and in
-`rungs` the fields of `RungFigures` for each rung, in the ladder's order; a noise that is infinite is null.
+`rungs` the fields of `RungFigures` for each rung, in the ladder's order; a noise that is infinite, or not measured
+yet, is null.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.lesson.ladder_rungs import Job, frames_per_step
-from surefoot.lesson.ladder_worker import read_noise
+from surefoot.lesson.ladder_rungs import Job, frames_per_step, read_noise
 from surefoot.runs.directory import checkpoints, read_evaluation
 from surefoot.runs.files import replace_file
 from surefoot.runs.metrics import Row, read
@@ -54,7 +54,8 @@ class RungFigures:
     frames_to_score: list[int | None]
     """frames until the mean of the last 100 training episodes first reached `goal`; None: never"""
     noise: list[float]
-    """noise beside signal of one rollout's gradient, where the first rung ended (`ladder_worker.gradient_noise`)"""
+    """noise beside signal of one rollout's gradient, where the first rung ended (`ladder_worker.gradient_noise`); NaN
+    until it has been measured"""
     effective_samples: list[float]
     """lowest effective sample size of a rollout's ratios, as a fraction (mean over its updates)"""
     largest_kl: list[float]
@@ -67,6 +68,12 @@ class RungFigures:
     """its least value among the seeds"""
     high: list[float]
     """its greatest"""
+
+
+def noise_of_rung(f: RungFigures) -> str:
+    """The median of the seeds' noise."""
+    known = [x for x in f.noise if not math.isnan(x)]
+    return _number(statistics.median(known), 1) if known else "-"
 
 
 def report(todo: Sequence[Job], run_dir: Path) -> Path:
@@ -125,7 +132,7 @@ def _figures(
         score=[rows[-1]["return_mean"] for rows in runs],
         evaluation=[e.mean for e in evaluations if e is not None],
         frames_to_score=[_first(rows, goal, per_step) for rows in runs],
-        noise=[noise[job.cfg.seed][job.cfg.task] for job in jobs],
+        noise=[noise[job.cfg.seed].get(job.cfg.task, math.nan) for job in jobs],
         effective_samples=[min(r["effective_samples"] for r in rows) for rows in runs],
         largest_kl=[max(r["kl"] for r in rows) for rows in runs],
         frames=[round(x) for x in grid],
@@ -207,7 +214,7 @@ def text(figures: Sequence[RungFigures], todo: Sequence[Job], facts: dict[str, A
     for f in figures:
         evaluation = _number(statistics.fmean(f.evaluation)) if f.evaluation else "-"
         row = [f.rung, _number(statistics.fmean(f.score)), _number(spread(f.score)), evaluation, _reached(f)]
-        row += [_number(statistics.median(f.noise), 1), f"{min(f.effective_samples):.0%}"]
+        row += [noise_of_rung(f), f"{min(f.effective_samples):.0%}"]
         lines.append(f"| {' | '.join(row)} |")
     lines += ["", "## What each idea bought", ""]
     for i, f in enumerate(figures):
@@ -229,17 +236,17 @@ def text(figures: Sequence[RungFigures], todo: Sequence[Job], facts: dict[str, A
 
 def sentence(f: RungFigures, before: RungFigures | None, facts: dict[str, Any]) -> str:
     """What the idea of this rung bought, beside the rung before it; all of it measured."""
-    idea, score, noise = IDEAS[f.rung], statistics.fmean(f.score), statistics.median(f.noise)
+    idea, score, noise = IDEAS[f.rung], statistics.fmean(f.score), noise_of_rung(f)
     if before is None:
         gain = score - facts["start"]
         return (
             f"{idea}: {gain:+.1f} points in {facts['frames']:,} {facts['unit']}, with a gradient whose noise is "
-            f"{_number(noise, 1)} times its signal."
+            f"{noise} times its signal."
         )
-    old, old_noise = statistics.fmean(before.score), statistics.median(before.noise)
+    old = statistics.fmean(before.score)
     words = f"{idea}: {old:.1f} becomes {score:.1f} points, {_significance(f.score, before.score)}"
     if f.rung in ("normalized", "future", "ppo"):
-        words += f"; the gradient's noise goes from {_number(old_noise, 1)} to {_number(noise, 1)} times its signal"
+        words += f"; the gradient's noise goes from {noise_of_rung(before)} to {noise} times its signal"
     if f.rung in ("surrogate", "clipped"):
         words += (
             f"; within one rollout the policy moved by up to {_nats(f)} nats (before: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,9 @@ from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
 from surefoot.models.networks import SmallCNN
 from surefoot.presets import LADDER
+from surefoot.runs.files import Folder
 
+NOISE = "gradient-noise.json"  # in the directory of each seed's first rung
 PONG_FRAMES, QUICK_FRAMES = 10_240_000, 57_600  # the lesson's 500 rollouts; 80 rollouts
 
 
@@ -69,3 +73,12 @@ def jobs(names: Sequence[str], seeds: int, frames: int, run_dir: Path, quick: bo
             rung = cfg.task.removesuffix("-quick")
             found.append(Job(rung, replace(cfg, **how), run_dir / rung / f"seed-{seed}"))
     return found
+
+
+def read_noise(run_dir: Path, step: int) -> dict[str, float]:
+    """The noise of each rung that was measured at the policy after `step` steps of a run; empty if none was."""
+    with Folder(run_dir) as folder:
+        facts: dict[str, Any] = json.loads(folder.read(NOISE)) if folder.has(NOISE) else {"step": -1}
+    if facts["step"] != step:
+        return {}
+    return {task: math.inf if x is None else float(x) for task, x in facts["noise"].items()}

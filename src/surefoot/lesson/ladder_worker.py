@@ -21,15 +21,15 @@ from surefoot.algorithm.state import initial
 from surefoot.algorithm.update import batches, loss_backward
 from surefoot.config import Config
 from surefoot.errors import UserError
+from surefoot.lesson.ladder_rungs import NOISE, read_noise
 from surefoot.parallel.launch import die_with_parent
 from surefoot.parallel.ranks import Alone
 from surefoot.runs.directory import checkpoints, read_config, require_same_config
-from surefoot.runs.files import Folder, replace_file
+from surefoot.runs.files import replace_file
 from surefoot.runs.policy_file import load_policy
 from surefoot.runs.start import resume, start
 
 ROLLOUTS = 24  # that a gradient's noise is measured with
-NOISE = "gradient-noise.json"
 FRESH = 1 << 24  # number of the first rollout: none that a run has learned from
 
 
@@ -88,15 +88,6 @@ def measure(cfgs: Sequence[Config], run_dir: Path, rollouts: int = ROLLOUTS) -> 
     if not {cfg.task for cfg in cfgs} <= set(read_noise(run_dir, step)):
         noise = {task: x if x < math.inf else None for task, x in gradient_noise(cfgs, run_dir, rollouts).items()}
         replace_file(run_dir / NOISE, json.dumps({"step": step, "rollouts": rollouts, "noise": noise}).encode())
-
-
-def read_noise(run_dir: Path, step: int) -> dict[str, float]:
-    """The noise of each rung that was measured at the policy after `step` steps of a run; empty if none was."""
-    with Folder(run_dir) as folder:
-        facts: dict[str, Any] = json.loads(folder.read(NOISE)) if folder.has(NOISE) else {"step": -1}
-    if facts["step"] != step:
-        return {}
-    return {task: math.inf if x is None else float(x) for task, x in facts["noise"].items()}
 
 
 def main() -> None:
