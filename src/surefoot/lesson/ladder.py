@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import monotonic
@@ -22,7 +23,6 @@ from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
 from surefoot.lesson.ladder_rungs import PONG_FRAMES, QUICK_FRAMES, jobs
 from surefoot.parallel.launch import usable_cores
-from surefoot.runs.report_card import clock
 
 LAST = 60.0  # seconds a run has for its checkpoint after the ladder was stopped
 
@@ -66,7 +66,7 @@ def ladder(
         finished.append(label)
         if not quiet:
             number = f"{len(finished)} of {len(training + measuring)}"
-            print(f"{clock(monotonic() - start)}  {number}: {label}", flush=True)
+            print(f"{timedelta(seconds=int(monotonic() - start))}  {number}: {label}", flush=True)
         left = [job.cfg.seed for job in todo if f"{job.rung}, seed {job.cfg.seed}" not in finished]
         if (complete := min(left, default=seeds + 1) - 1) > reported:  # all rungs with these seeds: a first picture
             reported = complete
