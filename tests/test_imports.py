@@ -26,6 +26,7 @@ TOP = {"__init__", "__main__"}
 FLOOR_OF = {
     "errors": "base",
     "rng": "base",
+    "output": "base",
     "paths": "base",
     "versions": "base",
     "other_words": "config",

@@ -18,6 +18,7 @@ from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import EnvSpec
 from surefoot.errors import Fault, UserError
+from surefoot.output import doing, out
 from surefoot.parallel.launch import choose_ranks, die_with_launcher, exit_now, exit_with_error, launch, usable_cores
 from surefoot.runs.files import read_named, replace_file
 
@@ -146,7 +147,10 @@ def launch_ranks(cfg: Config, seconds: float, count: int) -> Speed:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "speed.json")
         order = json.dumps([cfg.to_json(), seconds, str(out)])
-        launch([sys.executable, "-m", "surefoot.commands.benchmark", order], count, cfg.num_envs // count, cfg.timeout)
+        with doing(f"measuring on {count} rank{'s' * (count > 1)}"):
+            launch(
+                [sys.executable, "-m", "surefoot.commands.benchmark", order], count, cfg.num_envs // count, cfg.timeout
+            )
         return Speed(**json.loads(read_named(out)))
 
 
@@ -157,26 +161,29 @@ def print_bench(cfg: Config, seconds: float, ranks: int, as_json: bool) -> None:
         rows = [asdict(speed) for speed in speeds]
         from surefoot.runs.worker import machine
 
-        print(json.dumps({"task": cfg.task, "config": cfg.to_json(), "machine": machine(), "speeds": rows}))
+        print(json.dumps({"task": cfg.task, "config": cfg.to_json(), "machine": machine(), "speeds": rows}), file=out())
         return
     rollout = f"{cfg.num_envs} environments x {cfg.num_steps[0]} steps"
     size = cfg.minibatch_size or "the whole rollout"
     updates = f"{cfg.num_epochs} epochs of {cfg.minibatches(cfg.num_steps[0])} minibatches of {size}"
-    print(f"{cfg.task}: {rollout}, {updates}")
-    print(f"{'ranks':>5}{'bare':>10}{'emulate':>10}{'act':>10}{'learn':>10}{'loop':>10}   of bare")
+    print(f"{cfg.task}: {rollout}, {updates}", file=out())
+    print(f"{'ranks':>5}{'bare':>10}{'emulate':>10}{'act':>10}{'learn':>10}{'loop':>10}   of bare", file=out())
     for s in speeds:
         row = "".join(f"{rate:>10,.0f}" for rate in (s.bare, s.emulate, s.act, s.learn, s.loop))
-        print(f"{s.ranks:>5}{row}{s.loop / s.bare:>10.1%}", flush=True)
-    print("environment steps per second of all ranks; a stage as if the others took no time; bare: environments alone")
+        print(f"{s.ranks:>5}{row}{s.loop / s.bare:>10.1%}", file=out(), flush=True)
+    print(
+        "environment steps per second of all ranks; a stage as if the others took no time; bare: environments alone",
+        file=out(),
+    )
 
 
 if __name__ == "__main__":  # one rank of a measurement
     die_with_launcher()
-    config, duration, out = json.loads(sys.argv[1])
+    config, duration, where = json.loads(sys.argv[1])
     try:
         speed = measure(Config.from_json(config), duration)
         if int(os.environ["RANK"]) == 0:
-            replace_file(Path(out), json.dumps(asdict(speed)).encode())
+            replace_file(Path(where), json.dumps(asdict(speed)).encode())
         exit_now(0)
     except UserError as mistake:
         exit_with_error(mistake)

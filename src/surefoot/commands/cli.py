@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -24,6 +25,7 @@ from surefoot.commands.lessons import Exercise, Ladder, Notebook
 from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
 from surefoot.errors import UserError
+from surefoot.output import Progress, doing, environments_on_stderr, out, signs_of_life
 from surefoot.parallel.guard import end_without, guarded, standard_streams
 from surefoot.presets import PRESETS, find
 
@@ -134,7 +136,7 @@ class Evaluate:
     """print one JSON object instead of a table"""
 
     def __call__(self) -> None:
-        from surefoot.runs.evaluation import on_terminal, print_evaluation
+        from surefoot.commands.show_evaluation import on_terminal, print_evaluation
         from surefoot.runs.evaluation_workers import evaluate_run
 
         env = find(self.task).env if self.task else None
@@ -169,7 +171,8 @@ class Video:
         from surefoot.runs.video import video
 
         env = find(self.task).env if self.task else None
-        print(video(self.run, self.out, self.seed, self.greedy, self.every, self.max_steps, env, self.trust))
+        how = self.seed, self.greedy, self.every, self.max_steps, env, self.trust
+        print(video(self.run, self.out, *how), file=out())
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class Summary:
     def __call__(self) -> None:
         from surefoot.commands.summary import table
 
-        print(table(self.config))
+        print(table(self.config), file=out())
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,8 @@ class Bench:
 Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Watch | Exercise | Notebook | Ladder
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
 TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": "", "notebook": " FILE", "ladder": ""}
+WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "summary", "bench")
+QUIET = {"--quiet", "--json", "-h", "--help"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 
 
@@ -289,7 +294,7 @@ def parse(args: Sequence[str]) -> Command:
         default = {"default": TAKES_TASK[name](find(task, kwargs))}
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(out()):
             command: Command = tyro.cli(
                 COMMANDS[name],
                 prog=f"surefoot {name}" + (" TASK" if name in TAKES_TASK else ""),
@@ -311,14 +316,14 @@ def main(args: Sequence[str] | None = None) -> int:
     `args`: None for those of the program, which then is over: no thread of an environment keeps it.
     """
     threads, whole = threading.enumerate(), args is None
-    code = run_command(sys.argv[1:] if args is None else args)
+    code = run_command(sys.argv[1:] if args is None else args, whole)
     if whole:
         end_without(threads, code)
     return code
 
 
 @guarded()
-def run_command(args: Sequence[str]) -> int:
+def run_command(args: Sequence[str], whole: bool) -> int:
     """`main`, but for the program's end."""
     standard_streams()
     with contextlib.suppress(OSError):  # where the present directory is gone
@@ -332,9 +337,14 @@ def run_command(args: Sequence[str]) -> int:
         if not args or args[0] in ("-h", "--help"):
             print(usage())
         else:
-            parse(args)()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+            with ExitStack() as stack:
+                if args[0] in WITH_ENVIRONMENTS:
+                    stack.enter_context(environments_on_stderr(for_good=whole))
+                    stream = out() if args[0] in ("train", "resume") else sys.stderr
+                    stack.enter_context(signs_of_life(Progress(bool(QUIET & {*args}), stream=stream)))
+                    stack.enter_context(doing(f"{' '.join(args[:2])}: getting ready"))
+                parse(args)()
+                print(end="", file=out(), flush=True)
     except BaseException as error:
         return exit_code(error, args)
     return 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from surefoot.errors import Fault, UserError, note, said
+from surefoot.output import out, silence
 
 
 def exit_code(error: BaseException, args: Sequence[str]) -> int:
@@ -21,9 +21,7 @@ def exit_code(error: BaseException, args: Sequence[str]) -> int:
         note(f"the program was ended from within: {said(error)}")
         return 1
     if isinstance(error, OSError):  # of standard output, for what else fails is said where it is opened
-        from surefoot.runs.files import silence
-
-        silence(sys.stdout)
+        silence(out())
         if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
             return 0
         note(f"'{error.filename or 'standard output'}' cannot be used ({error.strerror or error})")

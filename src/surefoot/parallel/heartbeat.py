@@ -89,6 +89,16 @@ class Heartbeat:
         """Training is over: silence is no alarm any more."""
         self.cells[POSITION] = OVER
 
+    def activity(self) -> str:
+        """Which environment is being made, reset or stepped; empty for none."""
+        i, n = self.cells[POSITION], self.num_envs
+        if i == n:
+            return f"in the VectorEnv of {n} environments"
+        if not 0 <= i < n:
+            return ""
+        what = {-2: "making", -1: "resetting"}.get(self.cells[self.lengths + i], "in")
+        return f"{what} environment {i + 1} of {n}"
+
     @property
     def over(self) -> bool:
         """Whether training is over."""

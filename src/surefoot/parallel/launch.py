@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from surefoot.errors import Fault, UserError, note, put
+from surefoot.output import RANKS_STDOUT, doing, stdout_for_rank
 from surefoot.parallel import guard
-from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
+from surefoot.parallel.heartbeat import BEATS, OUTSIDE, POSITION, VARIABLE, Heartbeat, Watchdog
 
 try:
     import fcntl
@@ -137,12 +138,14 @@ def done_file(heartbeat: str | Path) -> Path:
     return Path(heartbeat).with_suffix(".done")
 
 
-def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int:
+def launch(command: list[str], count: int, num_envs: int, timeout: float, starting: str = "") -> int:
     """Run `count` copies of a command as ranks; returns 0, or the signal after which they have saved and stopped.
 
     The first SIGINT or SIGTERM is passed on, so that the ranks save and stop; the second ends them. A rank, of
     `num_envs` environments, that gives no sign of life for `timeout` seconds ends all. Standard error: surefoot's own
     sentences are passed on at once; the rest at the end, and only the failed rank's. Raises the UserError or Fault
+    `starting`: a sign of life until the first rank gives its own. The first rank writes to our standard output what it
+    `adopt_stdout`s; what its environments print lands where ours does. Raises the UserError or Fault
     that the failed rank has left, KeyboardInterrupt where the signal came when no rank could save.
     """
     loopback = dict(socket.if_nameindex()).get(1, "lo")  # whatever it is called, it is the first on Linux and macOS
@@ -155,10 +158,21 @@ def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int
         stderr_files = [path.with_suffix(".stderr") for path in heartbeats]
         forwarder = StderrForwarder(stderr_files)
         failed: int | str | None = None
+        first = watchdog.heartbeats[0].cells
+
+        def sign() -> str | None:
+            return starting if first[POSITION] == OUTSIDE and not first[BEATS] else None
+
         try:
-            with SignalForwarder(ranks) as signals:
+            with ExitStack() as stack:
+                handle = stack.enter_context(stdout_for_rank())
+                if starting:
+                    stack.enter_context(doing(sign))
+                signals = stack.enter_context(SignalForwarder(ranks))
                 for rank in range(count):
                     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: str(heartbeats[rank])}
+                    answers = rank == 0 and handle is not None
+                    place |= {RANKS_STDOUT: str(handle)} if answers else {}
                     with open(stderr_files[rank], "wb") as stderr:
                         process = subprocess.Popen(
                             command,
@@ -166,6 +180,7 @@ def launch(command: list[str], count: int, num_envs: int, timeout: float) -> int
                             stdin=subprocess.PIPE,  # it closes when this process ends
                             stdout=None if rank == 0 else subprocess.DEVNULL,
                             stderr=stderr,
+                            pass_fds=(handle,) if answers and handle is not None else (),
                             start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone
                         )
                     ranks.append(process)

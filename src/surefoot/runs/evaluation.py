@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from time import perf_counter
@@ -21,13 +20,14 @@ from surefoot.envs.interface import Environment, EnvSpec, Episode, make
 from surefoot.envs.spaces import blank
 from surefoot.errors import OURS, Fault, Interrupted, note, said
 from surefoot.models.policy import Policy
+from surefoot.output import doing
 from surefoot.parallel.guard import leave_if_copy
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer, stream
 
 if TYPE_CHECKING:
+    from surefoot.algorithm.state import State
     from surefoot.config import Config
-    from surefoot.envs.vector import EnvVector
 
 Array = NDArray[np.float64]
 
@@ -74,6 +74,13 @@ class Evaluation:
         draws = stream(self.seed, Purpose.BOOTSTRAP).integers(len(scores), size=(10_000, len(scores)))
         low, high = np.percentile(statistic(scores[draws]), (2.5, 97.5))
         return float(low), float(high)
+
+    def not_ended(self) -> str:
+        """How many episodes were cut, and what to do about it."""
+        return (
+            f"{self.cut} of {len(self.scores)} episodes, cut after {max(self.lengths):,} steps (--eval-max-steps); "
+            "gymnasium.wrappers.TimeLimit would end them in training too"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The statistics, then the fields."""
@@ -123,19 +130,34 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     alive: Callable[[], None] = leave_if_copy,
     max_steps: int = 0,
+    share: int = 1,
 ) -> Evaluation:
     """Play the episodes with the given numbers, `parallel` at a time; `alive` is called before every step.
 
     Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
     the last bits of a network's output depend on the batch, and with them, rarely, an action). `max_steps`: an episode
-    that has not ended then is cut; 0: never. Raises CannotBegin where not even one environment can be made and reset.
+    that has not ended then is cut; 0: never; `share`: so many processes play as many episodes each. Raises CannotBegin
+    where not even one environment can be made and reset.
     """
     start = perf_counter()
     policy = inference_policy(policy)
     waiting, slots = list(episodes)[::-1], list[_Slot]()
     results: dict[int, Episode] = {}
     device, cut = next(policy.parameters()).device, 0
-    try:
+
+    def told() -> str:
+        steps = sum(e.length for e in list(results.values())) + sum(slot.length for slot in slots)
+        done = f"evaluating: {len(results) * share} of {len(episodes) * share} episodes, {steps * share:,} steps"
+        most = max((slot.length for slot in slots), default=0)
+        end = f" (at the limit of {max_steps:,} it is cut: --eval-max-steps)" if max_steps else ""
+        return f"{done}, {most:,} of one that has not ended{end}" if most > 500 else done
+
+    def close() -> None:
+        for slot in slots:
+            slot.game.close()
+
+    with ExitStack() as stack, doing(told):
+        stack.callback(close)
         begin(slots, env, seed, waiting, min(parallel, len(episodes)), alive)
         playing = list(slots)
         while playing:
@@ -156,9 +178,6 @@ def evaluate(
                         slot.begin(waiting.pop())
                     else:
                         playing.remove(slot)
-    finally:
-        for slot in slots:
-            slot.game.close()
     played = [results[e] for e in episodes]
     scores, lengths = [e.score for e in played], [e.length for e in played]
     return with_stickiness(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start, cut))
@@ -205,28 +224,31 @@ def evaluate_shared(
     policy: Policy,
     cfg: Config,
     episodes: range,
-    envs: EnvVector,
+    state: State,
     ranks: Ranks,
     show: Callable[[str], None],
     playing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
     """Evaluate on all ranks, each playing its share of the episodes; every rank returns the result of all episodes.
 
-    `envs`: this rank's environments of training, which are closed meanwhile where no other can be made beside them.
+    The environments of training are closed meanwhile where no other can be made beside them. Where training has seen
+    no episode end, episodes are cut after as many steps as it has taken in one environment, at least 1,000.
     None where an environment has failed on any rank, or where a signal has broken it off while `playing`.
     """
     parallel = cfg.eval_envs or cfg.num_envs
     players = min(ranks.count, parallel)
     mine = episodes[ranks.rank :: players] if ranks.rank < players else range(0)
-    part, heartbeat = None, envs.heartbeat
+    part, envs, heartbeat = None, state.envs, state.envs.heartbeat
+    most = longest(cfg.env, cfg.eval_max_steps)
+    if most and not state.episodes:
+        most = min(most, max(1_000, state.steps // cfg.num_envs))
 
     def progress(done: int) -> None:
         show(f"evaluating: {min(done * players, len(episodes))} of {len(episodes)} episodes")
 
     def play() -> Evaluation:
         share, shown = -(-parallel // players), None if ranks.rank else progress
-        most = longest(cfg.env, cfg.eval_max_steps)
-        return evaluate(policy, cfg.env, mine, cfg.seed, False, share, shown, heartbeat.rest, most)
+        return evaluate(policy, cfg.env, mine, cfg.seed, False, share, shown, heartbeat.rest, most, players)
 
     try:
         with playing():
@@ -298,48 +320,3 @@ class _Slot:
         self.score += reward
         self.length += 1
         return (terminated or truncated) and not self.game.life_lost
-
-
-@contextmanager
-def on_terminal(episodes: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """A progress line on standard error, removed at the end; None where that is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-
-    def show(text: str) -> None:
-        with suppress(OSError):
-            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
-
-    show(f"evaluating: 0 of {episodes} episodes")
-    try:
-        yield lambda done: show(f"evaluating: {done} of {episodes} episodes")
-    finally:
-        show("")
-
-
-def not_ended(result: Evaluation) -> str:
-    """How many episodes were cut, and what to do about it."""
-    return (
-        f"{result.cut} of {len(result.scores)} episodes, cut after {max(result.lengths):,} steps (--eval-max-steps); "
-        "gymnasium.wrappers.TimeLimit would end them in training too"
-    )
-
-
-def print_evaluation(result: Evaluation, as_json: bool) -> None:
-    """Print an evaluation as one JSON object or as a table."""
-    facts = result.to_json()
-    if as_json:
-        print(json.dumps(facts))
-        return
-    sticky = f", sticky {result.sticky:g}" if isinstance(result, ConsoleEvaluation) else ""
-    how = "greedy" if result.greedy else "sampled"
-    print(f"{facts['episodes']} full episodes, actions {how}, seed {result.seed}{sticky}")
-    for name, key, prefix in (("mean", "mean", ""), ("interquartile mean", "iqm", "iqm_")):
-        interval = f"bootstrap 95 % interval {facts[prefix + 'low']:.2f} to {facts[prefix + 'high']:.2f}"
-        print(f"  {name:<18}  {facts[key]:.2f}   ({interval})")
-    if result.cut:
-        print(f"  {'not ended':<18}  {not_ended(result)}")
-    extent = f"from {facts['min']:g} to {facts['max']:g}; deviation {facts['std']:.1f}"
-    print(f"  {'median':<18}  {facts['median']:.2f}   ({extent})")
-    print(f"  {'length':<18}  {facts['length_mean']:,.0f} steps; {result.seconds:.0f} s")

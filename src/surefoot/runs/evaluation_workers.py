@@ -22,6 +22,7 @@ from surefoot.envs.gym import is_local
 from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
+from surefoot.output import doing
 from surefoot.parallel.guard import guarded
 from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch, usable_cores, workspace
 from surefoot.paths import absolute, shown
@@ -120,7 +121,8 @@ def evaluate_in_processes(
         replace_file(where / "policy", policy)
         order = json.dumps([str(where), episodes, seed, greedy, parallel, max_steps, sys.path])
         try:
-            with counting(where / "played", progress):
+            told = lambda: f"evaluating: {(where / 'played').stat().st_size} of {episodes} episodes"  # noqa: E731
+            with counting(where / "played", progress), doing(told):
                 launch([sys.executable, "-m", "surefoot.runs.evaluation_workers", order], count, 1, math.inf)
         except UserError as error:
             if isinstance(error, Fault):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from surefoot.errors import UserError
 
@@ -278,9 +278,3 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             cannot = f"the run directory '{run_dir}' cannot be written ({error.strerror})"
             raise UserError(f"{cannot}: choose another --run-dir") from error
         yield
-
-
-def silence(stream: TextIO | None) -> None:
-    """Let a standard stream whose reader is gone write into nothing, where it is a file at all."""
-    with suppress(OSError, ValueError, AttributeError), open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), stream.fileno())  # type: ignore[union-attr]

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surefoot.output import clock
 from surefoot.runs.directory import call
-from surefoot.runs.evaluation import not_ended
 from surefoot.runs.files import replace_file
 from surefoot.runs.metrics import Row, read
 from surefoot.runs.policy_file import BEST
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 
 NONE_ENDED = "no episode has ended yet"
 STAGES = (("emulate", "env_s"), ("act", "act_s"), ("learn", "learn_s"))
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 def curve(run_dir: Path, path: Path) -> None:
@@ -88,7 +81,7 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
             f"{len(result.scores)} full episodes, actions sampled, seeds never trained on{whose} |",
             f"| its interquartile mean | {result.iqm:.2f} (95 % interval {iqm_low:.2f} to {iqm_high:.2f}) |",
         ]
-        lines += [f"| not ended | {not_ended(result)} |"] if result.cut else []
+        lines += [f"| not ended | {result.not_ended()} |"] if result.cut else []
     lines += [
         f"| training score | {score if count else NONE_ENDED} |",
         f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} steps/s) |",

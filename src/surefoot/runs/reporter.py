@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +13,16 @@ import torch
 
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.update import METRIC_NAMES
-from surefoot.errors import Fault, Interrupted, is_terminal, note, one_line, put
+from surefoot.errors import Fault, Interrupted, note
+from surefoot.output import Progress, clock
 from surefoot.paths import shown
 from surefoot.runs.checkpoint import save
 from surefoot.runs.directory import unwritable
 from surefoot.runs.evaluation import evaluate_shared
-from surefoot.runs.files import identity, replace_file, silence
+from surefoot.runs.files import identity, replace_file
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.policy_file import BEST, policy_bytes
-from surefoot.runs.report_card import NONE_ENDED, STAGES, clock
+from surefoot.runs.report_card import NONE_ENDED, STAGES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,32 +35,6 @@ if TYPE_CHECKING:
 
 FLAT = 20  # iterations without a gradient, or without entropy, before a note says so
 OTHERS = 1 << 32  # first episode number of evaluations during training; the closing one counts from 0
-
-
-class Progress:
-    """One line, rewritten in place on a terminal, or printed every few seconds where there is none."""
-
-    def __init__(self, quiet: bool = False, every: float = 5.0) -> None:
-        self.quiet, self.every, self.last = quiet, every, -float("inf")
-        self.terminal = is_terminal(sys.stdout)
-
-    def show(self, text: str, force: bool = False) -> None:
-        """Show the line, unless the last one is too recent."""
-        now = perf_counter()
-        if self.quiet or (not force and now - self.last < (0.2 if self.terminal else self.every)):
-            return
-        self.last = now
-        if self.terminal:
-            width = shutil.get_terminal_size().columns
-            self.write(f"\r\x1b[2K{one_line(text)[: width - 1]}", "\n" if force else "")
-        else:
-            self.write(one_line(text))
-
-    def write(self, text: str, end: str = "\n") -> None:
-        """A closed pipe or a full disk behind standard output silences progress and does not end the run."""
-        if not self.quiet and not put(text, sys.stdout, end):
-            self.quiet = True
-            silence(sys.stdout)
 
 
 class Reporter(Callback):
@@ -77,9 +50,10 @@ class Reporter(Callback):
         self.place = identity(run_dir)
         self.flat = 0
         """how many iterations in a row have learned nothing"""
-        self.before, self.started = state.seconds, started
+        self.state, self.before, self.started = state, state.seconds, started
         self.saved = self.shown = perf_counter()
         self.progress = Progress(quiet)
+        self.progress.last = self.saved  # a line has just said what begins
         tried = [row.get("evaluation") for row in read(run_dir) if row["step"] <= state.steps] if not ranks.rank else []
         self.best = max((score for score in tried if score is not None), default=-math.inf)
         """best mean score of the evaluations so far, whose policy rank 0 keeps in a file"""
@@ -100,6 +74,15 @@ class Reporter(Callback):
             yield
         finally:
             self.in_play = False
+
+    def status(self) -> str:
+        """What the run is doing, for a sign of life."""
+        state, total = self.state, self.state.num_steps(self.cfg)
+        where = state.envs.heartbeat.activity()
+        step = f"step {state.envs.steps} of {total}{where and f' ({where})'}"
+        text = f"rollout {state.iteration + 1}, {step if self.in_play else 'learning from it'}"
+        ended = "" if state.recent_episodes else f" · {NONE_ENDED}"
+        return f"{min(1, state.progress(self.cfg)):4.0%} step {state.steps:,} · {text}{ended}"
 
     def say(self, text: str) -> None:
         """Print a line, on rank 0."""
@@ -149,7 +132,7 @@ class Reporter(Callback):
             return float("nan")
         policy, first = state.ema_policy(), OTHERS + state.iteration * cfg.eval_games
         episodes = range(first, first + cfg.eval_games)
-        result = evaluate_shared(policy, cfg, episodes, state.envs, self.ranks, self.progress.show, self.collecting)
+        result = evaluate_shared(policy, cfg, episodes, state, self.ranks, self.progress.show, self.collecting)
         state.envs.heartbeat.rest()
         if not state.envs.envs:
             self.on_dropped_rollout(Fault("the environments were closed for an evaluation and cannot be made again"))

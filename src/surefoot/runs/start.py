@@ -20,8 +20,9 @@ from surefoot.envs.gym import is_local
 from surefoot.envs.registrations import registration
 from surefoot.errors import DAMAGE, Fault, UserError, note
 from surefoot.models.networks import MLP
+from surefoot.output import Progress, doing, out, signs_of_life
 from surefoot.parallel.guard import guarded
-from surefoot.parallel.launch import choose_ranks, launch, usable_cores, world
+from surefoot.parallel.launch import choose_ranks, launch, rank_and_world, usable_cores, world
 from surefoot.paths import absolute, shown
 from surefoot.runs.directory import (
     MAY_CHANGE,
@@ -73,7 +74,7 @@ def start(
         require_ours(run_dir)
     found = checkpoints(run_dir) if run_dir else []
     alone = isinstance(cfg.network, MLP)  # one process updates an MLP faster than several that synchronise
-    count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or alone, cfg.num_envs)
+    count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or int(alone), cfg.num_envs)
     known = None if is_local(cfg.env) else registration(cfg.env)
     if known is None and count > 1 and not world():
         sentence = f"'{getattr(cfg.env, 'id', '')}' can be made in this process alone"
@@ -84,22 +85,22 @@ def start(
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
         require_same_config(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
+    progress = Progress(quiet or rank_and_world()[0] > 0)
+    goal = f"{cfg.total_steps:,} steps" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
+    who = f"{cfg.num_envs} environments on {count} rank{'s' * (count > 1)}"
+    progress.show(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {shown(run_dir)}", True)
     try:
-        if count == 1 or world():
-            collecting = gc.isenabled()
-            gc.disable()  # while PyTorch loads, which leaves no garbage: a tenth less time
-            try:
-                from surefoot.runs.worker import run
-            finally:
-                if collecting:
-                    gc.enable()
-            with guarded():
-                stopped = run(cfg, run_dir, source, quiet, started)
-        else:
-            about = [quiet, started, sys.argv, known, [os.path.abspath(path) for path in sys.path]]
-            order = json.dumps([cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about])
-            command = [sys.executable, *(f"-W{filter}" for filter in sys.warnoptions), "-m", "surefoot.runs.worker"]
-            stopped = launch([*command, order], count, cfg.num_envs // count, cfg.timeout)
+        with signs_of_life(progress), doing(f"{cfg.task}: getting ready"):
+            if count == 1 or world():
+                stopped = run_here(cfg, run_dir, source, quiet, started)
+            else:
+                about = [quiet, started, sys.argv, known, [os.path.abspath(path) for path in sys.path]]
+                order = json.dumps(
+                    [cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about]
+                )
+                command = [sys.executable, *(f"-W{filter}" for filter in sys.warnoptions), "-m", "surefoot.runs.worker"]
+                how = count, cfg.num_envs // count, cfg.timeout
+                stopped = launch([*command, order], *how, f"{cfg.task}: starting {count} ranks")
     except KeyboardInterrupt:
         if saved := resume_hint(run_dir):
             note(saved)
@@ -113,6 +114,19 @@ def start(
     if stopped:
         signal.raise_signal(stopped)
     return run_dir, not stopped
+
+
+def run_here(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
+    """One rank, in this process; returns the signal that has stopped it, or 0."""
+    collecting = gc.isenabled()
+    gc.disable()  # while PyTorch loads, which leaves no garbage: a tenth less time
+    try:
+        from surefoot.runs.worker import run
+    finally:
+        if collecting:
+            gc.enable()
+    with guarded():
+        return run(cfg, run_dir, source, quiet, started)
 
 
 def start_seeds(
@@ -157,7 +171,8 @@ def start_seeds(
             low, mean, high = min(found), statistics.fmean(found), max(found)
             facts |= {f"{name}_mean": mean, f"{name}_deviation": statistics.pstdev(found)}
             if not quiet:
-                print(f"{name.replace('_', ' ')}, {len(found)} seeds: mean {mean:.2f}, from {low:.2f} to {high:.2f}")
+                what = f"{name.replace('_', ' ')}, {len(found)} seeds"
+                print(f"{what}: mean {mean:.2f}, from {low:.2f} to {high:.2f}", file=out())
     replace_file(run_dir / "seeds.json", json.dumps(facts, indent=1).encode())
     return run_dir, True
 

@@ -19,6 +19,7 @@ from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, UserError, note
 from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
 from surefoot.models.policy import Policy
+from surefoot.output import doing
 from surefoot.parallel.guard import guarded
 from surefoot.paths import absolute, shown
 from surefoot.rng import Purpose, integer, stream
@@ -59,11 +60,13 @@ def video(
     with naming_what_fails("constructor"):
         game = make(env or own, render=True)
     every, fps = speed(game, out.suffix, every)
+    values: list[float] = []
+    bound = f" of at most {max_steps:,}" if max_steps else " (--max-steps ends it)"
     try:
         with TemporaryDirectory() as private:  # others cannot write into it
             film_file = Path(private, f"film{out.suffix}")
-            with _writer(film_file, fps) as film:
-                play(policy, game, film, seed, greedy, every, max_steps)
+            with _writer(film_file, fps) as film, doing(lambda: f"filming: step {len(values):,}{bound}"):
+                play(policy, game, film, values, seed, greedy, every, max_steps)
             replace_file(out, read_named(film_file))
     except (OSError, RuntimeError) as error:  # the latter where there is no ffmpeg
         raise UserError(f"'{shown(out)}' cannot be written: {error}") from error
@@ -72,14 +75,25 @@ def video(
     return out
 
 
-def play(policy: Policy, game: Environment, film: Any, seed: int, greedy: bool, every: int, max_steps: int) -> None:
-    """Film an episode; where the environment fails in the middle, the film ends there, with a note."""
+def play(
+    policy: Policy,
+    game: Environment,
+    film: Any,
+    values: list[float],
+    seed: int,
+    greedy: bool,
+    every: int,
+    max_steps: int,
+) -> None:
+    """Film an episode; where the environment fails in the middle, the film ends there, with a note.
+
+    `values`: gets the value of every step's observation.
+    """
     obs, screen = blank(game.observation_space), Screen()
     with naming_what_fails("reset"):
         game.reset(integer(seed, Purpose.EVALUATION, 2), obs)
     noise = stream(seed, Purpose.EVALUATION, 3)
     score, step, over = 0.0, 0, False
-    values: list[float] = []
     while not over and not (max_steps and step >= max_steps):
         with torch.no_grad():
             dist, value, _ = policy(torch.from_numpy(obs[None]))

@@ -24,6 +24,7 @@ from surefoot.config import Config
 from surefoot.envs.registrations import register
 from surefoot.errors import OURS, Fault, UserError, note, said
 from surefoot.models.policy import Policy, bf16_units
+from surefoot.output import Progress, adopt_stdout, doing, signs_of_life
 from surefoot.parallel.guard import guarded
 from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
 from surefoot.parallel.launch import (
@@ -42,7 +43,7 @@ from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import Folder, lock_run, replace_file, seal
 from surefoot.runs.policy_file import BEST, load_policy, read_policy
 from surefoot.runs.report_card import card, curve
-from surefoot.runs.reporter import Progress, Reporter
+from surefoot.runs.reporter import Reporter
 from surefoot.runs.trust import own_seal
 from surefoot.versions import require_versions
 
@@ -57,10 +58,12 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
     shared = os.environ.get(VARIABLE)
     heartbeat = Heartbeat.of(cfg.num_envs // ranks.count, shared)
     with ExitStack() as stack:
+        stack.enter_context(signs_of_life(Progress(quiet or ranks.rank > 0)))
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # one thread for each rank; the results' bits depend on the number
         stack.enter_context(threadpool_limits(1, "blas"))  # NumPy's
         hung = stack.enter_context(watch_over(heartbeat, cfg.timeout, ranks.rank)) if shared is None else []
+        stack.enter_context(doing(lambda: f"{cfg.task}: {heartbeat.activity() or 'getting ready'}"))
         state = initial(cfg, ranks, heartbeat)
         stack.callback(state.envs.close)
         state.return_moments = load_source(state.policy, cfg, source)
@@ -71,6 +74,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
         prepare(cfg, state, run_dir, ranks)
         reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
         stack.callback(reporter.close)
+        stack.enter_context(doing(reporter.status))
         stack.callback(heartbeat.end)
         if ranks.any(reporter.should_stop(state)) and (run_dir / "report.md").exists():
             return 0  # it was finished before
@@ -80,9 +84,6 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
             with Folder(run_dir) as folder:
                 for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
                     folder.remove(name)
-        goal = f"{cfg.total_steps:,} steps" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
-        who = f"{cfg.num_envs} environments on {ranks.count} rank{'s' * (ranks.count > 1)}"
-        reporter.say(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {run_dir}")
         with graceful_shutdown(reporter, again=shared is not None):
             train_loop(cfg, state, ranks, reporter)
             heartbeat.end()
@@ -248,12 +249,14 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
     if cfg.eval_episodes:
         policy = load_policy(run_dir, cfg.device, cfg.env)[0] if (run_dir / BEST).exists() else state.ema_policy()
         episodes = range(cfg.eval_episodes)
-        result = evaluate_shared(policy, cfg, episodes, state.envs, ranks, progress.show)
+        result = evaluate_shared(policy, cfg, episodes, state, ranks, progress.show)
     if ranks.rank:
         return
-    curve(run_dir, run_dir / "curve.png")
     if result is not None:
         replace_file(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
+    with doing("drawing the curve"):
+        curve(run_dir, run_dir / "curve.png")
+    if result is not None:
         progress.show("filming an episode", True)
         try:
             pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
@@ -266,13 +269,14 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         from rich.console import Console
         from rich.markdown import Markdown
 
-        with (console := Console()).capture() as picture:
+        with (console := Console(file=progress.stream)).capture() as picture:
             console.print(Markdown(text.replace("![", "- picture: [")))
         progress.write(picture.get(), "")
 
 
 if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     die_with_launcher()
+    adopt_stdout()
     config, where, typed, origin, silent, began, sys.argv, known, paths = json.loads(sys.argv[1])
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]  # as its launcher finds modules
     try:
