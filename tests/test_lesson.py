@@ -244,6 +244,15 @@ def test_the_cliff_shows_where_the_ascents_really_end() -> None:
     for name, objective in (("surrogate", Surrogate()), ("clipped", ClippedSurrogate(0.3))):
         end = average_reward(ascend(objective, 25, 0.06)[-1])
         assert shown[f"after the steps, {name}"] == number(float(end))
+    two = values(
+        "cliff", step=0.02, steps=5, rounds=2
+    )  # the second round's games are played where the first has led to
+    there = float(ascend(ClippedSurrogate(0.2), 5, 0.02)[-1])
+    end = average_reward(ascend(ClippedSurrogate(0.2), 5, 0.02, there)[-1])
+    assert two["after the steps, clipped"] == number(float(end))
+    later = values("cliff", rounds=3)
+    assert float(later["after the steps, surrogate"]) < 0.5  # thrown back to where nobody walks
+    assert float(later["after the steps, clipped"]) > 5
     assert "fell off the cliff; with ε = 0.3 it holds" in FIGURES["cliff"].compute({"epsilon": "0.3"})["says"]
 
 
@@ -303,6 +312,7 @@ def test_future_rewards_keep_the_mean_and_lower_the_spread() -> None:
     )
     spread = [float(shown[f"σ of one game&#x27;s gradient, {name}"]) for name in ("future", "total")]
     assert spread[0] < 0.7 * spread[1]
+    assert FIGURES["credit"].compute({})["says"].startswith("The gradient from future rewards is the same on average")
     shorter = values("credit", gamma=0, theta=0.3)
     assert (
         shorter["mean gradient, future reward"] == shown["mean gradient, future reward"]

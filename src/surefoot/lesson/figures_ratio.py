@@ -22,8 +22,8 @@ from surefoot.lesson.widgets import Again, Drawn, Figure, Slider
 from surefoot.models.distributions import Bernoulli
 from surefoot.rng import Purpose, stream
 
-LOW, HIGH = -2.5, 3.0
-GRID = torch.linspace(LOW, HIGH, 181, dtype=torch.float64)
+LOWEST, LOW, HIGH = -5.0, -2.5, 3.0
+GRID, WIDE = (torch.linspace(low, HIGH, 181, dtype=torch.float64) for low in (LOW, LOWEST))
 TRAJECTORIES = 1000
 
 
@@ -102,36 +102,42 @@ def surrogate(width: int, old: float, new: float) -> Drawn:
     return Drawn([plot(marks, Axis("policy parameter θ", LOW, HIGH), Axis("reward", -20, 18), width)], values, says)
 
 
-def cliff(width: int, epsilon: float, step: float, steps: float, start: float) -> Drawn:
-    """Gradient ascent on the surrogate and on the clipped surrogate, drawn where the policies really are."""
+def cliff(width: int, epsilon: float, step: float, steps: float, rounds: float, start: float) -> Drawn:
+    """Gradient ascent on the surrogate and on the clipped surrogate, drawn where the policies really are.
+
+    After each round of steps new games are played with the policy that it has led to. The curves are the last round's.
+    """
     old = scalar(start)
     objectives: list[tuple[str, str, Objective]] = [
         ("b", "surrogate", Surrogate()),
         ("c", "clipped", ClippedSurrogate(epsilon)),
     ]
-    marks = [Mark("line", GRID, average_reward(GRID), "a", "true average reward")]
-    after, ends = [], []
+    marks = [Mark("line", WIDE, average_reward(WIDE), "a", "true average reward")]
+    after, ends, fell = [], [], []
     for color, name, objective in objectives:
-        marks.append(Mark("line", GRID, model(GRID, old, objective), color, name, dashed=True))
-        path = torch.stack(ascend(objective, int(steps), step, start))
-        reward = average_reward(path)
-        marks.append(Mark("dots", path, reward, color))
+        path, last = [old], old
+        for _ in range(int(rounds)):
+            last = path[-1]
+            path += ascend(objective, int(steps), step, float(last))[1:]
+        marks.append(Mark("line", WIDE, model(WIDE, last, objective), color, name, dashed=True))
+        reward = average_reward(torch.stack(path))
+        marks.append(Mark("dots", torch.stack(path), reward, color))
         after.append(Mark("line", np.arange(len(path)), reward, color, f"true reward, steps on the {name}"))
         after.append(Mark("dots", np.arange(len(path)), reward, color))
         ends.append(float(reward[-1]))
+        fell.append("fell off the cliff" if float(reward.min()) < 0 else "holds")
     marks.append(Mark("dots", [start], [float(average_reward(old))], "d", "start"))
     pictures = [
-        plot(marks, Axis("policy parameter θ", LOW, HIGH), Axis("reward", -20, 16), width),
-        plot(after, Axis("gradient step", 0, steps), Axis("true reward", -20, 10), width, height=210),
+        plot(marks, Axis("policy parameter θ", LOWEST, HIGH), Axis("reward", -20, 16), width),
+        plot(after, Axis("gradient step", 0, steps * rounds), Axis("true reward", -20, 10), width, height=210),
     ]
-    best = float(average_reward(GRID).max())
+    best = float(average_reward(WIDE).max())
     values = {
         "reward at the start": number(float(average_reward(old))),
         "after the steps, surrogate": number(ends[0]),
         "after the steps, clipped": number(ends[1]),
         "best there is": number(best),
     }
-    fell = ["fell off the cliff" if end < 0 else "holds" for end in ends]
     says = f"Without clipping the policy {fell[0]}; with ε = {number(epsilon)} it {fell[1]}."
     return Drawn(pictures, values, says)
 
@@ -184,9 +190,10 @@ def trust(width: int, probability: float, epsilon: float, delta: float) -> Drawn
 
     region: Any = extent(inside) if inside.any() else (probability, probability)
     clip: Any = extent(near) if near.any() else (probability, probability)
+    top = max(4 * delta, 0.02)
     marks = [
-        Mark("band", region, None, "a", "trust region, KL ≤ δ"),
-        Mark("band", clip, None, "b", "clip range, |r − 1| ≤ ε"),
+        Mark("area", region, ((0, 0), (top / 2, top / 2)), "a", "trust region, KL ≤ δ"),
+        Mark("area", clip, ((top / 2, top / 2), (top, top)), "b", "clip range, |r − 1| ≤ ε"),
         Mark("line", grid, kl, "c", "KL(old ‖ new)"),
         Mark("line", [0, 1], [delta, delta], "grey", "δ", dashed=True),
         Mark("rule", [probability], None, "d", "old probability"),
@@ -199,7 +206,7 @@ def trust(width: int, probability: float, epsilon: float, delta: float) -> Drawn
     wider = (region[1] - region[0]) > (clip[1] - clip[0])
     which = "trust region" if wider else "clip range"
     says = f"For an action of probability {number(probability)} the {which} is the wider of the two."
-    y = Axis("KL, nats", 0, max(4 * delta, 0.02))
+    y = Axis("KL, nats", 0, top)
     return Drawn([plot(marks, Axis("new probability of the action", 0, 1), y, width)], values, says)
 
 
@@ -226,7 +233,8 @@ FIGURES = {
         {
             "epsilon": Slider("clip range ε", 0.02, 1, 0.02, EPSILON),
             "step": Slider("step size", 0.005, 0.2, 0.005, 0.05),
-            "steps": Slider("gradient steps", 1, 60, 1, 18),
+            "steps": Slider("gradient steps a round", 1, 40, 1, 18),
+            "rounds": Slider("rounds, each with new games", 1, 5, 1, 1),
             "start": Slider("start θ", LOW, 1.5, 0.1, START),
         },
         cliff,

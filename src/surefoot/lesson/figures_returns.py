@@ -79,7 +79,7 @@ def noise(width: int, theta: float, games: float, seed: int) -> Drawn:
     reach = 4 * float(estimates(theta, 1, 1).std())
     middle, share = histogram(found, true - reach, true + reach)
     marks = [
-        Mark("bars", middle, share, "a", f"estimates from {int(games)} games"),
+        Mark("bars", middle, share, "a", f"estimates from N = {int(games)}"),
         Mark("rule", [true], None, "b", "true gradient"),
         Mark("rule", [0.0], None, "grey"),
     ]
@@ -90,7 +90,8 @@ def noise(width: int, theta: float, games: float, seed: int) -> Drawn:
         "standard deviation of the estimate": number(float(found.std())),
         "estimates with the wrong sign": f"{100 * wrong:.0f} %",
     }
-    says = f"With {int(games)} games in parallel, {100 * wrong:.0f} of 100 estimates would move θ the wrong way."
+    many = f"{int(games)} games in parallel" if games > 1 else "one game"
+    says = f"With {many}, {100 * wrong:.0f} of 100 estimates would move θ the wrong way."
     return Drawn([plot(marks, x, y, width)], values, says)
 
 
@@ -166,10 +167,10 @@ def credit(width: int, theta: float, gamma: float, seed: int) -> Drawn:
         "σ of one game's gradient, total": number(std_total),
         "σ of one game's gradient, future": number(std_future),
     }
-    kept = "the same on average" if gamma == 1 else "biased towards what comes soon, since γ < 1,"
+    kept = "the same on average" if abs(mean_future - mean_total) < 1e-9 else "another on average"
     less = 100 * (1 - (std_future / std_total) ** 2)
     word = "less" if less >= 0 else "more"
-    says = f"The gradient from future rewards is {kept} and has {abs(less):.0f} % {word} variance."
+    says = f"The gradient from future rewards is {kept}, and has {abs(less):.0f} % {word} variance."
     return Drawn([picture], values, says)
 
 

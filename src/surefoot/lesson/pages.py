@@ -17,6 +17,7 @@ from surefoot.lesson.widgets import Figure
 
 HERE = Path(__file__).parent
 FIGURES: dict[str, Figure] = figures_returns.FIGURES | figures_ratio.FIGURES | figures_records.FIGURES
+PUNCTUATED = re.compile(r'(<math [^>]*display="inline">(?:(?!<math).)*?</math>[,.;:?!)]+)', re.S)  # kept on one line
 SLOT = re.compile(r"<p>\[\[([\w-]+)(?: ([\w-]+))?\]\]</p>")
 
 
@@ -48,4 +49,5 @@ def body(page: Page, slots: dict[str, Callable[[str], str]]) -> str:
     """A page as HTML, where a paragraph `[[KIND NAME]]` is filled by `slots[KIND](NAME)`."""
     markdown = MarkdownIt("commonmark").enable("table")
     markdown.use(dollarmath_plugin, renderer=formula, allow_digits=False)
-    return SLOT.sub(lambda match: slots[match[1]](match[2] or ""), markdown.render(page.text))
+    html = SLOT.sub(lambda match: slots[match[1]](match[2] or ""), markdown.render(page.text))
+    return PUNCTUATED.sub(r'<span class="whole">\1</span>', html)
