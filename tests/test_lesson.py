@@ -21,12 +21,13 @@ from surefoot.commands.cli import main
 from surefoot.errors import UserError
 from surefoot.lesson import quiz, source
 from surefoot.lesson.cliff import ascend, average_reward, sample_episodes, step_gradients, true_gradient
-from surefoot.lesson.figures_records import CASES, record
+from surefoot.lesson.figures_records import CASES, RUNGS, record
 from surefoot.lesson.guard import Guard, bind
 from surefoot.lesson.pages import FIGURES, pages
 from surefoot.lesson.server import lesson_app
 from surefoot.lesson.svg import Axis, axis, number
 from surefoot.lesson.widgets import Again, Choice, Slider
+from surefoot.presets import LADDER
 
 PORT, TOKEN = 8421, "the-token"
 HOME = f"http://127.0.0.1:{PORT}"
@@ -421,6 +422,16 @@ def test_pongs_curves_are_those_of_the_records() -> None:
             assert run["return_mean"] == pytest.approx([row["return_mean"] for row in rows], abs=1e-4)
     assert values("pong", until=5.2)["pong, last"] == "20.1"
     assert values("pong", until=0.2)["pong, last"] == "−20.1"
+
+
+def test_the_ladders_curves_are_those_of_the_record_and_of_the_presets() -> None:
+    root = Path(__file__).parent.parent / "bench" / "records" / "2026-11-29_ladder-quick"
+    assert record("ladder") == json.loads((root / "ladder.json").read_text())
+    assert [r["rung"] for r in record("ladder")["rungs"]] == [cfg.task for cfg in LADDER] == list(RUNGS)
+    shown = values("ladder", rung="surrogate")
+    assert shown["surrogate: scores of the seeds"] == "−1.98, −1.82, 2.06"
+    assert shown["surrogate: least effective samples"] == "72 %"
+    assert next(iter(values("ladder"))) == "reinforce: scores of the seeds"
 
 
 def test_the_cases_of_is_this_normal_are_those_of_the_record() -> None:

@@ -130,7 +130,44 @@ def normal(width: int, case: str) -> Drawn:
     return Drawn(pictures, values, CASES[case])
 
 
+RUNGS = ("reinforce", "normalized", "future", "surrogate", "clipped", "ppo")
+
+
+def ladder(width: int, rung: str) -> Drawn:
+    """The curves of all rungs, or of one beside the rung below it, with what was measured of each."""
+    rungs = {r["rung"]: r for r in record("ladder")["rungs"]}
+    at = RUNGS.index(rung) if rung in RUNGS else -1
+    chosen = RUNGS if at < 0 else RUNGS[max(0, at - 1) : at + 1]
+    marks = []
+    for name in chosen:
+        r, color = rungs[name], "gaecbd"[RUNGS.index(name)].replace("g", "grey")
+        if at >= 0:
+            marks.append(Mark("area", r["frames"], (r["low"], r["high"]), color))
+        marks.append(Mark("line", r["frames"], r["curve"], color, name))
+    end = record("ladder")["frames"]
+    picture = plot(marks, Axis("steps", 0, end), Axis("score, mean of three seeds", -2.7, 3.3), width)
+    values = {}
+    for name in chosen:
+        values[f"{name}: scores of the seeds"] = ", ".join(number(x) for x in rungs[name]["score"])
+        if at >= 0:
+            values[f"{name}: least effective samples"] = f"{100 * min(rungs[name]['effective_samples']):.0f} %"
+            values[f"{name}: largest KL"] = number(max(rungs[name]["largest_kl"]))
+    means = [float(np.mean(rungs[name]["score"])) for name in chosen]
+    if at < 0:
+        says = f"From {number(means[0])} to {number(means[-1])} in five steps, three seeds each."
+    elif at == 0:
+        says = f"reinforce ends at {number(means[0])}, where it began."
+    else:
+        says = f"{chosen[0]} ends at {number(means[0])}, {chosen[1]} at {number(means[1])}, mean of three seeds."
+    return Drawn([picture], values, says)
+
+
 FIGURES = {
+    "ladder": Figure(
+        "Mean score of the last 100 episodes; bands reach from the worst to the best of three seeds.",
+        {"rung": Choice("rung", ("all rungs", *RUNGS))},
+        ladder,
+    ),
     "normal": Figure(
         "CartPole, 60,000 steps, one seed each, with the metrics that every run writes into metrics.jsonl.",
         {"case": Choice("training", tuple(CASES))},
