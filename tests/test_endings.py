@@ -29,10 +29,14 @@ from surefoot.envs.gym import parse_kwargs
 from surefoot.envs.registrations import register
 from surefoot.errors import LONGEST, Fault, UserError, note, one_line, put, said
 from surefoot.models.networks import MLP
+from surefoot.parallel.heartbeat import VARIABLE
 from surefoot.parallel.launch import launch, workspace
 from surefoot.paths import absolute, file_name
 from surefoot.presets import find
+from surefoot.runs.directory import read_evaluation
+from surefoot.runs.evaluation import Evaluation
 from surefoot.runs.files import seal, unseal
+from surefoot.runs.metrics import MAY_BE_NULL, NUMBERS, read
 from surefoot.runs.start import start
 from surefoot.versions import OLDEST
 
@@ -392,3 +396,78 @@ def test_folders_of_killed_launchers_are_removed_and_others_stay(
         with workspace():
             assert first.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"surefoot-of-somebody"}
+
+
+def test_no_variable_of_ours_names_a_file_to_be_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "thesis.txt"
+    mine.write_bytes(bytes(10_000))
+    monkeypatch.setenv(VARIABLE, str(mine))
+    for more in ({}, {"RANK": "0", "WORLD_SIZE": "1"}):
+        for name, value in more.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"{VARIABLE} names .*thesis.txt', which no launcher of surefoot has made"):
+            surefoot.train("CartPole-v1", run_dir=tmp_path / "a", quiet=True, **TINY)
+    assert mine.read_bytes() == bytes(10_000)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["thesis.txt"]
+
+
+def test_damaged_rows_cost_themselves_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every single bit of a row in the middle; its end; fields that lack, are null, or of another kind."""
+    names = (*NUMBERS, *MAY_BE_NULL, "kl")
+    sound = [dict.fromkeys(names, 1.5) | {"step": 64 * i, "iteration": i} for i in range(1, 6)]
+    lines = [json.dumps(row).encode() for row in sound]
+    file = tmp_path / "metrics.jsonl"
+
+    def left(third: bytes, end: bytes = b"\n") -> list[int]:
+        file.write_bytes(b"\n".join(lines[:2]) + b"\n" + third + end + b"\n".join(lines[3:]) + b"\n")
+        capsys.readouterr()
+        found = read(tmp_path)
+        assert all({*NUMBERS, *MAY_BE_NULL} <= set(row) for row in found)
+        assert all(type(x) in (int, float, type(None)) for row in found for x in row.values())
+        steps = [row["step"] for row in found]
+        assert {64, 128, 256, 320} <= set(steps)
+        return steps
+
+    third = lines[2]
+    for bit in sorted({*range(8 * 40), *range(0, 8 * len(third), 7)}):
+        flipped = bytearray(third)
+        flipped[bit // 8] ^= 1 << bit % 8
+        left(bytes(flipped))
+    for bit in range(8):
+        assert left(third, bytes([ord("\n") ^ 1 << bit])) == [64, 128, 192, 256, 320]
+    for name in names:
+        for value in (None, "1", [], {}, True, 10**400, -1, math.nan, math.inf):
+            left(json.dumps(sound[2] | {name: value}).encode())
+        left(json.dumps({k: v for k, v in sound[2].items() if k != name}).encode())
+    for text in (b"", b"[" * 100_000, b'{"a":' * 50_000, b"\xff\x00", json.dumps(sound[0]).encode(), b"9" * 10_000):
+        assert left(text) == [64, 128, 256, 320]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": []},
+        {"scores": [1.0]},
+        {"scores": [math.nan, 1.0]},
+        {"scores": "ab"},
+        {"scores": None},
+        {"lengths": [1.5, 2]},
+        {"lengths": [-1, 2]},
+        {"greedy": 3},
+        {"seed": 10**30},
+        {"seconds": []},
+        {"cut": "x"},
+    ],
+    ids=str,
+)
+def test_a_damaged_evaluation_costs_itself_only(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"scores": [1.0, 2], "lengths": [1, 2], "greedy": False, "seed": 3, "seconds": 1.5}
+    file = tmp_path / "evaluation.json"
+    file.write_text(json.dumps(facts))
+    assert read_evaluation(tmp_path) == Evaluation([1.0, 2], [1, 2], False, 3, 1.5, 0)
+    for text in (json.dumps(facts | change), "[" * 100_000, "9" * 10_000, "[]", "null"):
+        file.write_text(text)
+        assert read_evaluation(tmp_path) is None
+        assert "is damaged and left out" in capsys.readouterr().err

@@ -21,18 +21,19 @@ import surefoot
 from processes import Ear, gone_within
 from surefoot.commands.cli import main
 from surefoot.config import Config
-from surefoot.envs.atari import Pong, PongEnv
+from surefoot.envs.atari import Atari, Pong, PongEnv
 from surefoot.envs.gym import Gymnasium, describe
-from surefoot.envs.interface import EnvSpec
+from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import Fault, UserError
-from surefoot.models.networks import MLP, NatureCNN, Network, SmallCNN
+from surefoot.models.networks import MLP, ImpalaCNN, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
+from surefoot.presets import find
 from surefoot.runs import evaluation_workers
 from surefoot.runs import policy_file as policy_file_module
 from surefoot.runs.directory import read_run
 from surefoot.runs.evaluation import Evaluation, evaluate
 from surefoot.runs.evaluation_workers import evaluate_run
-from surefoot.runs.policy_file import policy_bytes
+from surefoot.runs.policy_file import least_size, policy_bytes
 
 SMALL = MLP((8,))
 
@@ -185,9 +186,33 @@ def test_a_network_that_is_larger_than_its_file_is_refused_before_it_is_built(
         surefoot.load_policy(file)
 
 
+@pytest.mark.parametrize("preset", ["pong", "pong-lesson", "ALE/Breakout-v5", "NatureCNN", "ImpalaCNN", "CartPole-v1"])
+def test_the_lower_bound_of_a_networks_size_is_one_and_near(preset: str) -> None:
+    kinds = {"NatureCNN": NatureCNN(), "ImpalaCNN": ImpalaCNN()}
+    cfg = find("ALE/Breakout-v5", network=kinds[preset]) if preset in kinds else find(preset)
+    game = make(cfg.env)
+    policy = cfg.network.build(game.observation_space, game.action_space)
+    shape = game.observation_space.shape
+    game.close()
+    size = sum(x.numel() for x in policy.state_dict().values())
+    assert least_size(cfg.network) <= least_size(cfg.network, shape) <= size
+    assert least_size(cfg.network, shape) > 0.8 * size
+    if isinstance(cfg.env, Atari):
+        assert least_size(cfg.network, (16_384, 16_384)) > 1e9
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"task": None}, {"task": 7}, {"env": None}, {"network": []}, {"format": None}, {"returns": ["x"]}, {"returns": 1}],
+    [
+        {"task": None},
+        {"returns": [10**400, 0, 0]},
+        {"task": 7},
+        {"env": None},
+        {"network": []},
+        {"format": None},
+        {"returns": ["x"]},
+        {"returns": 1},
+    ],
     ids=str,
 )
 def test_a_header_that_lacks_something_is_a_sentence(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -203,8 +228,9 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         policy.actor.bias[0] = float("nan")
     file = tmp_path / "policy"
     file.write_bytes(policy_bytes(policy, Config(env=Gymnasium("CartPole-v1"), network=SMALL), 0))
-    with pytest.raises(UserError, match=r"not all numbers of 'actor\.bias' are finite"):
+    with pytest.raises(UserError, match=r"not all numbers of 'actor\.bias' are finite; --trust"):
         surefoot.load_policy(file)
+    assert torch.isnan(surefoot.load_policy(file, trust=True)[0].actor.bias[0])
 
 
 @pytest.mark.parametrize("count", [1, 3])

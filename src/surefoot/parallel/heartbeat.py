@@ -7,11 +7,14 @@ import os
 import time
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from surefoot.errors import UserError
 from surefoot.parallel.guard import leave_if_copy
 
 VARIABLE = "SUREFOOT_HEARTBEAT"  # names the file that a rank and its launcher share
+MAGIC = b"surefoot heartbeat\n"  # at the end of that file
 START = 60.0  # seconds more that a rank has before its first decision
 RING = 8  # actions kept of each environment
 POSITION, DECISIONS, BEATS, SEEDS = range(4)  # the first cells
@@ -41,13 +44,14 @@ class Heartbeat:
         size = SEEDS + (2 + RING) * num_envs
         if path is None:
             return Heartbeat(memoryview(array("q", [OUTSIDE] + [0] * (size - 1))), num_envs)
+        require_heartbeat(path)
         with open(path, "r+b") as file:
             return Heartbeat(memoryview(mmap.mmap(file.fileno(), 8 * size)).cast("q"), num_envs)
 
     @staticmethod
     def create(path: Path, num_envs: int) -> Heartbeat:
         """Make the file for a rank with `num_envs` environments."""
-        path.write_bytes(bytes(Heartbeat.of(num_envs).cells))
+        path.write_bytes(bytes(Heartbeat.of(num_envs).cells) + MAGIC)
         return Heartbeat.of(num_envs, path)
 
     def make(self, i: int) -> None:
@@ -118,6 +122,15 @@ class Heartbeat:
         last = [cells[self.actions + t % RING * n + i] for t in steps]
         actions = "" if last[-1] < 0 else f", last actions {' '.join(map(str, last))}"
         return f"environment {name} ({seed}step {length + 1}{actions})"
+
+
+def require_heartbeat(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where VARIABLE names another file than a launcher has made, which would be written over."""
+    with suppress(OSError, ValueError), open(path, "rb") as file:
+        file.seek(-len(MAGIC), os.SEEK_END)
+        if file.read() == MAGIC:
+            return
+    raise UserError(f"{VARIABLE} names {str(path)!r}, which no launcher of surefoot has made: unset it")
 
 
 class WaitingClock:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from surefoot.errors import Fault, UserError, note, put
 from surefoot.output import RANKS_STDOUT, doing, stdout_for_rank
 from surefoot.parallel import guard
-from surefoot.parallel.heartbeat import BEATS, OUTSIDE, POSITION, VARIABLE, Heartbeat, Watchdog
+from surefoot.parallel.heartbeat import BEATS, OUTSIDE, POSITION, VARIABLE, Heartbeat, Watchdog, require_heartbeat
 
 try:
     import fcntl
@@ -61,7 +61,9 @@ def rank_and_world() -> tuple[int, int]:
     """This process's rank and how many there are, as `launch` or torchrun started it; (0, 0) where it is on its own."""
     if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
         return 0, 0
-    if VARIABLE not in os.environ:
+    if VARIABLE in os.environ:
+        require_heartbeat(os.environ[VARIABLE])
+    else:
         if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
             return 0, 0
         if not os.environ["MASTER_ADDR"].strip():
@@ -116,16 +118,20 @@ def die_with_launcher() -> None:
 def exit_now(code: int) -> NoReturn:
     """End this rank at once, with the mark that it has ended by itself and not an environment has ended it."""
     if path := os.environ.get(VARIABLE):
-        with suppress(OSError):
-            done_file(path).touch()
+        leave(done_file(path), b"")
     guard.exit_now(code)
 
 
 def exit_with_error(error: UserError) -> NoReturn:
     """End this rank; its launcher raises the error."""
-    with suppress(OSError):
-        error_file(os.environ[VARIABLE]).write_bytes(str(error).encode(errors="surrogatepass"))
+    leave(error_file(os.environ[VARIABLE]), str(error).encode(errors="surrogatepass"))
     exit_now(1 if isinstance(error, Fault) else 2)
+
+
+def leave(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet."""
+    with suppress(OSError), open(path, "xb") as file:
+        file.write(data)
 
 
 def error_file(heartbeat: str | Path) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from surefoot.parallel.heartbeat import WaitingClock
 from surefoot.parallel.launch import rank_and_world, store_file
+from surefoot.parallel.rendezvous import meet
 
 SMALL = 1 << 18  # bytes; larger messages, gradients aside, go through gloo
 LINE = 64  # bytes that processors pass to each other at a time: each rank's counter has its own
@@ -273,15 +274,13 @@ def join(timeout: float = 300.0) -> Ranks:
         return Alone()
     if not dist.is_initialized():
         if path := store_file():
-            wait, timeout = (
-                timedelta(days=365),
-                math.inf,
-            )  # the launcher ends ranks that hang, and its clock stands while all are stopped
+            timeout = math.inf  # the launcher ends ranks that hang, and its clock stands while all are stopped
+            wait = timedelta(days=365)
             store = dist.FileStore(path, count)  # type: ignore[attr-defined]
             store.set_timeout(wait)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=wait)
         else:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))  # at MASTER_ADDR and MASTER_PORT
+            meet(rank, count, timeout)
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(count)
     if not one_machine or not hasattr(os, "memfd_create") or platform.machine() != "x86_64":
         return Gloo(rank, count, timeout)

@@ -150,8 +150,11 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
             folder.rename(bad.name, f"{bad.name}.damaged")
         note(f"{damage}; its checkpoint is set aside, '{checkpoint}' is used")
     try:
-        state.policy.load_state_dict(load_tensors(files["policy.safetensors"]))
-        moments = load_tensors(files["optimizer.safetensors"])
+        tensors, moments = load_tensors(files["policy.safetensors"]), load_tensors(files["optimizer.safetensors"])
+        wrong = [name for name, x in {**tensors, **moments}.items() if not x.isfinite().all()]
+        if wrong:
+            raise ValueError(f"not all numbers of {wrong[0]!r} are finite")
+        state.policy.load_state_dict(tensors)
         state.ema_params.copy_(state.flat.detach())
         ranks.all_reduce_min(0)  # all ranks have copied the parameters, which may be shared memory
         state.flat.data.copy_(moments.pop("flat"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import math
 import os
 import shlex
 import shutil
@@ -242,7 +241,7 @@ def evaluation_from(facts: Any) -> Evaluation:
         raise TypeError("its fields are of other kinds")
     if not found.scores or len(found.scores) != len(found.lengths) or min(counts) < 0:
         raise ValueError("its episodes do not fit together")
-    if not all(abs(x) < math.inf for x in numbers):
+    if not all(abs(x) < sys.float_info.max for x in numbers) or max(counts) >= 1 << 63:
         raise ValueError("its numbers are not finite")
     return found
 

@@ -6,15 +6,22 @@ import io
 import json
 import math
 import os
+import re
 import socket
+import statistics
+from bisect import bisect_left
 from pathlib import Path
 from time import time, time_ns
 from typing import Any
 
-from surefoot.errors import UserError, note
+from surefoot.errors import DAMAGE, UserError, note
+from surefoot.paths import shown
 from surefoot.runs.files import Folder
 
 Row = dict[str, Any]
+NUMBERS = ("step", "iteration", "seconds", "episodes", "return_window", "steps_per_second", "env_s", "act_s", "learn_s")
+MAY_BE_NULL = ("return_mean", "length_mean", "return_iteration", "evaluation", "learning_rate", "explained_variance")
+OBJECT = re.compile(r"\{[^{}]*\}")  # a row, also where the end of its line is damaged
 
 
 class Metrics:
@@ -44,7 +51,7 @@ class Metrics:
         """
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.waiting += json.dumps(clean).encode() + b"\n"
-        self.write("its rows are kept and written when there is room", self.waiting.count(b"\n") == 1)
+        self.write("its rows are kept and written when that has ended", self.waiting.count(b"\n") == 1)
         values = [{"tag": k, "simple_value": v} for k, v in clean.items() if v is not None and k != "step"]
         self.events.append({"wall_time": time(), "step": row["step"], "summary": {"value": values}})
         if time() - self.shown > 5:
@@ -105,11 +112,60 @@ def read(run_dir: Path) -> list[Row]:
         raise UserError(
             f"'{path}' cannot be used ({error}): move it away, and its run goes on without its rows"
         ) from error
-    for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            row["step"] + 0
-            rows.append(row)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            note(f"line {number} of '{path}' is damaged and left out")
-    return rows
+    damaged = 0
+    for line in text.split("\n")[:-1]:
+        found = [row for piece in OBJECT.findall(line) if (row := sound(piece)) is not None]
+        damaged += not found or OBJECT.sub("", line).strip() != ""
+        rows += found
+    kept = ascending(rows)
+    damaged += len(rows) - len(kept)
+    if damaged:
+        note(f"{damaged} damaged rows of '{shown(path)}' are left out")
+    return kept
+
+
+def sound(text: str) -> Row | None:
+    """A row from its JSON; None where it is damaged: what never is null must be a number, anything else may be null."""
+    try:
+        row = json.loads(text)
+        if type(row["step"]) is not int or not all(is_number(row[name]) and row[name] >= 0 for name in NUMBERS):
+            return None
+    except DAMAGE:
+        return None
+    row = {name: value if is_number(value) else None for name, value in row.items()}
+    return row | {name: None for name in MAY_BE_NULL if name not in row}
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, and no whole one of more than 64 bits."""
+    most = 1 << 63 if type(value) is int else math.inf
+    return type(value) in (int, float) and -most < value < most  # type: ignore[operator]
+
+
+def ascending(rows: list[Row]) -> list[Row]:
+    """The most rows whose steps ascend, which they do as they were written: one that is out of order is damaged.
+
+    Of two that exclude each other the one stays whose steps per iteration are nearer to the others'.
+    """
+    steps = [row["step"] for row in rows]
+    low = longest_ascent(steps)
+    if len(low) == len(rows):
+        return rows
+    high = [len(rows) - 1 - i for i in longest_ascent([-step for step in reversed(steps)])][::-1]
+    pace = [row["step"] / max(1, row["iteration"]) for row in rows]
+    usual = statistics.median(pace)
+    return [rows[i] for i in min(low, high, key=lambda chain: sum(abs(pace[i] - usual) for i in chain))]
+
+
+def longest_ascent(numbers: list[int]) -> list[int]:
+    """Places of a longest ascending part of a list; where there are several, of the one with the smallest numbers."""
+    ends, before = list[int](), list[int]()  # where the best part of each length ends; what comes before each place
+    for i, number in enumerate(numbers):
+        length = bisect_left(ends, number, key=lambda j: numbers[j])
+        before.append(ends[length - 1] if length else -1)
+        ends[length : length + 1] = [i]
+    chain, i = list[int](), ends[-1] if ends else -1
+    while i >= 0:
+        chain.append(i)
+        i = before[i]
+    return chain[::-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from surefoot.config import Config
+from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.interface import EnvSpec, make
-from surefoot.errors import UserError
-from surefoot.models.networks import MLP, Network, SmallCNN
+from surefoot.errors import DAMAGE, UserError, one_line, said
+from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
 from surefoot.paths import absolute, shown
 from surefoot.runs.directory import seals
@@ -53,7 +55,7 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
     return dict(json.loads(data[8:end])), data[end:]
 
 
-def read_policy(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+def read_policy(path: Path, trust: bool = False) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
     """The policy file that a run directory, checkpoint or file stands for, its header and its tensors, checked."""
     path = absolute(path)
     file = path
@@ -79,23 +81,37 @@ def read_policy(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
         facts |= {"task": "" + facts["task"], "returns": (count, mean, square)}  # raises for other types
         loaded = load_tensors(data)
         wrong = [name for name, x in loaded.items() if not x.isfinite().all()]
-        if wrong:
-            raise ValueError(f"not all numbers of {wrong[0]!r} are finite")
+        if wrong and not trust:
+            raise ValueError(f"not all numbers of {wrong[0]!r} are finite; --trust (trust=True) takes it as it is")
         return file, facts, loaded
     except FileNotFoundError:
         raise UserError(f"there is no file '{shown(path)}': name a run directory or a policy file") from None
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
-        raise UserError(f"'{shown(file)}' is not a surefoot policy ({type(error).__name__}: {error})") from error
+    except (SafetensorError, *DAMAGE) as error:
+        raise UserError(f"'{shown(file)}' is not a surefoot policy ({said(error)})") from error
 
 
-def least_size(network: Network) -> int:
-    """A lower bound for the number of a network's parameters, whatever it is built for."""
+def least_size(network: Network, shape: Sequence[int] = ()) -> int:
+    """A lower bound for the number of a network's parameters; `shape`: of its observations, where that is known."""
     if isinstance(network, MLP):
-        return 2 * sum(a * b for a, b in pairwise((1, *network.hidden)))
+        return 2 * sum(a * b for a, b in pairwise((math.prod(shape), *network.hidden)))
+    if isinstance(network, LessonCNN):
+        return 1296 * 256
+    layers, hidden = [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512  # NatureCNN's: filters, kernel, stride
     if isinstance(network, SmallCNN):
-        (first, second), (kernel, window) = network.filters, network.kernel
-        return first * kernel**2 + first * second * window**2 + second * network.hidden
-    return 0
+        layers, hidden = list(zip(network.filters, network.kernel, network.stride, strict=True)), network.hidden
+    elif isinstance(network, ImpalaCNN):
+        layers, hidden = [(16, 1, 2), (32, 1, 2), (32, 1, 2)], 256
+    sides, filters, size = sorted(shape)[-2:], 1, 0
+    for more, kernel, stride in layers:
+        size += filters * more * kernel**2
+        sides, filters = [max(1, (side - kernel) // stride + 1) for side in sides], more
+    return size + math.prod(sides) * filters * hidden
+
+
+def require_fitting(file: Path, network: Network, tensors: dict[str, Tensor], shape: Sequence[int] = ()) -> None:
+    """Raise UserError, before anything is allocated, where a network has more parameters than its file."""
+    if least_size(network, shape) > sum(x.numel() for x in tensors.values()):
+        raise UserError(f"'{shown(file)}' does not fit its own network, which has more parameters than the file")
 
 
 def load_policy(
@@ -107,23 +123,23 @@ def load_policy(
     file names. Without it, and without `trust`, such a file is refused, unless a run begun here wrote it.
     """
     require_versions()
-    file, facts, tensors = read_policy(Path(path))
+    file, facts, tensors = read_policy(Path(path), trust)
     try:
         cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"'{shown(file)}' is not a surefoot policy ({type(error).__name__}: {error})") from error
+    except DAMAGE as error:
+        raise UserError(f"'{shown(file)}' is not a surefoot policy ({said(error)})") from error
     lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
     own = env if env and (lost or (env != cfg.env and not trust and runs_code(cfg.env))) else cfg.env
     if env != own:
         permit(own, file, trust, seals(file.absolute().parent), ALLOW)
-    if least_size(cfg.network) > sum(x.numel() for x in tensors.values()):  # before it is built
-        raise UserError(f"'{shown(file)}' does not fit its own network, which has more parameters than the file")
+    require_fitting(file, cfg.network, tensors, (own.size, own.size) if isinstance(own, Atari) else ())
     game = make(own)
+    require_fitting(file, cfg.network, tensors, game.observation_space.shape or ())
     policy = cfg.network.build(game.observation_space, game.action_space)
     policy.spaces = game.observation_space, game.action_space
     game.close()
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"'{shown(file)}' does not fit its own network: {error}") from error
+        raise UserError(f"'{shown(file)}' does not fit its own network: {one_line(str(error), 400)}") from error
     return policy.to(device).eval(), own, facts

@@ -157,6 +157,7 @@ def start_seeds(
             if not finished:
                 return run_dir, False
             full = [row["return_mean"] for row in read(where) if row["return_window"] == 100]
+            full = [score for score in full if score is not None]
             scores["best_training"] += [max(full)] if full else []
             if evaluation := read_evaluation(where):
                 scores["evaluation"].append(evaluation.mean)
