@@ -22,7 +22,6 @@ from typing import IO, NamedTuple
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError, note
 from surefoot.lesson.ladder_rungs import PONG_FRAMES, QUICK_FRAMES, jobs
-from surefoot.output import clock
 from surefoot.parallel.launch import usable_cores
 
 LAST = 60.0  # seconds a run has for its checkpoint after the ladder was stopped
