@@ -76,6 +76,17 @@ class Image(Catch):
         return self._see()
 
 
+class ShortPictures(Image):
+    """Ends after three steps."""
+
+    def step(self, action: int):
+        *rest, _, late, info = super().step(action)
+        return *rest, self.row == 3, late, info
+
+
+gymnasium.register("ShortPictures-v0", ShortPictures)
+
+
 class Masked(Catch):
     """With a mask in the info of `where`; `picture`: seen as one; `size` must be named, as many a user's own is."""
 
@@ -116,20 +127,18 @@ class Broken(Catch):
         raise RuntimeError("no licence")
 
 
-class Old:
-    """Of the Gym package as it was at last."""
-
-    __module__, observation_space, action_space = "gym.core", None, None
-
-    def reset(self, *, seed: int | None = None):
-        return seed, {}
-
-
-class Older(Old):
-    """Before that."""
+class NoSeed(Catch):
+    """A reset without a seed."""
 
     def reset(self):
-        return 0
+        return super().reset()
+
+
+class NoInfo(Catch):
+    """A reset that gives the observation alone."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        return super().reset(seed=seed)[0]
 
 
 class Faulty(Catch):
@@ -137,7 +146,3 @@ class Faulty(Catch):
 
     def __init__(self) -> None:
         self.no_such_field  # noqa: B018
-
-
-for broken in (Unseeded, Outside, FourTuple, Old):  # the checker is left on
-    gymnasium.register(f"{broken.__name__}-v0", broken)

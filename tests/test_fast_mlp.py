@@ -72,7 +72,7 @@ def batch_for(policy: Policy, head: str) -> Batch:
 
 
 def as_numpy(batch: Batch) -> Batch:
-    return Batch(*(x.numpy() for x in vars(batch).values()))
+    return batch.each(torch.Tensor.numpy)
 
 
 @pytest.mark.parametrize("size", [COUNT, 10], ids=["whole", "microbatches"])

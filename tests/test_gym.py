@@ -94,7 +94,6 @@ def test_the_time_limit_truncates() -> None:
     [
         ("CartPoel-v1", "did you mean CartPole"),
         ("no_such_module:Env-v0", "pip install the package of 'no_such_module'"),
-        ("Blackjack-v1", "observations are Tuple.*FlattenObservation"),
     ],
 )
 def test_what_cannot_be_learned_is_said_in_a_sentence(name: str, says: str) -> None:

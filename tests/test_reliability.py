@@ -32,7 +32,8 @@ from surefoot.algorithm import train as loop
 from surefoot.algorithm.state import initial
 from surefoot.commands import cli
 from surefoot.config import Config
-from surefoot.envs.gym import MAX_REPLAY, Gymnasium, GymnasiumEnv, has_action_masks
+from surefoot.envs.gym import Gymnasium
+from surefoot.envs.gym_env import MAX_REPLAY
 from surefoot.envs.interface import Episode
 from surefoot.envs.vector import EnvVector
 from surefoot.errors import Fault, UserError
@@ -528,7 +529,6 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     name: str, says: str, small: Config, tmp_path: Path
 ) -> None:
     cfg = replace(small, env=Gymnasium(f"worlds:Faulty-{name.replace(' ', '-')}-v0"))
-    has_action_masks(cfg.env)  # once a process
     worlds.Faulty.made = worlds.Faulty.steps = 0
     with pytest.raises(Fault, match=says) as caught:
         go(cfg, tmp_path / "a")
@@ -541,7 +541,7 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     assert f"environment {where['number']} " in text
     steps = int(checkpoints(tmp_path / "a")[-1].name)  # the start of the iteration in which it happened
     assert steps == rows(tmp_path / "a")[-1]["step"] > 0
-    game = GymnasiumEnv(cfg.env, False)  # and it can be replayed
+    game = cfg.env.make()  # and it can be replayed
     out = game.obs.copy()
     game.reset(where["seed"], out)
     assert worlds.Faulty.last["seed"] == where["seed"]

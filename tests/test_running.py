@@ -48,7 +48,7 @@ def test_moments_are_numpys() -> None:
     x = 1e4 + torch.randn(3, 50, 8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     now = nothing(5)
     for rollout in x:
-        now = merge(now, 50, moments_per_env(rollout, Alone()))
+        now = merge(now, [50] * rollout.shape[1], moments_per_env(rollout, Alone()))
     everything = x.reshape(-1, 5).numpy()
     assert now[0] == 3 * 50 * 8
     np.testing.assert_allclose(now[1], everything.mean(0), rtol=1e-13)

@@ -17,7 +17,8 @@ import surefoot
 from surefoot.commands.cli import main
 from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong
-from surefoot.envs.gym import Gymnasium, describe, has_action_masks
+from surefoot.envs.gym import Gymnasium, describe
+from surefoot.envs.gym_env import MASK_SOURCES
 from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import UserError
 from surefoot.models.networks import MLP
@@ -87,7 +88,7 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gymnasium.register("Function-v0", lambda: (tmp_path / "mark").write_text("ran"))
     gymnasium.register("Wrapped-v0", plain, additional_wrappers=(wrapper,))
     monkeypatch.setattr("surefoot.envs.gym.LOCAL_MAKERS", {"marking:make#0": lambda: (tmp_path / "mark").touch()})
-    has_action_masks.cache_clear()
+    MASK_SOURCES.clear()
     yield tmp_path / "mark"
     gymnasium.registry.clear()
     gymnasium.registry.update(registry)
@@ -177,7 +178,7 @@ def test_the_command_asks_in_a_sentence_and_takes_a_word(
     assert not mark.exists()
     for command in (evaluate, film, resume):
         mark.unlink(missing_ok=True)
-        has_action_masks.cache_clear()
+        MASK_SOURCES.clear()
         assert main([*command, "--trust"]) == 0
         assert mark.exists()
 

@@ -24,7 +24,7 @@ from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate, an
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.update import METRIC_NAMES, Batch, minibatches, update, update_metrics
 from surefoot.config import Config
-from surefoot.envs.gym import GymnasiumEnv
+from surefoot.envs.gym_env import GymnasiumEnv
 from surefoot.errors import Fault, UserError
 from surefoot.models import policy
 from surefoot.models.networks import MLP
@@ -604,7 +604,7 @@ def test_three_updates_are_the_written_formulas(small: Config, fast: bool, head:
             value + torch.randn(n),
             value + 0.5 * torch.randn(n),
         )
-    arrays = Batch(*(x.numpy() for x in vars(batch).values()))
+    arrays = batch.each(torch.Tensor.numpy)
     state = state_of(learner, cfg, fast)
     own = {name: p.detach().numpy().copy() for name, p in learner.named_parameters()}
     mean, square = ({name: np.zeros_like(p) for name, p in own.items()} for _ in range(2))

@@ -15,13 +15,21 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 import makers
 import surefoot
 from helpers import TINY
-from surefoot.algorithm.rollout import collect
+from surefoot.algorithm.advantages import OverBatch, OverGames, OverMinibatch, Unnormalized, compute_advantages
+from surefoot.algorithm.callback import Callback
+from surefoot.algorithm.rewards import ScaledReward
+from surefoot.algorithm.rollout import collect, collect_rollout, gather_if_small
+from surefoot.algorithm.running_stats import update_running_stats
+from surefoot.algorithm.schedules import AdaptiveRate
+from surefoot.algorithm.state import initial
+from surefoot.algorithm.update import batches, only_valid, update, update_metrics
 from surefoot.commands.cli import main
+from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium, describe
 from surefoot.envs.vector import EnvVector
-from surefoot.envs.vector_env import VectorEnvAdapter
 from surefoot.errors import Fault, UserError
-from surefoot.models.networks import MLP
+from surefoot.models.networks import MLP, NatureCNN
+from surefoot.parallel.ranks import Alone
 from surefoot.presets import find
 from surefoot.rng import Purpose, integer
 from worlds import KINDS
@@ -131,6 +139,120 @@ def test_another_seed_is_another_run_and_a_new_start_is_not_the_old_one() -> Non
     assert not np.isin(first[0].obs, a).any()
 
 
+@pytest.mark.parametrize("id", [*(f"ScriptedMixed-{e}-v0" for e in MIXED), "CartPole-v1", "Doors-v0"])
+def test_next_step_gives_the_same_transitions_with_steps_between_that_are_none(id: str) -> None:
+    """Gymnasium's default: the step after an end is a reset, whatever the action."""
+    seen = []
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+        played = env_vector(vector(id, mode))
+        own: list[list[Any]] = [[], [], []]
+        for _ in range(70):
+            before, out = played.obs.copy(), np.empty_like(played.obs)
+            done = [len(taken) for taken in own]
+            actions = [(n * n + i) % played.envs[0].action_space.n for i, n in enumerate(done)]
+            if played.envs[0].masks:
+                actions = [int(np.argmax(row[-4:])) for row in before]
+            step = played.step(actions, out)
+            for i in set(range(3)) - set(step.skipped):
+                after = step.final.get(i, out[i])
+                own[i].append((before[i].tobytes(), actions[i], step.reward[i], step.terminated[i], after.tobytes()))
+        seen.append((own, played.take_finished()))
+        played.close()
+    (mine, episodes), (theirs, all_episodes) = seen
+    for a, b in zip(mine, theirs, strict=True):
+        assert 20 < len(a) < len(b) or id == "CartPole-v1"
+        assert a == b[: len(a)]
+    for i in range(3):  # `at` counts steps, with those between
+        own = [episode[:3] for episode in episodes if episode.env == i]
+        assert own == [episode[:3] for episode in all_episodes if episode.env == i][: len(own)]
+
+
+def test_a_rollout_knows_which_of_its_rows_are_no_transitions() -> None:
+    played = env_vector(vector("ScriptedMixed-both-v0", AutoresetMode.NEXT_STEP))
+    policy = MLP((8,)).build(played.observation_space, played.action_space)
+    r = collect(policy, played, torch.rand(40, 3, *policy.noise_shape))
+    assert r.valid is not None
+    assert torch.equal(~r.valid[1:], r.ended[:-1] & r.valid[:-1])  # the row after each end, and no other
+    assert r.valid[0].all()
+    assert (~r.valid).any()
+    assert (r.reward[~r.valid] == 0).all()
+    assert collect(policy, env_vector(vector("ScriptedMixed-both-v0")), torch.rand(4, 3)).valid is None
+
+
+@pytest.mark.parametrize("normalize", [OverBatch(), OverGames(), OverMinibatch(), Unnormalized()], ids=str)
+@pytest.mark.parametrize("network", [MLP((8,), running=True), NatureCNN()], ids=["vectors", "pictures"])
+def test_the_numbers_in_those_rows_change_nothing(normalize: Any, network: Any) -> None:
+    """Whatever stands there, advantages, running statistics, minibatches and the gradient are the same bits."""
+    id = "ScriptedMixed-both-v0" if isinstance(network, MLP) else "ShortPictures-v0"
+    cfg = Config(
+        env=vector(id, AutoresetMode.NEXT_STEP), network=network, num_envs=3, num_steps=(12,), minibatch_size=18,
+        num_epochs=1, normalize=normalize, reward=ScaledReward(), learning_rate=AdaptiveRate(1e-3),
+    )  # fmt: skip
+    results = []
+    for noise in (0.0, 50.0):
+        state = initial(cfg, Alone())
+        rollout = collect_rollout(cfg, state, Alone(), Callback())
+        assert rollout is not None
+        assert rollout.valid is not None
+        wrong = ~rollout.valid
+        assert 3 < int(wrong.sum()) < 18
+        for name in ("obs", "preprocessed", "reward", "value", "next_value", "logp"):
+            rows = getattr(rollout, name)
+            rows[wrong] = (rows[wrong] + noise).to(rows.dtype)
+        rollout, _ = gather_if_small(rollout, cfg, state, Alone())
+        advantage, returns, _ = compute_advantages(rollout, cfg, state, Alone())
+        seen = [advantage[rollout.valid], returns[rollout.valid]]
+        updates = []
+        for batch in batches(rollout, advantage, returns, cfg, state, Alone()):
+            updates.append(update(state, batch, cfg, Alone()))
+            seen += [state.gradient.clone(), torch.as_tensor(batch.logp)]
+        assert sum(len(batch) for batch in seen[3::2]) == int(rollout.valid.sum())
+        seen.append(update_metrics(updates, state, cfg, Alone()))
+        update_running_stats(state, rollout, cfg, Alone())
+        seen.append(torch.tensor(state.return_moments))
+        seen += [x.clone() for x in state.policy.state_dict().values()]
+        results.append(seen)
+        state.envs.close()
+    same = torch.equal if isinstance(network, MLP) else partial(torch.allclose, rtol=1e-4, atol=1e-6)
+    assert all(same(a, b) for a, b in zip(*results, strict=True))  # other windows of pictures are convolved together
+
+
+def test_ranks_with_unequal_numbers_of_rows_weigh_them_rightly() -> None:
+    """The mean over the ranks of weight times mean is the mean over all valid rows of the minibatch."""
+    rng = np.random.default_rng(0)
+    draws, valid, x = rng.random((8, 6)), rng.random((8, 6)) < 0.6, rng.normal(size=(8, 6))
+    means = np.zeros(2)
+    for columns in (slice(0, 3), slice(3, 6)):
+        order, ends, weights = only_valid(draws, columns, valid, 2)
+        own = x[:, columns].ravel()
+        assert valid[:, columns].ravel()[order].all()
+        spans = zip([0, *ends], ends, weights, strict=False)
+        means += [weight * own[order[i:j]].mean() / 2 for i, j, weight in spans]
+    chunks = [np.take_along_axis(a, s, 0) for s in np.array_split(draws.argsort(0), 2) for a in (x, valid)]
+    assert means == pytest.approx([chunks[0][chunks[1]].mean(), chunks[2][chunks[3]].mean()])
+
+
+def four(num_envs: int = 4) -> Any:
+    return gymnasium.make_vec("CartPole-v1", num_envs, "sync")
+
+
+def test_a_function_without_arguments_says_how_many_it_makes(tmp_path: Path) -> None:
+    cfg = find(lambda: four())
+    assert (cfg.num_envs, cfg.minibatch_size) == (4, 32)
+    run = surefoot.train(lambda: four(), run_dir=tmp_path / "a", quiet=True, total_steps=2048, eval_episodes=2)
+    assert run.evaluation is not None
+    with pytest.raises(UserError, match="makes 4 environments where 8 are asked of it: train with 4 on one rank"):
+        EnvVector(cfg.env, 1, range(8))
+
+
+def test_a_registered_id_is_made_as_a_vector_by_its_keyword() -> None:
+    cfg = find("CartPole-v1", kwargs=("vectorization_mode=vector_entry_point",))
+    played = EnvVector(cfg.env, 1, range(3))
+    assert type(played.vector.env).__name__ == "CartPoleVectorEnv"  # type: ignore[union-attr]
+    played.reset_all()
+    assert played.obs.shape == (3, 4)
+
+
 class Resets(SyncVectorEnv):
     """Resets all, whatever it is asked for."""
 
@@ -182,34 +304,13 @@ def test_one_that_is_refused_is_closed() -> None:
 
     with pytest.raises(UserError, match="env_restarts is 3; allowed is 0 with a VectorEnv"):
         EnvVector(describe(make), 5, range(2), restarts=3)
-    made[-1].metadata["autoreset_mode"] = None
-    with pytest.raises(UserError, match="has None as metadata"):
-        VectorEnvAdapter(made[-1], "it", 2)
     assert all(env.closed for env in made)
-
-
-def undeclared(num_envs: int) -> Any:
-    env = gymnasium.make_vec("CartPole-v1", num_envs, "sync")
-    env.metadata = {}
-    return env
 
 
 @pytest.mark.parametrize(
     ("task", "says"),
     [
-        (
-            vector("CartPole-v1", AutoresetMode.NEXT_STEP).id,
-            "NEXT_STEP as metadata.*make it with SAME_STEP or DISABLED",
-        ),
-        (undeclared, "has None as metadata.*make it with SAME_STEP or DISABLED"),
-        (lambda num_envs: makers.make_vector(2 * num_envs), "makes 2 environments where num_envs is 1"),
-        (makers.make_vector, "'makers:make_vector' is a VectorEnv: give a function of num_envs"),
-        (makers.make_vector(), "'SyncVectorEnv' is a VectorEnv: give a function of num_envs"),
-        (
-            lambda num_envs: makers.Catch() if num_envs else None,
-            "gives Catch, which is no gymnasium.vector.VectorEnv, though it takes num_envs",
-        ),
-        (vector("Blackjack-v1").id, "cannot be learned: observations are Tuple"),
+        (makers.make_vector(), "a VectorEnv cannot be copied: give the function that makes it"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(task: Any, says: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -13,8 +12,9 @@ from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCr
 from surefoot.algorithm.rewards import RawReward, ScaledReward, SignReward
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
 from surefoot.config import Config
-from surefoot.envs.atari import Atari, Pong, ids
-from surefoot.envs.gym import Gymnasium, describe, parse_kwargs
+from surefoot.envs.atari import Atari, Pong
+from surefoot.envs.gym import Gymnasium, describe
+from surefoot.envs.makers import parse_kwargs
 from surefoot.errors import UserError, builtin
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
@@ -197,7 +197,8 @@ TUNED = (
     *(_tuned(id, CONTROL) for id in ("Walker2d-v5", "InvertedPendulum-v5")),
 )
 
-ATARI_ID = re.compile(r"ALE/(\w+)-v5|(\w+)NoFrameskip-v4")  # the first has sticky actions, as registered in Gymnasium
+# The first has sticky actions, as registered in Gymnasium.
+ATARI_ID = re.compile(r"ALE/(\w+?)(?:-v5)?|(\w+)NoFrameskip(?:-v4)?")
 
 PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE, *TUNED)}
 
@@ -211,27 +212,52 @@ def by_spaces(env: Gymnasium) -> Config:
     from surefoot.envs.spaces import parts
 
     with same_directory():
-        made = make(env)
+        made: Any = make(env)
     if "ale_py" in str(getattr(gymnasium.registry.get(env.id), "entry_point", "")):
         name = re.sub(r"(NoFrameskip)?-v\d+$", "", env.id)
         raise UserError(f"'{env.id}' shows raw screens: choose ALE/{name}-v5 (sticky actions) or {name}NoFrameskip-v4")
     images = any(part.is_image() for part in parts(made.observation_space))
+    vector = getattr(made.env, "vector", None)
+    fixed = vector.env.num_envs if vector else 1  # more than the one that was asked for: it makes no other number
     made.close()
-    return replace(IMAGES if images else CONTROL, task=env.id, env=env)
+    cfg = replace(IMAGES if images else CONTROL, task=env.id, env=env)
+    per_env = cfg.minibatch_size // cfg.num_envs
+    return replace(cfg, num_envs=fixed, minibatch_size=per_env * fixed) if fixed > 1 else cfg
 
 
-def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: Any) -> Config:
+def by_name(task: str) -> str:
+    """A preset, an id of Gymnasium's, or MODULE:NAME, from what a user has written. Raises UserError."""
+    from surefoot.envs.ids import REGISTERED_BY, in_old_gym, registered, registering
+
+    if ":" in task:
+        return task
+    known = registered(task)
+    package = REGISTERED_BY.get(known) if known else "gym" if in_old_gym(task) else registering(task)
+    if not known and not package:
+        from surefoot.envs.opening import unknown
+
+        raise unknown(task, more=tuple(PRESETS))
+    name = registered(task) or task
+    return f"{package}:{name}" if package else name
+
+
+def find(
+    task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), wrappers: Sequence[str] = (), **fields: Any
+) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
-    `kwargs`: keyword arguments for a Gymnasium id or `module:function`, as a dict or as NAME=VALUE. Raises UserError,
-    with the nearest names for an unknown task.
+    An id may lack its version, and its package where that is installed. `kwargs`: keyword arguments for a Gymnasium id
+    or `module:function`, as a dict or as NAME=VALUE; `wrappers`: as in `Gymnasium.wrappers`. Raises UserError, with the
+    nearest names for an unknown task.
     """
     if isinstance(kwargs, Mapping):
-        given = {name: value if isinstance(value, list) else builtin(value) for name, value in kwargs.items()}
-        kwargs = [f"{name}={value!r}" for name, value in given.items()]
-        if repr(parse_kwargs(kwargs)) != repr(given):
-            raise UserError(f"kwargs hold more than numbers and strings ({given}): give a function without arguments")
-    kwargs = tuple(kwargs)
+        named = {name: value if isinstance(value, list) else builtin(value) for name, value in kwargs.items()}
+        kwargs = [f"{name}={value!r}" for name, value in named.items()]
+        if repr(parse_kwargs(kwargs)) != repr(named):
+            raise UserError(f"kwargs hold more than numbers and strings ({named}): give a function without arguments")
+    kwargs, wrappers = tuple(kwargs), tuple(wrappers)
+    if isinstance(task, str) and task not in PRESETS and not ATARI_ID.fullmatch(task):
+        task = by_name(task)
     if isinstance(task, Config):
         cfg = task
     elif isinstance(task, str) and task in PRESETS:
@@ -241,20 +267,19 @@ def find(task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), **fields: An
         rom = re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
         env = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
         cfg = replace(TUNED_GAMES.get(rom, ATARI), env=env, task=task)
-    elif not isinstance(task, str):
-        cfg = by_spaces(describe(task))
-    elif re.fullmatch(r"(\S+:)?[\w/-]+-v\d+|[\w.]+:[\w.]+", task):
-        cfg = by_spaces(Gymnasium(task, kwargs))
+    elif isinstance(task, Gymnasium):
+        cfg = by_spaces(task)
+    elif isinstance(task, str):
+        cfg = by_spaces(Gymnasium(task, kwargs, wrappers))
     else:
-        import gymnasium
-
-        known = (*PRESETS, *gymnasium.registry, *ids())
-        near = " or ".join(difflib.get_close_matches(task, known, 3, 0.5) or PRESETS)
-        raise UserError(f"there is no task '{task}': did you mean {near}? A Gymnasium id ends in -v and a number")
-    if kwargs:
+        cfg = by_spaces(replace(describe(task), wrappers=wrappers))
+    for name, given in (("kwargs", kwargs), ("wrappers", wrappers)):
+        if not given:
+            continue
         if not isinstance(cfg.env, Gymnasium):
-            raise UserError(f"'{cfg.task}' takes no kwargs: its fields are those of {type(cfg.env).__name__}")
-        cfg = replace(cfg, env=replace(cfg.env, kwargs=kwargs))
+            raise UserError(f"'{cfg.task}' takes no {name}: its fields are those of {type(cfg.env).__name__}")
+        changed: Any = {name: given}
+        cfg = replace(cfg, env=replace(cfg.env, **changed))
     for name, value in fields.items():
         if name not in vars(cfg) or (OPTIONS.get(name, name) != name and not is_dataclass(value)):
             here = in_python(name, cfg)

@@ -251,7 +251,21 @@ def compute_advantages(rollout: Rollout, cfg: Config, state: State, ranks: Ranks
     rollout = replace(rollout, reward=cfg.reward(rollout.reward, state.return_std))
     advantage, returns = cfg.advantage(rollout)
     of_all_envs = ranks.gather_columns(advantage)
+    valid = rollout.valid_of_all_envs(ranks)
     std = 0.0
     if isinstance(cfg.normalize, OverBatch):
-        std = cfg.normalize.update_std(state.advantage_std, of_all_envs)
-    return ranks.local_columns(cfg.normalize(of_all_envs, state.advantage_std)), returns, std
+        std = cfg.normalize.update_std(state.advantage_std, of_all_envs if valid is None else of_all_envs[valid])
+    return ranks.local_columns(normalize(cfg, of_all_envs, valid, state.advantage_std)), returns, std
+
+
+def normalize(cfg: Config, advantage: Tensor, valid: Tensor | None, min_std: float) -> Tensor:
+    """Normalised advantages [T, N], over the transitions that are `valid` alone; 0 for the others."""
+    if valid is None:
+        return cfg.normalize(advantage, min_std)
+    normalized = advantage.new_zeros(advantage.shape)
+    if isinstance(cfg.normalize, OverGames):
+        for t in valid.any(1).nonzero()[:, 0].tolist():
+            normalized[t, valid[t]] = cfg.normalize(advantage[t, valid[t]][None])[0]
+    else:
+        normalized[valid] = cfg.normalize(advantage[valid][None], min_std)[0]
+    return normalized

@@ -46,12 +46,17 @@ class Rollout:
     episodes: list[Episode]  # finished during this rollout
     env_s: float  # seconds in the environments
     act_s: float  # seconds in the policy
+    valid: Tensor | None = None  # [T, N] bool: False where a step was a reset and no transition; None where all are
     windows: DistinctWindows | None = None  # `preprocessed`, then `bootstrap_obs`; where learning is faster so
 
     @property
     def ended(self) -> Tensor:
         """[T, N] bool: the next row belongs to another episode."""
         return self.terminated | self.truncated
+
+    def valid_of_all_envs(self, ranks: Ranks) -> Tensor | None:
+        """`valid` of all ranks' environments, [T, environments]."""
+        return None if self.valid is None else ranks.gather_columns(self.valid.long()) > 0
 
     def with_values_of(self, policy: Policy) -> Rollout:
         """The same rollout with the values that `policy` gives it."""
@@ -140,6 +145,7 @@ def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None 
     obs[0] = envs.obs
     reward = np.empty((num_steps, n), np.float32)
     terminated, truncated = np.empty((num_steps, n), np.bool_), np.empty((num_steps, n), np.bool_)
+    valid = np.ones((num_steps, n), np.bool_) if envs.next_step else None
     finals: dict[tuple[int, int], Any] = {}
     env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(num_steps):
@@ -156,6 +162,8 @@ def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None 
             step.update(lost, envs.step(actor.act(t, obs[t]), obs[t + 1], lost))
         env_s += perf_counter() - before
         reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
+        if valid is not None:
+            valid[t, step.skipped], terminated[t, step.skipped] = False, True  # nothing flows over these rows
         finals |= {(t, i): final for i, final in step.final.items() if step.truncated[i] and not step.terminated[i]}
         if episode is not None and step.final:
             break
@@ -181,5 +189,6 @@ def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None 
         episodes=envs.take_finished(),
         env_s=env_s,
         act_s=perf_counter() - start - env_s,
+        valid=None if valid is None else torch.from_numpy(valid[:length]).to(device),
     )
     return rollout if episode is None else rollout.cut(length, envs.indices)

@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def moments_per_env(x: Tensor, ranks: Ranks) -> Array:
+def moments_per_env(x: Tensor, ranks: Ranks, valid: Tensor | None = None) -> Array:
     """Mean and sum of squared deviations of every environment, of all ranks: [T, N, K] to float64 [all envs, 2, K].
 
-    Environment by environment in memory, so that the bits do not depend on how many share a rank.
+    Of the `valid` [T, N] rows alone, where that is given. Environment by environment in memory, so that the bits do not
+    depend on how many share a rank.
     """
     columns = x.transpose(0, 1).double().contiguous().numpy(force=True)
-    mean = columns.mean(1)
-    moments = np.concatenate((mean, np.square(columns - mean[:, None]).sum(1)), 1)
+    if valid is None:
+        mean = columns.mean(1)
+        moments = np.concatenate((mean, np.square(columns - mean[:, None]).sum(1)), 1)
+    else:
+        rows = [column[some] for column, some in zip(columns, valid.T.numpy(force=True), strict=True)]
+        moments = np.stack([np.concatenate((row.mean(0), np.square(row - row.mean(0)).sum(0))) for row in rows])
     return ranks.gather_columns(torch.from_numpy(moments.T)).T.reshape(-1, 2, x.shape[2]).numpy()
 
 
@@ -48,14 +53,16 @@ def past_return(reward: Tensor, ended: Tensor, gamma: float, before: Tensor) -> 
 def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
     """Take a rollout, this rank's, that has been learned from into the running statistics."""
     num_steps, n = rollout.reward.shape
+    valid = rollout.valid_of_all_envs(ranks)
+    counts = [num_steps] * (n * ranks.count) if valid is None else valid.sum(0).tolist()
     for layer in state.policy.modules():
         if isinstance(layer, VectorEncoder) and (norm := layer.moments) is not None:
             x = layer.numbers(rollout.obs.flatten(0, 1)).view(num_steps, n, -1)
             known = (moment.numpy(force=True) for moment in (norm.count, norm.mean, norm.square))
-            norm.assign(*map(torch.as_tensor, merge(known, num_steps, moments_per_env(x, ranks))))
+            norm.assign(*map(torch.as_tensor, merge(known, counts, moments_per_env(x, ranks, rollout.valid))))
     if isinstance(cfg.reward, ScaledReward):
         reward, ended = rollout.reward.cpu(), rollout.ended.cpu()
         past, state.running_return = past_return(reward, ended, cfg.advantage.gamma, state.running_return)
         known = (np.array([x]) for x in state.return_moments)
-        total, mean, square = merge(known, num_steps, moments_per_env(past[..., None], ranks))
+        total, mean, square = merge(known, counts, moments_per_env(past[..., None], ranks, rollout.valid))
         state.return_moments = float(total[0]), float(mean[0]), float(square[0])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,14 +40,22 @@ class Batch:
     advantage: Any
     returns: Any  # the critic's targets
     value: Any  # V_old(s)
+    weight: float = field(
+        default=1.0, kw_only=True
+    )  # of the batch's mean in that of all ranks: 1 unless they have different numbers of rows
+
+    def each(self, change: Callable[[Any], Any]) -> Batch:
+        """The batch with every array changed in the same way."""
+        *rows, weight = vars(self).values()
+        return Batch(*map(change, rows), weight=weight)
 
     def microbatches(self, most: int) -> Iterator[tuple[Batch, float]]:
         """The batch in nearly equal parts of at most `most` rows, each with its share of the batch."""
         count = len(self.obs)
         size = math.ceil(count / math.ceil(count / most))
         for i in range(0, count, size):
-            part = Batch(*(x[i : i + size] for x in vars(self).values())) if size < count else self
-            yield part, len(part.obs) / count
+            part = self.each(itemgetter(slice(i, i + size))) if size < count else self
+            yield part, self.weight * len(part.obs) / count
 
 
 def batches(
@@ -54,11 +63,12 @@ def batches(
 ) -> Iterator[Batch]:
     """All minibatches of a rollout, epoch after epoch; advantages are recomputed before each if `cfg` says so."""
     columns, as_numpy = ranks.columns(cfg.num_envs), mlp_backward(state.mlp, cfg) is not None
+    valid = rollout.valid_of_all_envs(ranks)
     for epoch in range(cfg.num_epochs):
         if epoch and cfg.recompute:  # the critic has learned since
             latest = rollout.with_values_of(state.policy)
             advantage, returns, _ = compute_advantages(latest, cfg, state, ranks)
-        yield from minibatches(rollout, advantage, returns, cfg, state.iteration, epoch, columns, as_numpy)
+        yield from minibatches(rollout, advantage, returns, cfg, state.iteration, epoch, columns, as_numpy, valid)
 
 
 def minibatches(
@@ -70,33 +80,53 @@ def minibatches(
     epoch: int,
     columns: slice,
     as_numpy: bool = False,
+    valid: Tensor | None = None,
 ) -> Iterator[Batch]:
     """One epoch: the rollout [T, N] in shuffled minibatches [B]; of NumPy arrays for MLPs (fast/mlp.py).
 
     The steps of each environment are permuted, and each gives every minibatch the same number of them, so a rank needs
-    only its own environments (`columns`) to give its share of a minibatch that all ranks learn from.
+    only its own environments (`columns`) to give its share of a minibatch that all ranks learn from. Rows that are not
+    `valid` [T, all environments] are left out.
     """
     num_steps, n = rollout.action.shape[:2]
     rows = (rollout.preprocessed, rollout.action, rollout.logp, rollout.params, advantage, returns, rollout.value)
     flat: list[Any] = [x.numpy().reshape(num_steps * n, *x.shape[2:]) if as_numpy else x.flatten(0, 1) for x in rows]
     parts, windows = cfg.minibatches(num_steps), rollout.windows
-    if parts == 1:  # one full batch, not shuffled (the lesson's presets)
+    if parts == 1 and valid is None:  # one full batch, not shuffled (the lesson's presets)
         yield Batch(windows[: num_steps * n] if windows else flat[0], *flat[1:])
         return
     draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((num_steps, cfg.num_envs))
     order: Any = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
-    size = num_steps // parts * n
-    starts = range(0, len(order), size)
+    ends, weights = [len(order) // parts * (k + 1) for k in range(parts)], [1.0] * parts
+    if valid is not None:
+        order, ends, weights = only_valid(draws, columns, valid.numpy(force=True), parts)
+    spans = list(zip([0, *ends], ends, weights, strict=False))
     if as_numpy:  # small: all minibatches are shuffled at once
         shuffled = [x.take(order, 0) for x in flat]
-        yield from (Batch(*(x[i : i + size] for x in shuffled)) for i in starts)
+        yield from (Batch(*(x[i:j] for x in shuffled), weight=weight) for i, j, weight in spans)
         return
     order = torch.from_numpy(order).to(advantage.device)
     shuffled = [x.index_select(0, order) for x in flat[1:]]
-    for i in starts:
-        some = order[i : i + size]
+    for i, j, weight in spans:
+        some = order[i:j]
         obs = windows[some.numpy()] if windows else flat[0].index_select(0, some)
-        yield Batch(obs, *(x[i : i + size] for x in shuffled))
+        yield Batch(obs, *(x[i:j] for x in shuffled), weight=weight)
+
+
+def only_valid(draws: Any, columns: slice, valid: Any, parts: int) -> tuple[Any, list[int], list[float]]:
+    """The order of this rank's valid rows, where each minibatch ends in it, and the weight of each.
+
+    `draws` [T, all environments], `valid` alike. A minibatch without a valid row here has row 0 with weight 0.
+    """
+    steps, order, ends, weights = draws.argsort(0), [], [0], []
+    n, share = columns.stop - columns.start, (columns.stop - columns.start) / draws.shape[1]
+    for chunk in np.array_split(steps, parts):
+        here = np.take_along_axis(valid, chunk, 0)
+        rows = (chunk[:, columns] * n + np.arange(n))[here[:, columns]]
+        weights.append(len(rows) / max(1.0, share * here.sum()))
+        order.append(rows if len(rows) else np.zeros(1, np.intp))
+        ends.append(ends[-1] + len(order[-1]))
+    return np.concatenate(order), ends[1:], weights
 
 
 class Samples(NamedTuple):
@@ -157,7 +187,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     gradient: Any = state.gradient.numpy() if state.mlp else state.gradient
     state.envs.heartbeat.rest()
     if isinstance(cfg.normalize, OverMinibatch):
-        batch = replace(batch, advantage=cfg.normalize.within(batch.advantage, ranks.all_reduce_mean))
+        weighted = partial(weighted_mean, ranks, batch.weight)
+        batch = replace(batch, advantage=cfg.normalize.within(batch.advantage, weighted))
     needs_kl = isinstance(cfg.learning_rate, AdaptiveRate) or cfg.target_kl < math.inf
     kl, done = 0.0 if needs_kl else math.nan, list[tuple[Samples, Any]]()
     for microbatch, share in batch.microbatches(state.policy.microbatch(batch.obs)):
@@ -181,6 +212,11 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     if len(state.gradients) > 1:
         ranks.barrier()  # all have stepped their parts
     return info
+
+
+def weighted_mean(ranks: Ranks, weight: float, numbers: Any) -> Any:
+    """The mean over the ranks of numbers that are means of their rows; `weight`: this rank's."""
+    return ranks.all_reduce_mean(weight * numbers)
 
 
 @contextmanager
@@ -207,12 +243,18 @@ def update_metrics(updates: Sequence[UpdateInfo], state: State, cfg: Config, ran
     clip_range = cfg.objective.clip_range if isinstance(cfg.objective, ClippedSurrogate) else 0.2
     each = [(s.dist.params, s.dist_old.params, s.logp, old, s.value_loss) for u in updates for s, old in u.microbatches]
     rows = (torch.cat([torch.as_tensor(x) for x in column]) for column in zip(*each, strict=True))
-    params, params_old, logp, logp_old, value_loss = (x.reshape(len(updates), -1, *x.shape[1:]) for x in rows)
+    params, params_old, logp, logp_old, value_loss = rows
+    sizes = [sum(len(s.logp) for s, _ in u.microbatches) for u in updates]
     new, old = (state.policy.distribution(x, stored=True) for x in (params, params_old))
     ratio = (logp - logp_old).exp()
     per_sample = (
         new.kl(old), is_clipped(ratio, clip_range), new.entropy(), value_loss, (ratio - 1).abs(), ratio, ratio.square()
     )  # fmt: skip
-    *means, ratio_mean, square_mean = ranks.all_reduce_mean(torch.stack(per_sample).mean(2))
+    together = torch.stack(per_sample)
+    if len(set(sizes)) == 1:
+        mean = together.view(len(per_sample), len(updates), -1).mean(2)
+    else:
+        mean = torch.stack([part.mean(1) for part in torch.split(together, sizes, 1)], 1)
+    *means, ratio_mean, square_mean = ranks.all_reduce_mean(mean)
     grad_norm = ratio.new_tensor([u.grad_norm for u in updates])
     return torch.stack((*means, ratio_mean.square() / square_mean, grad_norm), 1)

@@ -289,9 +289,8 @@ def parse(args: Sequence[str]) -> Command:
         if not rest:
             raise UserError(f"{name} needs a task: one of {', '.join(PRESETS)}, or a Gymnasium id")
         task = "pong" if rest[0] in ("-h", "--help") else rest.pop(0)
-        given = rest[rest.index("--env.kwargs") + 1 :] if "--env.kwargs" in rest else []
-        kwargs = tuple(itertools.takewhile(lambda text: "=" in text and not text.startswith("--"), given))
-        default = {"default": TAKES_TASK[name](find(task, kwargs))}
+        kwargs, wrappers = (following(rest, f"--env.{field}") for field in ("kwargs", "wrappers"))
+        default = {"default": TAKES_TASK[name](find(task, [text for text in kwargs if "=" in text], wrappers))}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(out()):
@@ -308,6 +307,12 @@ def parse(args: Sequence[str]) -> Command:
         if not end.code:
             raise
         raise UserError(sentence(complaint.getvalue(), COMMANDS[name], default.get("default"))) from None
+
+
+def following(args: Sequence[str], option: str) -> list[str]:
+    """The values of an option that takes several."""
+    given = args[args.index(option) + 1 :] if option in args else []
+    return list(itertools.takewhile(lambda text: not text.startswith("--"), given))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -77,6 +77,8 @@ class StepResult:
     """final observations of the episodes that ended, by environment; their rows hold the next episode's first"""
     restarted: list[int]
     """environments that crashed and were recreated: they took no step, and their rows hold a new episode's first"""
+    skipped: Sequence[int] = ()
+    """environments whose step was a reset (a NEXT_STEP VectorEnv's), and no transition"""
 
     def update(self, envs: list[int], other: StepResult) -> None:
         """Replace the results of some environments by those of another step."""
@@ -102,4 +104,4 @@ def making(spec: EnvSpec) -> Iterator[None]:
     except (UserError, *OURS):
         raise
     except BaseException as error:
-        raise Fault(f"the environment {spec} cannot be made: {said(error)}") from error
+        raise Fault(f"the environment {getattr(spec, 'id', spec)} cannot be made: {said(error)}") from error

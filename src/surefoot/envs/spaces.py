@@ -1,19 +1,20 @@
-"""Gymnasium's spaces as rows of numbers: observations as stored in a rollout, actions as an environment takes them.
+"""Observation spaces as rows of numbers, as a rollout stores them.
 
-A row has the shape of its space: uint8 stays uint8, other numbers become float32, a Discrete observation is one int64.
-The parts of a Dict are stored side by side as bytes; a part called `action_mask` (one number for each action of a
-Discrete space) is last and says which actions are allowed.
+A row has the shape of its space: uint8 stays uint8, other numbers become float32, choices (Discrete, MultiDiscrete)
+int64. The parts of a Dict or Tuple are stored side by side as bytes; a part called `action_mask` (one number for each
+alternative of a discrete action) is last and says which actions are allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 
-from surefoot.errors import UserError
+from surefoot.envs.actions import choices
+from surefoot.errors import UserError, note_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,73 +22,181 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MASK = ("action_mask",)
-MAX_ONE_HOT = 4096  # alternatives of a Discrete observation
+MAX_ONE_HOT = 4096  # alternatives of one choice that are seen one-hot; more are seen as one number from 0 to 1
 MIN_IMAGE = 36  # pixels of an image's edge: what NatureCNN's kernels need
+MAX_CHANNELS = 4  # an axis of at most this many is colours
 
 
 class Part(NamedTuple):
-    """One part of an observation: its keys in a nested Dict, its space, and its place in the row."""
+    """One part of an observation: its keys in nested Dicts and Tuples, its space, and its place in the row."""
 
-    path: tuple[str, ...]
+    path: tuple[Any, ...]
     space: spaces.Space[Any]
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    first: int  # a Discrete space's `start`
+    sizes: tuple[int, ...]  # alternatives of each choice, seen one-hot; () for numbers
+    first: Any  # subtracted from what the environment gives: the `start` of choices
+    factor: float  # times this
     start: int  # byte offsets in the row
     stop: int
 
+    @property
+    def name(self) -> str:
+        """As errors call it."""
+        return f"its part {'.'.join(map(str, self.path))}" if self.path else "its observation"
+
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and highest number that a Box announces."""
+        box: Any = self.space
+        return float(box.low.min()), float(box.high.max())
+
     def is_image(self) -> bool:
-        """Two or three axes of uint8, large enough for convolutions."""
-        plain = isinstance(self.space, spaces.Box) and self.dtype == np.uint8 and len(self.shape) in (2, 3)
-        return plain and min(sorted(self.shape)[-2:]) >= MIN_IMAGE
+        """A picture large enough for convolutions: [height, width], one more axis for colours, two with a stack.
+
+        Bytes or whole numbers from 0 to 255, or floats between the same bounds everywhere. Grids of other whole numbers
+        are codes of something (characters, pieces), and not brightness.
+        """
+        if not isinstance(self.space, spaces.Box) or len(self.shape) not in (2, 3, 4) or self.space.dtype is None:
+            return False
+        low, high = self.bounds()
+        alike = bool((self.space.low == low).all() and (self.space.high == high).all())
+        if self.space.dtype.kind == "f":
+            pixels = alike and (np.isfinite(high - low) or len(self.shape) > 2)
+        else:
+            pixels = alike and (low, high) == (0, 255)
+        return pixels and min(image_axes(self.shape)[:2]) >= MIN_IMAGE
+
+    def pixel_scale(self) -> float | None:
+        """What the pixels of a picture of floats are divided by; None for bytes, whose network knows it."""
+        if self.dtype == np.uint8:
+            return None
+        low, high = self.bounds()
+        return max(abs(low), abs(high)) if np.isfinite(high - low) and high > low else 1.0
 
     def fill(self, value: Any, name: str, out: Array) -> None:
-        """Write a value into a row; raises ValueError or TypeError where it is not in the space."""
-        shape = value.shape if isinstance(value, np.ndarray) else np.shape(value)
-        if shape != self.space.shape:
-            raise ValueError(f"{name} has shape {shape}, but its space has {self.space.shape}")
-        binary = isinstance(self.space, spaces.MultiBinary)  # of int8, which a row stores as uint8
-        np.copyto(out, value - self.first if self.first else value, casting="unsafe" if binary else "same_kind")
+        """Write a value into a row; raises ValueError or TypeError where it cannot be one of its space."""
+        if type(value) is not np.ndarray:
+            value = as_array(value)
+        if value.shape != self.space.shape:
+            value = self._reshaped(value, name)
+        if self.sizes or self.factor != 1.0:
+            self._fill_choices(value, name, out)
+        elif value.dtype == out.dtype or out.dtype == np.float32:
+            np.copyto(out, value, casting="same_kind")
+        else:
+            cast = value.astype(out.dtype)
+            if not (cast == value).all():
+                raise ValueError(f"{name} has {value.dtype} that {out.dtype} cannot hold, as its space announces")
+            np.copyto(out, cast)
+
+    def _reshaped(self, value: Array, name: str) -> Array:
+        if value.size != np.prod(self.space.shape or (), dtype=int):
+            raise ValueError(f"{name} has shape {value.shape}, but its space has {self.space.shape}")
+        note_once(f"{name} has shape {value.shape}, but its space has {self.space.shape}: it is reshaped")
+        return value.reshape(self.space.shape or ())
+
+    def _fill_choices(self, value: Array, name: str, out: Array) -> None:
+        index = np.asarray(value).reshape(-1) - self.first
+        most: Any = self.sizes or 1 / self.factor
+        if not ((index >= 0) & (index < np.asarray(most))).all():
+            raise ValueError(f"{name} is {value}, which is not in {self.space}")
+        np.copyto(out.reshape(-1), index * self.factor if self.factor != 1.0 else index, casting="unsafe")
+
+
+def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
+    """Height, width and channels of a picture, a stack's pictures side by side as channels; whether colours are last.
+
+    [height, width], [height, width, channels], [channels, height, width], [stack, height, width, channels] or
+    [stack, channels, height, width].
+    """
+    if len(shape) == 2:
+        return shape[0], shape[1], 1, False
+    *stack, a, b, c = shape
+    count = stack[0] if stack else 1
+    if c <= MAX_CHANNELS < min(a, b) if stack else c < min(a, b):
+        return a, b, c * count, True
+    return b, c, a * count, False
+
+
+def as_array(value: Any) -> Array:
+    """NumPy's array of anything that is one: torch's without its gradient, JAX's, lists, numbers."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+        raise
+
+
+def discrepancy(part: Part, value: Any) -> str:
+    """What a value has that its space does not announce, though it can be learned from; empty for nothing."""
+    value, space = as_array(value), part.space
+    if not isinstance(space, spaces.Box) or space.dtype is None or value.shape != space.shape:
+        return ""
+    if value.dtype.kind in "fiu":
+        for bound, far in ((space.low, value < space.low), (space.high, value > space.high)):
+            if far.any():
+                where = tuple(int(i) for i in np.argwhere(far)[0])
+                place = f" at {list(where)}" if where else ""
+                return f"{part.name} has {value[where]!s}{place}, beyond the bound {bound[where]!s} of its space"
+    if value.dtype != space.dtype and value.dtype.kind != space.dtype.kind:
+        return f"{part.name} has {value.dtype}, but its space {space.dtype}"
+    return ""
 
 
 def parts(space: spaces.Space[Any]) -> list[Part]:
-    """The parts of an observation, in the order of its row; raises UserError where one is not supported."""
-    leaves: list[tuple[tuple[str, ...], spaces.Space[Any]]] = []
+    """The parts of an observation, in the order of its row; raises UserError where there is nothing to learn from.
 
-    def visit(path: tuple[str, ...], space: spaces.Space[Any]) -> None:
-        for key, inner in space.items() if isinstance(space, spaces.Dict) else ():
-            visit((*path, str(key)), inner)
-        if not isinstance(space, spaces.Dict):
-            _require_observation(space, path)
+    Parts of a Dict or Tuple that are no numbers (Text, Sequence, Graph, spaces of one's own) are left out with a note.
+    """
+    leaves: list[tuple[tuple[Any, ...], spaces.Space[Any]]] = []
+    left_out: list[str] = []
+
+    def visit(path: tuple[Any, ...], space: spaces.Space[Any]) -> None:
+        if isinstance(space, spaces.Dict | spaces.Tuple):
+            for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space):
+                visit((*path, key), inner)
+        elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
             leaves.append((path, spaces.MultiBinary(space.shape) if path == MASK and space.shape else space))
+        else:
+            left_out.append(f"{'.'.join(map(str, path))} ({space})" if path else str(space))
 
     visit((), space)
     if not leaves:
-        raise UserError(f"the observation space {space} is empty: there is nothing to learn from")
-    rows, end = [], 0
+        cure = "FlattenObservation makes a Box of it" if space.is_np_flattenable else "make a Box of it with a wrapper"
+        raise UserError(
+            f"observations are {space}: Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these can be "
+            f"learned from; {cure}"
+            if left_out
+            else f"the observation space {space} is empty: there is nothing to learn from"
+        )
+    if left_out:
+        note_once(f"not seen, since they are no numbers: {', '.join(left_out)}")
+    rows: list[Part] = []
     for path, inner in sorted(leaves, key=lambda part: part[0] == MASK):
-        small = isinstance(inner, spaces.MultiBinary) or inner.dtype == np.uint8
-        choice = isinstance(inner, spaces.Discrete)
-        dtype = np.dtype(np.int64 if choice else np.uint8 if small else np.float32)
-        shape, start = tuple(inner.shape or (1,)), end
-        end += int(np.prod(shape)) * dtype.itemsize
-        rows.append(Part(path, inner, dtype, shape, int(getattr(inner, "start", 0)), start, end))
+        part = _part(path, inner, rows[-1].stop if rows else 0)
+        rows += [part] if part.shape and part.stop > part.start else []  # an empty Box has nothing to see
+    if not rows:
+        raise UserError(f"the observation space {space} is empty: there is nothing to learn from")
     return rows
 
 
-def _require_observation(space: spaces.Space[Any], path: tuple[str, ...]) -> None:
-    known = isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary)
-    where = f"in its part '{'.'.join(path)}'" if path else "as a whole"
-    if not known:
-        cure = "gymnasium.wrappers.FlattenObservation makes a Box of it"
-        cure = cure if space.is_np_flattenable else "make a Box of it with a wrapper of your own"
-        raise UserError(
-            f"observations are {space} {where}: Box, Discrete, MultiBinary, Dict of these are supported; {cure}"
-        )
-    if isinstance(space, spaces.Discrete) and space.n > MAX_ONE_HOT:
-        raise UserError(f"observations are {space} {where}: at most {MAX_ONE_HOT} alternatives; make a Box of it")
-    if isinstance(space, spaces.Box) and (np.isnan(space.low).any() or np.isnan(space.high).any()):
-        raise UserError(f"observations are {space} {where}: its bounds are NaN; give numbers, or -inf and inf")
+def _part(path: tuple[Any, ...], space: spaces.Space[Any], start: int) -> Part:
+    first: Any = 0
+    shape, sizes, factor = tuple(space.shape or (1,)), tuple[int, ...](), 1.0
+    pixels = isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "iu"
+    pixels = pixels and bool((space.low == 0).all() and (space.high == 255).all())  # type: ignore[attr-defined]
+    small = pixels or isinstance(space, spaces.MultiBinary) or space.dtype == np.uint8
+    dtype = np.dtype(np.uint8 if small else np.float32)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        sizes, first, dtype = choices(space), np.asarray(space.start).reshape(-1), np.dtype(np.int64)
+        if sum(sizes) > MAX_ONE_HOT:
+            factor, sizes, dtype = 1 / max(sizes), (), np.dtype(np.float32)
+            note_once(f"observations are {space}: too many alternatives for one-hot, they are seen as numbers 0 to 1")
+    stop = start + int(np.prod(shape)) * dtype.itemsize
+    return Part(path, space, dtype, shape, sizes, first, factor, start, stop)
 
 
 def blank(space: spaces.Space[Any]) -> Array:
@@ -97,15 +206,15 @@ def blank(space: spaces.Space[Any]) -> Array:
 
 
 def pack(layout: list[Part], obs: Any, out: Array) -> None:
-    """Write a Dict's observation into its row; raises ValueError where a part is not in its space."""
+    """Write an observation of several parts into its row; raises ValueError where a part is not in its space."""
     for part in layout:
-        value, name = obs, ".".join(part.path)
+        value = obs
         for key in part.path:
             value = value[key]
         array = np.zeros(part.shape, part.dtype)
-        part.fill(value, f"its part {name}", array)
+        part.fill(value, part.name, array)
         if part.dtype == np.float32 and not np.isfinite(array).all():
-            raise ValueError(f"its part {name} is not finite")
+            raise ValueError(f"{part.name} is not finite")
         out[part.start : part.stop] = array.reshape(-1).view(np.uint8)
 
 
@@ -118,60 +227,35 @@ def own_row(space: spaces.Space[Any], obs: Any, mask: Any = None) -> Array:
     if mask_apart and not (isinstance(obs, dict) and obs.keys() == space.keys()):  # type: ignore[attr-defined]
         if mask is None:
             raise UserError("this policy obeys action masks: give it mask=info['action_mask'] as well")
-        obs = {"observation": obs, MASK[0]: mask}
+        obs = {"observation": obs, MASK[0]: flat_mask(mask, int(np.prod(space[MASK[0]].shape)))}  # type: ignore[index]
     layout, row = parts(space), blank(space)
     try:
         if layout[0].path:
             pack(layout, obs, row)
         else:
-            layout[0].fill(obs, "its observation", row)
+            layout[0].fill(obs, layout[0].name, row)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise UserError(f"the policy cannot see this: {error or type(error).__name__}; it saw {space}") from error
     return row
 
 
 def masked(observation: spaces.Space[Any], action: spaces.Space[Any]) -> int:
-    """Number of actions in an observation's action mask; 0 without one."""
-    last = parts(observation)[-1]
-    if last.path != MASK or not isinstance(action, spaces.Discrete):
+    """Number of alternatives in an observation's action mask; 0 without one."""
+    last, count = parts(observation)[-1], sum(choices(action))
+    if last.path != MASK or not count:
         return 0
-    if last.shape != (int(action.n),):
-        raise UserError(f"action_mask has shape {last.shape}: for {action} it must be {(int(action.n),)}")
-    return int(action.n)
+    if int(np.prod(last.shape)) != count:
+        raise UserError(f"action_mask has shape {last.shape}: for {action} it must be {(count,)}")
+    return count
 
 
-def choices(space: spaces.Space[Any]) -> tuple[int, ...]:
-    """Number of alternatives of each choice in one action of a discrete space."""
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete):
-        return tuple(int(n) for n in space.nvec.flatten())
-    return (2,) * int(np.prod(space.shape or ()))
-
-
-def action_converter(space: spaces.Space[Any]) -> Callable[[Any], Any] | None:
-    """The function from a policy's action to the environment's; None where they are the same.
-
-    A policy's continuous action is clipped to [-1, 1] and scaled to the bounds of the space. Raises UserError where a
-    space is not supported.
-    """
-    if isinstance(space, spaces.Discrete):
-        first = int(space.start)
-        return (lambda action: action + first) if first else None
-    shape = space.shape
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-        start = getattr(space, "start", 0)
-        return lambda action: np.asarray(action, space.dtype).reshape(shape) + np.asarray(start, space.dtype)
-    cure = "gymnasium.wrappers.TransformAction changes them"
-    if not isinstance(space, spaces.Box) or space.dtype is None or space.dtype.kind != "f":
-        raise UserError(
-            f"actions are {space}: Discrete, MultiDiscrete, MultiBinary and Box of floats are supported; {cure}"
-        )
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise UserError(f"actions are {space}: its bounds must be finite, the lower ones below; {cure}")
-    middle, half = ((high + low) / 2).reshape(-1), ((high - low) / 2).reshape(-1)
-    if (middle == 0).all() and (half == 1).all() and len(shape or ()) == 1:
-        lower, upper = space.low.reshape(-1), space.high.reshape(-1)  # takes half the time of np.clip
-        return lambda action: np.minimum(np.maximum(np.asarray(action, space.dtype), lower), upper)
-    return lambda action: (middle + half * np.clip(action, -1.0, 1.0)).astype(space.dtype).reshape(shape)
+def flat_mask(mask: Any, count: int) -> Array:
+    """An action mask [count] from an array of any shape, or one array for each choice; raises ValueError."""
+    with suppress(ValueError):  # arrays of several lengths
+        mask = as_array(mask)
+    rows = [mask] if isinstance(mask, np.ndarray) and mask.dtype != object else list(mask)
+    flat = np.concatenate([as_array(row).reshape(-1) for row in rows]) if rows else np.zeros(0)
+    if len(flat) != count:
+        raise ValueError(f"its action mask has {len(flat)} numbers where there are {count} alternatives")
+    allowed: Array = (flat != 0).astype(np.uint8)
+    return allowed

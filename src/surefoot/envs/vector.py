@@ -19,6 +19,8 @@ from surefoot.rng import Purpose, integer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from surefoot.envs.vector_env import VectorEnvAdapter
+
     Array = NDArray[Any]
 
 MAX_REWARD = 3e38  # largest magnitude in single precision
@@ -35,6 +37,7 @@ class EnvVector:
     ) -> None:
         self.spec, self.indices, self.seed, self.restarts = spec, indices, seed, restarts
         self.heartbeat = heartbeat or Heartbeat.of(len(indices))
+        self.vector: VectorEnvAdapter | None = None
         self.envs: list[Environment] = []
         self.open()
         first = self.envs[0]
@@ -53,19 +56,36 @@ class EnvVector:
         return len(self.indices)
 
     def open(self) -> None:
-        """Make all environments."""
+        """Make all environments, or the VectorEnv that holds them."""
         self.heartbeat.make(0)
-        with making(self.spec):
-            self.vector = self.spec.make_vector(len(self)) if isinstance(self.spec, Gymnasium) else None
-        if self.vector is not None and self.restarts:
-            close_env(self.vector.env)
-            require(False, "env_restarts", self.restarts, "0 with a VectorEnv, whose environments fail together")
+        if isinstance(self.spec, Gymnasium):
+            from surefoot.envs.gym_env import GymnasiumEnv
+
+            with making(self.spec):
+                first = self.spec.open(len(self))
+            if not isinstance(first, GymnasiumEnv):
+                self.take(first)
+                return
+            self.envs = [first]
         try:
-            for i in range(len(self)):
-                self.envs.append(self.vector.envs[i] if self.vector else self.make(i))
+            for i in range(len(self.envs), len(self)):
+                self.envs.append(self.make(i))
         except UserError:
             self.close()
             raise
+
+    def take(self, vector: VectorEnvAdapter) -> None:
+        """Play the environments of a VectorEnv."""
+        vector.require(len(self))
+        if self.restarts:
+            close_env(vector.env)
+            require(False, "env_restarts", self.restarts, "0 with a VectorEnv, whose environments fail together")
+        self.vector, self.envs = vector, list(vector.envs)
+
+    @property
+    def next_step(self) -> bool:
+        """Whether some steps are resets and no transitions (`StepResult.skipped`)."""
+        return self.vector is not None and self.vector.next_step
 
     def make(self, i: int) -> Environment:
         """A new environment for index i."""
@@ -112,9 +132,13 @@ class EnvVector:
                 raise
             except BaseException as error:
                 raise self.fault(n, error) from error
+            result.skipped = self.vector.skipped
         envs, at = self.envs, self.heartbeat.at
         for i in range(n) if only is None else only:
             at(i)
+            if i in result.skipped:
+                self.reset(i, out[i])
+                continue
             try:
                 reward, terminated, truncated = envs[i].step(actions[i], out[i])
             except OURS:
@@ -133,7 +157,8 @@ class EnvVector:
                 self.check(out[i : i + 1], i)
                 if not envs[i].life_lost:
                     self.finished.append(Episode(self.indices[i], self.score[i], self.length[i], self.steps))
-                    self.reset(i, out[i])
+                    if not self.next_step:
+                        self.reset(i, out[i])
         self.check(out)
         self.heartbeat.rest()
         self.obs = out

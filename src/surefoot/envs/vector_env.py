@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -13,73 +13,106 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import iterate
 
 from surefoot.envs.closing import close_env
-from surefoot.errors import UserError
+from surefoot.envs.gym_env import GymnasiumEnv, reward_of
+from surefoot.errors import UserError, note_once
+
+if TYPE_CHECKING:
+    from surefoot.envs.gym import Gymnasium
 
 ObsInfo = tuple[Any, dict[str, Any]]
 
 
 class VectorEnvAdapter:
-    """A VectorEnv of `count` environments (0: one on its own) that are reset in the step in which an episode ends.
+    """A VectorEnv as single environments, `envs`, whichever way its episodes begin.
 
-    Its autoreset mode is SAME_STEP, or DISABLED: then we reset. NEXT_STEP is refused (UserError): in the step after an
-    episode's end it ignores the action, and that row is no transition.
+    SAME_STEP: in the step in which one ends. DISABLED: we reset it then. NEXT_STEP: in the step after, which ignores
+    the action: `skipped` has the environments for which the last step was such a reset, and no transition.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], name: str, count: int) -> None:
-        mode, expected = env.metadata.get("autoreset_mode"), count or 1
-        wrong = ""
-        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
-            wrong = (
-                f"'{name}' has {mode} as metadata['autoreset_mode']: make it with SAME_STEP or DISABLED (NEXT_STEP has "
-                "steps that ignore their action), as gymnasium.make_vec(id, n, 'sync', {'autoreset_mode': 'SameStep'})"
-            )
-        elif env.num_envs != expected:
-            wrong = f"'{name}' makes {env.num_envs} environments where num_envs is {expected}: make that many"
-        if wrong:
-            close_env(env)
-            raise UserError(wrong)
-        self.env, self.same_step, self.alone = env, mode is AutoresetMode.SAME_STEP, not count
-        self.sub_envs = [SubEnv(self, i) for i in range(expected)]
-        self.envs: list[Any] = []
-        self.to_env_action: Callable[[Any], Any] | None = None
+    def __init__(self, env: VectorEnv[Any, Any, Any], spec: Gymnasium, source: str) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode is None:  # Gymnasium's own default
+            note_once(f"'{spec.id}' has no metadata['autoreset_mode']: taken for NEXT_STEP, Gymnasium's default")
+            mode = AutoresetMode.NEXT_STEP
+        self.env, self.name, self.mode = env, spec.id, AutoresetMode(getattr(mode, "value", mode))
+        self.next_step = self.mode is AutoresetMode.NEXT_STEP
+        self.skipped: list[int] = []
+        self.over = np.zeros(env.num_envs, bool)
+        """environments whose episode ended in the last step and, with NEXT_STEP, begins in the next"""
         self.last: list[tuple[Any, float, bool, bool, dict[str, Any]]] = []
         """the last step of each environment: observation, reward, terminated, truncated, info"""
         self.first: dict[int, ObsInfo] = {}
         """first observations of the environments whose next episode has begun"""
+        self.stepped_together = False
+        """an EnvVector steps the VectorEnv; otherwise environment 0 does, on its own"""
+        self.envs = [GymnasiumEnv(spec, SubEnv(self, i), source, alone=False) for i in range(env.num_envs)]
+        self.to_env_action = self.envs[0].to_env_action
+
+    def require(self, count: int) -> None:
+        """Raise UserError where there are not `count` environments; from now on they are stepped together."""
+        if (made := self.env.num_envs) != count:
+            close_env(self.env)
+            cure = f"train with {made} on one rank, or give a function that makes num_envs of them"
+            raise UserError(f"'{self.name}' makes {made} environments where {count} are asked of it: {cure}")
+        self.stepped_together = True
 
     def reset(self, i: int, seed: int | None) -> ObsInfo:
         """Environment i's next episode; where it has not begun yet, all environments are reset with `seed`."""
-        if self.alone or i not in self.first:
-            self.first = dict(enumerate(self.split(*self.env.reset(seed=seed))))
+        if not self.stepped_together or i not in self.first:
+            self.first = dict(enumerate(self.split(*self.reset_all(seed))))
+            self.over[:] = False
         return self.first.pop(i)
+
+    def reset_all(self, seed: int | None) -> Any:
+        """Gymnasium's reset of all environments, seeded as far as this VectorEnv can be."""
+        for given in ({"seed": seed}, {"seed": (seed or 0) % 2**31}):
+            with suppress(TypeError, OverflowError):  # takes no seed, or only 31 bits of one
+                return self.env.reset(**given)
+        note_once(f"'{self.name}' has a reset that takes no seed: runs with it are not reproducible")
+        return self.env.reset()
 
     def step(self, actions: Any) -> None:
         """One step of every environment."""
         if self.to_env_action is not None:
             actions = [self.to_env_action(action) for action in actions]
-        space = self.env.action_space
-        batch = np.asarray(actions, space.dtype).reshape(space.shape)
-        obs, reward, terminated, truncated, info = self.env.step(batch)
-        over = np.logical_or(terminated, truncated)
+        obs, reward, terminated, truncated, info = self.env.step(batched(self.env.action_space, actions))
+        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        over = terminated | truncated
         first = rows = self.split(obs, info)
-        if over.any() and self.same_step:
-            final = self.split(info["final_obs"], info.get("final_info", info))
-            rows = [final[i] if over[i] else rows[i] for i in range(len(rows))]
+        if self.next_step:
+            self.skipped = np.flatnonzero(self.over).tolist()
+            self.first = {i: rows[i] for i in self.skipped}
+            over &= ~self.over
+        elif over.any() and self.mode is AutoresetMode.SAME_STEP:
+            final = info["final_observation"] if "final_observation" in info else info["final_obs"]
+            ended = self.split(final, info.get("final_info", info))
+            rows = [ended[i] if over[i] else rows[i] for i in range(len(rows))]
         elif over.any():
             rows = self.split(deepcopy(obs), info)  # the reset may write into it
             first = self.split(*self.env.reset(options={"reset_mask": over}))
             same = [data_equivalence(a, b, True) for (a, _), (b, _) in zip(rows, first, strict=True)]
             if not np.logical_or(over, same).all():
                 raise ValueError("its reset with options['reset_mask'] changes environments that are not in it")
-        self.first = {i: first[i] for i in np.flatnonzero(over).tolist()}
-        steps = zip(rows, reward, terminated, truncated, strict=True)
-        self.last = [(o, float(r), bool(end), bool(cut), info) for (o, info), r, end, cut in steps]
+        if not self.next_step:
+            self.first = {i: first[i] for i in np.flatnonzero(over).tolist()}
+        self.over = over
+        steps = zip(rows, np.asarray(reward).tolist(), terminated.tolist(), truncated.tolist(), strict=True)
+        self.last = [(o, reward_of(r), end, cut, info) for (o, info), r, end, cut in steps]
 
     def split(self, obs: Any, info: dict[str, Any]) -> list[ObsInfo]:
         """Each environment's observation, and its action mask where there is one."""
-        rows = iterate(self.env.observation_space, obs) if isinstance(obs, dict) else obs
+        rows = iterate(self.env.observation_space, obs) if isinstance(obs, dict | tuple) else obs
         masks = info.get("action_mask")
         return [(row, {} if masks is None else {"action_mask": masks[i]}) for i, row in enumerate(rows)]
+
+
+def batched(space: Any, actions: Any) -> Any:
+    """Actions of all environments as their VectorEnv's space has them: arrays, inside of its Dicts and Tuples."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: batched(inner, [action[key] for action in actions]) for key, inner in space.items()}
+    if isinstance(space, gymnasium.spaces.Tuple) and isinstance(actions[0], tuple):
+        return tuple(batched(inner, [action[k] for action in actions]) for k, inner in enumerate(space))
+    return np.asarray(actions, space.dtype).reshape(space.shape)
 
 
 class SubEnv(gymnasium.Env[Any, Any]):
@@ -97,8 +130,8 @@ class SubEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         """This environment's row of the VectorEnv's last step, which is taken here only where it is alone."""
-        if self.vector.alone:
-            self.vector.step([action])
+        if not self.vector.stepped_together:
+            self.vector.step([action] * self.vector.env.num_envs)
         return self.vector.last[self.i]
 
     def render(self) -> Any:

@@ -140,9 +140,10 @@ class NumpyHead:
             params = np.empty((2, output.shape[1], len(output)), output.dtype)
             params[0], params[1] = output.T, self.log_std[:, None]
             return params.reshape(-1, len(output)).T
+        logits = output if allowed is None else np.where(allowed, output, MASKED_LOGIT)
         if self.sizes:
-            return np.concatenate([NumpyCategorical.normalize(part) for part in split(output, self.sizes)], -1)
-        return NumpyCategorical.normalize(output if allowed is None else np.where(allowed, output, MASKED_LOGIT))
+            return np.concatenate([NumpyCategorical.normalize(part) for part in split(logits, self.sizes)], -1)
+        return NumpyCategorical.normalize(logits)
 
     def distribution(self, params: Array) -> Any:
         """The distribution with these parameters."""
@@ -155,7 +156,8 @@ class NumpyHead:
         if self.log_std is not None:
             action: Array = output + np.exp(self.log_std) * noise
             return action
+        logits = output if allowed is None else np.where(allowed, output, MASKED_LOGIT)
         if self.sizes:
-            parts = enumerate(split(output, self.sizes))
+            parts = enumerate(split(logits, self.sizes))
             return np.stack([NumpyCategorical.sample(part, noise[:, d]) for d, part in parts], -1)
-        return NumpyCategorical.sample(output if allowed is None else np.where(allowed, output, MASKED_LOGIT), noise)
+        return NumpyCategorical.sample(logits, noise)

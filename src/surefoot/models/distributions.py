@@ -11,13 +11,12 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from surefoot.envs.spaces import action_converter, choices
+from surefoot.envs.actions import action_converter, choices, numbers
 
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 MASKED_LOGIT = -1e9  # the logit of an action that a mask forbids: its probability is exactly 0
@@ -179,7 +178,53 @@ class DiagonalGaussian:
         return kl
 
 
-Distribution = Bernoulli | Categorical | DiagonalGaussian
+class Mixed:
+    """Choices and numbers at once, all independent.
+
+    `params` [..., sum of sizes + 2A]: of a MultiCategorical, then of a DiagonalGaussian; actions float [..., D + A].
+    """
+
+    def __init__(self, params: Tensor, sizes: tuple[int, ...], stored: bool = False) -> None:
+        self.size, split = len(sizes), sum(sizes)
+        self.choices = MultiCategorical(params[..., :split], sizes, stored)
+        self.numbers = DiagonalGaussian(params[..., split:])
+        self.parts = self.choices, self.numbers
+
+    @cached_property
+    def params(self) -> Tensor:
+        """Log probabilities of every choice, means, log standard deviations."""
+        return torch.cat([part.params for part in self.parts], -1)
+
+    def _join(self, choices: Tensor, numbers: Tensor) -> Tensor:
+        return torch.cat((choices.to(numbers.dtype), numbers), -1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions [..., D + A] from uniform noise in [0, 1) of the same shape."""
+        return self._join(self.choices.sample(noise[..., : self.size]), self.numbers.sample(noise[..., self.size :]))
+
+    def greedy(self) -> Tensor:
+        """The most probable action."""
+        return self._join(self.choices.greedy(), self.numbers.greedy())
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log pi(a|s) per sample, the sum over choices and numbers."""
+        logp = self.choices.log_prob(action[..., : self.size].long())
+        return logp + self.numbers.log_prob(action[..., self.size :])
+
+    def cross_entropy(self, other: Any) -> Tensor:
+        """-E_pi log pi_other per sample, in nats."""
+        return self.choices.cross_entropy(other.choices) + self.numbers.cross_entropy(other.numbers)
+
+    def entropy(self) -> Tensor:
+        """H(pi) per sample, in nats."""
+        return self.choices.entropy() + self.numbers.entropy()
+
+    def kl(self, old: Any) -> Tensor:
+        """KL(old || self) per sample, exact, in nats."""
+        return self.choices.kl(old.choices) + self.numbers.kl(old.numbers)
+
+
+Distribution = Bernoulli | Categorical | DiagonalGaussian | Mixed
 
 
 class Head(NamedTuple):
@@ -191,6 +236,8 @@ class Head(NamedTuple):
     """shape of the uniform noise that one action takes; () for one number"""
     distribution: Callable[..., Any]
     """from parameters, as a rollout stores them"""
+    numbers: int = 0
+    """continuous numbers of an action, the last of the outputs; each has a standard deviation of its own"""
 
 
 def head(space: spaces.Space[Any]) -> Head:
@@ -198,8 +245,8 @@ def head(space: spaces.Space[Any]) -> Head:
     action_converter(space)
     if isinstance(space, spaces.Discrete):
         return Head(int(space.n), (), Categorical)
-    if isinstance(space, spaces.Box):
-        size = int(np.prod(space.shape))
-        return Head(size, (size,), DiagonalGaussian)
-    sizes = choices(space)
-    return Head(sum(sizes), (len(sizes),), partial(MultiCategorical, sizes=sizes))
+    sizes, size = choices(space), numbers(space)
+    if not sizes:
+        return Head(size, (size,), DiagonalGaussian, size)
+    distribution = partial(Mixed if size else MultiCategorical, sizes=sizes)
+    return Head(sum(sizes) + size, (len(sizes) + size,), distribution, size)

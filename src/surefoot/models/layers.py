@@ -46,9 +46,11 @@ class Patches(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Same dtype out as in; pixels that fill no whole square are dropped."""
-        if obs.ndim == 3:
+        if obs.ndim == 5:  # a stack of pictures in colour: side by side as channels
+            obs = (obs.permute(0, 1, 4, 2, 3) if self.channels_last else obs).flatten(1, 2)
+        elif obs.ndim == 3:
             obs = obs[:, None]
-        if self.channels_last:
+        elif self.channels_last:
             obs = obs.permute(0, 3, 1, 2)
         n, channels, height, width = obs.shape
         k, rows, columns = self.size, height // self.size, width // self.size
@@ -163,13 +165,15 @@ class RunningNorm(nn.Module):
             self.shift.copy_(-self.mean * factor)
 
 
-def merge(known: Iterable[Array], more: int, parts: Array) -> tuple[Array, Array, Array]:
-    """Moments of everything, from the known ones and those of every environment, `more` samples each, in order.
+def merge(known: Iterable[Array], counts: Sequence[int], parts: Array) -> tuple[Array, Array, Array]:
+    """Moments of everything, from the known ones and those of every environment, `counts` samples each, in order.
 
     Moments are count [], mean and sum of (x - mean)^2, [K]; `parts` [N, 2, K]. Source: Chan et al. 1983.
     """
     count, mean, square = known
-    for part_mean, part_square in parts:
+    for more, (part_mean, part_square) in zip(counts, parts, strict=True):
+        if not more:
+            continue
         total, gap = count + more, part_mean - mean
         mean = mean + gap * (more / total)
         square = square + part_square + gap * gap * (count * more / total)
@@ -187,8 +191,8 @@ def part_of(row: Tensor, part: Part) -> Tensor:
 
 
 class VectorEncoder(nn.Module):
-    """Observations as one row of floats: numbers as they are, or normalised by their running statistics; bytes / 255;
-    Discrete ones one-hot; an action mask, unchanged, last.
+    """Observations as one row of floats: numbers as they are, or normalised by their running statistics; bytes from 0
+    to 1 by the bounds that their space announces; choices one-hot; an action mask, unchanged, last.
     """
 
     def __init__(self, layout: Sequence[Part], running: bool = False) -> None:
@@ -201,7 +205,7 @@ class VectorEncoder(nn.Module):
 
     @staticmethod
     def _width(part: Part) -> int:
-        return int(part.space.n) if isinstance(part.space, spaces.Discrete) else int(np.prod(part.shape))
+        return sum(part.sizes) or int(np.prod(part.shape))
 
     @property
     def is_float_vector(self) -> bool:
@@ -220,11 +224,14 @@ class VectorEncoder(nn.Module):
             rows.append(x if self.moments is None else self.moments(x))
         for part in self.layout:
             x = part_of(obs, part)
-            if isinstance(part.space, spaces.Discrete):
-                rows.append(F.one_hot(x[:, 0], int(part.space.n)).float())
+            x = x.reshape(len(x), -1)
+            if part.sizes:
+                rows += [F.one_hot(x[:, d], size).float() for d, size in enumerate(part.sizes)]
+            elif isinstance(part.space, spaces.MultiBinary) or part.path == MASK:
+                rows.append(x.float())
             else:
-                x = x.reshape(len(x), -1).float()
-                rows.append(x if isinstance(part.space, spaces.MultiBinary) or part.path == MASK else x / 255)
+                low, high = part.bounds()
+                rows.append((x.float() - low) / ((high - low) or 1.0))
         return torch.cat([row.to(rows[0].dtype) for row in rows], 1) if len(rows) > 1 else rows[0]
 
     def extra_repr(self) -> str:

@@ -187,17 +187,16 @@ def _convolutional(
 
 
 def _image_encoder(part: Part, step: int, look: Callable[[int], list[nn.Module]]) -> tuple[nn.Module, nn.Sequential]:
-    """What cuts an image into patches, and the convolutions; floats are seen as they are."""
-    import numpy as np
+    """What cuts an image into patches, and the convolutions; floats are scaled by their announced bounds."""
     from torch import nn
 
+    from surefoot.envs.spaces import image_axes
     from surefoot.models.layers import FlattenChannelsLast, Patches
 
-    size = part.shape if len(part.shape) == 3 else (1, *part.shape)
-    last = size[2] < min(size[:2])  # [height, width, channels]
-    first, *others = look(size[2 if last else 0] * step**2)
-    if part.dtype == np.float32:
-        vars(first).update(background=0.0, scale=1.0)
+    _, _, channels, last = image_axes(part.shape)
+    first, *others = look(channels * step**2)
+    if scale := part.pixel_scale():
+        vars(first).update(background=0.0, scale=scale)
     return Patches(step, last), nn.Sequential(first, *others, FlattenChannelsLast())
 
 

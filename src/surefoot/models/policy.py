@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surefoot.envs.spaces import action_converter, own_row
+from surefoot.envs.actions import action_converter
+from surefoot.envs.spaces import own_row
 from surefoot.errors import UserError
-from surefoot.models.distributions import MASKED_LOGIT, Bernoulli, DiagonalGaussian, Distribution, Head
+from surefoot.models.distributions import MASKED_LOGIT, Bernoulli, Distribution, Head
 from surefoot.models.layers import ActorCriticLinear, Residual
 from surefoot.rng import Purpose, integer
 
@@ -65,9 +66,8 @@ class Policy(nn.Module):
         """an MLP's layers between observation and heads; empty for other networks"""
         self.distribution, self.noise_shape, self.masks = head.distribution, head.noise_shape, masks
         """distribution: from parameters, as a rollout stores them; noise_shape: of the noise for one action"""
-        gaussian = head.distribution is DiagonalGaussian
-        self.log_std = nn.Parameter(torch.full((head.outputs,), math.log(std))) if gaussian else None
-        """of a DiagonalGaussian, the same for every observation"""
+        self.log_std = nn.Parameter(torch.full((head.numbers,), math.log(std))) if head.numbers else None
+        """of an action's continuous numbers, the same for every observation"""
         self.spaces: tuple[spaces.Space[Any], spaces.Space[Any]] | None = None
         """the environment's observations and actions, for `act`"""
         self.bf16 = False
@@ -135,9 +135,10 @@ class Policy(nn.Module):
     def distribution_of(self, output: Tensor, allowed: Tensor | None) -> Distribution:
         """The distribution from the actor's output [B, K] and the allowed actions."""
         if allowed is not None:
-            output = torch.where(allowed, output, MASKED_LOGIT)
-        elif self.log_std is not None:
-            output = torch.cat((output, self.log_std.expand_as(output)), -1)
+            choices = torch.where(allowed, output[:, : self.masks], MASKED_LOGIT)
+            output = torch.cat((choices, output[:, self.masks :]), -1) if self.log_std is not None else choices
+        if self.log_std is not None:
+            output = torch.cat((output, self.log_std.expand(len(output), -1)), -1)
         dist: Distribution = self.distribution(output[:, 0] if self.distribution is Bernoulli else output)
         return dist
 

@@ -154,6 +154,8 @@ class Reporter(Callback):
         now = perf_counter()
         state.seconds = self.before + now - self.started
         error = returns - rollout.value
+        if rollout.valid is not None:
+            returns, error = returns[rollout.valid], error[rollout.valid]
         moments = torch.stack([m for x in (returns.double(), error.double()) for m in (x.mean(), x.square().mean())])
         mean, square, error_mean, error_square = self.ranks.all_reduce_mean(moments).tolist()
         score = self.evaluate(state, len(rollout.reward) * self.cfg.num_envs)

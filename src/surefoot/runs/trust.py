@@ -23,6 +23,10 @@ from surefoot.runs.files import Folder, locked
 OURS = ("gymnasium.", "ale_py.")  # whose registered environments are made without asking
 PLAIN = re.compile(r"""[A-Za-z_]\w*=(?:[+-]?\w[\w.+-]*|'\w[\w.-]*'|"\w[\w.-]*")""", re.ASCII)  # numbers and words
 
+HARMLESS = re.compile(  # wrappers that compute only, with plain arguments
+    r"(?!Record|Human|Render)\w+(?::\w+=[\w.-]+(?:,\w+=[\w.-]+)*)?", re.ASCII
+)
+
 
 def runs_code(env: EnvSpec) -> str:
     """What making an environment would run beside surefoot, Gymnasium and ALE; empty where that is nothing.
@@ -33,17 +37,21 @@ def runs_code(env: EnvSpec) -> str:
         return ""
     import gymnasium
 
-    spec, odd = gymnasium.registry.get(env.id), [text for text in env.kwargs if not PLAIN.fullmatch(text)]
-    unknown = spec is None and re.fullmatch(r"[\w/.-]+-v\d+", env.id, re.ASCII)  # which Gymnasium refuses by itself
-    point = str(spec.entry_point if spec else "")
-    known = spec and isinstance(spec.entry_point, str) and point.startswith(OURS) and not spec.additional_wrappers
-    if (known or unknown) and not odd:
+    from surefoot.envs.ids import registered
+
+    spec = gymnasium.registry.get(registered(env.id) or "")
+    odd = [text for text in env.kwargs if not PLAIN.fullmatch(text)]
+    odd += [text for text in env.wrappers if not HARMLESS.fullmatch(text)]
+    unknown = spec is None and not re.search("[:#]", env.id)  # which is refused by itself
+    points = [str(spec.entry_point), str(spec.vector_entry_point or OURS[0])] if spec else []
+    known = spec and isinstance(spec.entry_point, str) and not spec.additional_wrappers
+    if (unknown or (known and all(point.startswith(OURS) for point in points))) and not odd:
         return ""
     module, _, name = env.id.rpartition(":")
     verb = "make" if re.search(r"-v\d+$", name) else "call"
     what = f"import {module} and {verb} {name}" if module else f"make {env.id}"
-    what += f" with {' '.join(env.kwargs)}" if env.kwargs else ""
-    what += f", which is {point}" if spec else ""
+    what += f" with {' '.join((*env.kwargs, *env.wrappers))}" if env.kwargs or env.wrappers else ""
+    what += f", which is {points[0]}" if spec else ""
     return ascii(what[:200])[1:-1]
 
 
@@ -67,7 +75,8 @@ def own_seal(run_dir: Path, env: EnvSpec) -> str:
         place = [os.path.realpath(run_dir), os.stat(run_dir).st_ino]
     except (OSError, ValueError, RuntimeError, TimeoutError):
         return ""
-    message = json.dumps(["surefoot run", *place, type(env).__name__, asdict(env)], sort_keys=True).encode()
+    fields = {name: value for name, value in asdict(env).items() if name not in ("wrappers", "remake") or value}
+    message = json.dumps(["surefoot run", *place, type(env).__name__, fields], sort_keys=True).encode()
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 

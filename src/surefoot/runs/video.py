@@ -17,7 +17,7 @@ from surefoot.envs.interface import Environment, EnvSpec, make
 from surefoot.envs.screen import drawing_hint
 from surefoot.envs.spaces import blank
 from surefoot.errors import Fault, UserError, note
-from surefoot.models.distributions import DiagonalGaussian, Distribution, MultiCategorical
+from surefoot.models.distributions import DiagonalGaussian, Distribution, Mixed, MultiCategorical
 from surefoot.models.policy import Policy
 from surefoot.output import doing
 from surefoot.parallel.guard import guarded
@@ -164,6 +164,10 @@ class Gif:
 
 def bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
     """Every action's probability and the taken ones; for continuous actions their position between the bounds."""
+    if isinstance(dist, Mixed):
+        count = len(dist.choices.choices)
+        odds, taken = bars(dist.choices, [int(a) for a in action[:count]])
+        return odds + bars(dist.numbers, action[count:])[0], taken
     if isinstance(dist, DiagonalGaussian):
         return [min(1.0, max(0.0, (a + 1) / 2)) for a in action], set()
     odds = dist.probabilities()[0].tolist()

@@ -1,0 +1,88 @@
+"""Names of Gymnasium environments: those that are registered, and those that an installed package would register."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+REGISTERED_BY: dict[str, str] = {}  # ids that other processes know only after importing this package
+MAX_SOURCE = 4_000_000  # bytes of a package that are searched for an id
+
+
+def registered(name: str) -> str | None:
+    """The id in Gymnasium's registry: as written, or the newest version of a name without one."""
+    import gymnasium
+
+    if name in gymnasium.registry:
+        return name
+    versions = [id for id in gymnasium.registry if id.rpartition("-v")[0] == name and id.rpartition("-v")[2].isdigit()]
+    return max(versions, key=lambda id: int(id.rpartition("-v")[2]), default=None)
+
+
+def near(name: str, more: tuple[str, ...] = ()) -> list[str]:
+    """Known names that look like this one: the registry's, Atari games', and `more`."""
+    import gymnasium
+
+    from surefoot.envs.atari import ids
+
+    known = [id for id, spec in gymnasium.registry.items() if "ale_py" not in str(spec.entry_point)]
+    names = {known_as: full for full in (*more, *known, *ids()) for known_as in (full, re.sub(r"-v\d+$", "", full))}
+    return list(dict.fromkeys(names[match] for match in difflib.get_close_matches(name, list(names), 6, 0.6)))[:3]
+
+
+def packages() -> Iterator[tuple[str, metadata.Distribution]]:
+    """Installed packages that need Gymnasium or Gym, and so may register environments: module and distribution."""
+    for found in metadata.distributions():
+        needs = [text for text in found.requires or () if "extra ==" not in text]
+        if any(re.match(r"(gymnasium|gym)\b(?!-)", text, re.IGNORECASE) for text in needs):
+            top = (found.read_text("top_level.txt") or "").split()
+            files = [str(file) for file in found.files or ()]
+            for module in top or sorted({file.split("/")[0] for file in files if file.endswith("/__init__.py")}):
+                if module.isidentifier() and module not in ("surefoot", "gymnasium", "gym", "ale_py", "tests"):
+                    yield module, found
+
+
+@functools.cache
+def registering(name: str) -> str | None:
+    """The installed package whose import registers `name`: the user's word, so that it need not be written in full.
+
+    A package is imported only where its own source calls `register` and holds the name, or what precedes its first
+    digit, dash or slash.
+    """
+    stem = re.split(r"[-/\d]", name.rpartition("/")[2])[0]
+    for module, found in packages():
+        text, size = "", 0
+        for file in found.files or ():
+            if file.suffix == ".py" and size < MAX_SOURCE:
+                with suppress(OSError, UnicodeDecodeError):
+                    text += Path(str(file.locate())).read_text(encoding="utf-8")
+                    size = len(text)
+        if stem and stem in text and re.search(r"\bregister\w*\(", text):
+            before = known_ids()
+            with suppress(Exception):  # of another package's import; the next one may be meant
+                importlib.import_module(module)
+                REGISTERED_BY.update(dict.fromkeys(known_ids() - before, module))
+                if registered(name) or in_old_gym(name):
+                    return module
+    return None
+
+
+def known_ids() -> set[str]:
+    """All of Gymnasium's registry."""
+    import gymnasium
+
+    return set(gymnasium.registry)
+
+
+def in_old_gym(name: str) -> bool:
+    """Whether the old Gym package, where it has been imported, knows this id."""
+    import sys
+
+    registry = getattr(getattr(sys.modules.get("gym"), "envs", None), "registry", {})
+    return name in getattr(registry, "env_specs", registry)

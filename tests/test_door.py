@@ -1,0 +1,571 @@
+"""What real environments bring: everything that can be learned from is taken, and said once where it is unusual."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import surefoot
+from helpers import TINY
+from surefoot.envs.actions import action_converter, choices
+from surefoot.envs.gym import Gymnasium, describe
+from surefoot.envs.gym_env import reward_of
+from surefoot.envs.spaces import blank, flat_mask, image_axes, pack, parts
+from surefoot.envs.vector import EnvVector
+from surefoot.errors import Fault, UserError, note_once
+from surefoot.models.distributions import Mixed, head
+from surefoot.models.layers import VectorEncoder
+from surefoot.models.networks import MLP, NatureCNN
+from surefoot.presets import find
+
+BOX = spaces.Box(-9, 9, (2,), np.float32)
+
+
+class Odd(gymnasium.Env):
+    """Ten steps; observation, reward, flags and info are what the subclass or instance says."""
+
+    observation_space: spaces.Space[Any] = BOX
+    action_space: spaces.Space[Any] = spaces.Discrete(2)
+    reward: Any = 1.0
+    last: Any = None
+
+    def see(self) -> Any:
+        return np.zeros(2, np.float32)
+
+    def info(self) -> Any:
+        return {}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.see(), self.info()
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        self.last = action
+        return self.see(), self.reward, self.t == 10, False, self.info()
+
+
+def odd(**members: Any) -> EnvVector:
+    """One environment, reset, whose class has these members."""
+    note_once.cache_clear()
+    envs = EnvVector(describe(type("Odd", (Odd,), members)), 1, range(1))
+    envs.reset_all()
+    return envs
+
+
+def step(envs: EnvVector, action: Any = 0) -> tuple[Any, Any]:
+    out = np.empty_like(envs.obs)
+    return envs.step([action], out), out
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [
+        (np.array([1.5]), 1.5),
+        (np.array([[1.5]]), 1.5),
+        (torch.tensor(1.5, requires_grad=True), 1.5),
+        (torch.ones(1), 1.0),
+        (np.float16(1.5), 1.5),
+        (np.bool_(True), 1.0),
+        (True, 1.0),
+        (3, 3.0),
+        ([2.0], 2.0),
+    ],
+    ids=str,
+)
+def test_a_reward_is_any_one_number(value: Any, want: float) -> None:
+    assert reward_of(value) == want
+    assert type(reward_of(value)) is float
+    assert step(odd(reward=value))[0].reward == [want]
+
+
+@pytest.mark.parametrize("value", [None, "2", b"2", np.array([1.0, 2.0]), [], {"a": 1}, np.array("x")], ids=repr)
+def test_anything_else_is_no_reward(value: Any) -> None:
+    with pytest.raises(Fault, match=r"its reward is .*: a reward is one number"):
+        step(odd(reward=value))
+
+
+def test_several_rewards_name_a_cure() -> None:
+    with pytest.raises(ValueError, match="LinearReward"):
+        reward_of(np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "flag", [np.bool_(True), np.array(True), np.array([True]), torch.tensor(True), 1, np.int64(1)], ids=repr
+)
+def test_flags_are_any_truth(flag: Any) -> None:
+    def ends(self: Odd, _: Any) -> Any:
+        return self.see(), 1.0, flag, False, {}
+
+    result, _ = step(odd(step=ends))
+    assert result.terminated == [True]
+
+
+def test_a_flag_that_is_none_is_false_and_said() -> None:
+    envs = odd(step=lambda self, _: (self.see(), 1.0, None, None, None))
+    result, _ = step(envs)
+    assert (result.terminated, result.truncated) == ([False], [False])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_a_step_of_another_interface_is_named(count: int) -> None:
+    values = (np.zeros(2), 1.0, False, False, {}, {})[:count]
+    with pytest.raises(Fault, match=rf"its step gives {count} values: it must give observation, reward, terminated"):
+        step(odd(step=lambda *_: values))
+
+
+class Tape:
+    """An array of another library, on a gradient tape."""
+
+    def __init__(self, numbers: Any) -> None:
+        self.numbers = numbers
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.asarray(self.numbers, dtype)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1.0, 2.0],
+        (1, 2),
+        np.array([1.0, 2.0]),
+        np.array([[1.0, 2.0]]),
+        np.array([1, 2]),
+        torch.tensor([1.0, 2.0], requires_grad=True),
+        Tape([1.0, 2.0]),
+    ],
+    ids=lambda x: type(x).__name__ + str(getattr(x, "dtype", "")),
+)
+def test_observations_are_whatever_is_an_array(value: Any) -> None:
+    assert odd(see=lambda _: value).obs.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "says"),
+    [
+        (BOX, np.float32([1, 9.002]), r"has 9.00\d* at \[1\], beyond the bound 9\.0 of its space"),
+        (BOX, np.float32([-9.5, 0]), r"has -9.5 at \[0\], beyond the bound -9"),
+        (BOX, np.array([1, 2]), "has int64, but its space float32"),
+        (spaces.Dict(a=BOX), {"a": np.float32([0, 99])}, r"its part a has 99.0 at \[1\], beyond the bound 9\.0"),
+    ],
+    ids=["above", "below", "kind", "part"],
+)
+def test_what_is_not_as_announced_is_learned_from_and_said_once(
+    space: Any, value: Any, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    envs = odd(observation_space=space, see=lambda _: value)
+    for _ in range(5):
+        step(envs)
+    err = capsys.readouterr().err
+    assert len(re.findall(says, err)) == 1
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "says"),
+    [
+        (BOX, np.zeros(3), r"has shape \(3,\), but its space has \(2,\)"),
+        (spaces.Box(0, 255, (2,), np.uint8), np.array([0.5, 1]), "float64 that uint8 cannot hold"),
+        (spaces.Box(0, 255, (2,), np.uint8), np.array([0, 256]), "int64 that uint8 cannot hold"),
+        (spaces.Discrete(3), 3, "is 3, which is not in Discrete"),
+        (spaces.Discrete(3, start=2), 1, "is 1, which is not in Discrete"),
+        (spaces.MultiDiscrete([2, 3]), [1, 3], "which is not in MultiDiscrete"),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_one_of_its_space_is_a_fault(space: Any, value: Any, says: str) -> None:
+    with pytest.raises(Fault, match=says):
+        odd(observation_space=space, see=lambda _: value)
+
+
+def test_no_more_than_two_resets_and_no_step_before_training() -> None:
+    counts = {"reset": 0, "step": 0}
+
+    def reset(self: Odd, **given: Any) -> Any:
+        counts["reset"] += 1
+        return Odd.reset(self, **given)
+
+    def no_step(self: Odd, action: Any) -> Any:
+        counts["step"] += 1
+        return Odd.step(self, action)
+
+    cfg = find(type("Counted", (Odd,), {"reset": reset, "step": no_step}))
+    EnvVector(cfg.env, 1, range(1)).reset_all()
+    assert counts == {"reset": 2, "step": 0}  # one to look for masks, in an environment of its own
+
+
+# Spaces
+
+
+def encoded(space: spaces.Space[Any], value: Any) -> list[float]:
+    layout, row = parts(space), blank(space)
+    if layout[0].path:
+        pack(layout, value, row)
+    else:
+        layout[0].fill(value, "it", row)
+    return VectorEncoder(layout)(torch.from_numpy(row[None]))[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "want"),
+    [
+        (spaces.Box(0, 3, (3,), np.uint8), np.uint8([0, 1, 3]), [0, 1 / 3, 1]),
+        (spaces.Box(2, 4, (2,), np.uint8), np.uint8([2, 3]), [0, 0.5]),
+        (spaces.Box(0, 255, (1,), np.uint8), np.uint8([51]), [0.2]),
+        (spaces.Box(0, 255, (1,), np.int32), np.int32([51]), [0.2]),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 2]), [0, 1, 0, 0, 1]),
+        (spaces.MultiDiscrete([2, 3], start=[5, 1]), np.array([5, 2]), [1, 0, 0, 1, 0]),
+        (spaces.Discrete(10_000), 2_500, [0.25]),
+        (spaces.Tuple([spaces.Discrete(2), BOX]), (1, np.float32([3, 4])), [3, 4, 0, 1]),
+        (spaces.Dict({0: spaces.Discrete(2), 1: BOX}), {0: 1, 1: np.float32([3, 4])}, [3, 4, 0, 1]),
+        (
+            spaces.Dict({"a.b": BOX, "a": spaces.Dict(b=spaces.Discrete(2))}),
+            {"a.b": [3, 4], "a": {"b": 0}},
+            [3, 4, 1, 0],
+        ),
+        (spaces.Dict(a=BOX, mission=spaces.Text(99)), {"a": [3, 4], "mission": "go"}, [3, 4]),
+        (spaces.Tuple([spaces.Tuple([BOX]), spaces.Box(0, 1, (0,))]), (([3, 4],), []), [3, 4]),
+    ],
+    ids=repr,
+)
+def test_observations_as_the_network_sees_them(space: Any, value: Any, want: list[float]) -> None:
+    assert encoded(space, value) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((84, 84), (84, 84, 1, False)),
+        ((210, 160, 3), (210, 160, 3, True)),
+        ((4, 84, 84), (84, 84, 4, False)),
+        ((4, 48, 64, 3), (48, 64, 12, True)),
+        ((4, 3, 48, 64), (48, 64, 12, False)),
+    ],
+)
+def test_pictures_of_every_layout(shape: tuple[int, ...], axes: tuple[int, int, int, bool]) -> None:
+    assert image_axes(shape) == axes
+    torch.manual_seed(0)
+    for kind, high in ((np.uint8, 255), (np.float32, 1)):
+        space = spaces.Box(0, high, shape, kind)
+        assert parts(space)[0].is_image()
+        policy = NatureCNN().build(space, spaces.Discrete(2))
+        picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8))
+        value = policy(picture if kind == np.uint8 else picture.float() / 255)[1]
+        if kind == np.float32:
+            again = NatureCNN().build(spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(2))
+            again.load_state_dict(policy.state_dict())
+            torch.testing.assert_close(again(picture)[1], value)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 3, (48, 48), np.uint8),  # a board
+        spaces.Box(0, 127, (48, 80), np.uint8),  # characters
+        spaces.Box(0, 255, (24, 80), np.uint8),  # a terminal's
+        spaces.Box(0, 5976, (48, 79), np.int16),
+        spaces.Box(-np.inf, np.inf, (48, 48), np.float32),  # a matrix
+        spaces.Box(0, 255, (7, 7, 3), np.uint8),
+    ],
+    ids=repr,
+)
+def test_grids_of_codes_are_no_pictures(space: spaces.Space[Any]) -> None:
+    assert not parts(space)[0].is_image()
+
+
+ROBOT = spaces.Dict(
+    gear=spaces.Discrete(3, start=-1),
+    arm=spaces.Tuple([spaces.Box(0, 10, (2,), np.float32), spaces.MultiBinary(2)]),
+    dial=spaces.Box(-4, 4, (1,), np.int64),
+)
+
+
+def test_actions_of_several_kinds_at_once() -> None:
+    """Choices come first in a policy's row: gear, two switches; then the arm's two numbers and the dial."""
+    top = head(ROBOT)
+    assert (choices(ROBOT), top.outputs, top.noise_shape, top.numbers) == ((3, 2, 2), 10, (6,), 3)
+    act = action_converter(ROBOT)
+    assert act is not None
+    got = act(np.float32([2, 1, 0, -1, 0.5, 0.3]))
+    assert ROBOT.contains(got)
+    assert got["gear"] == 1
+    assert got["arm"][0].tolist() == [0, 7.5]
+    assert got["arm"][1].tolist() == [1, 0]
+    assert got["dial"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "want"),
+    [
+        (spaces.Box(0, 5, (2,), np.int64), [-1, 0.25], [0, 3]),
+        (spaces.Box(-np.inf, np.inf, (2,)), [-3, 0.25], [-3, 0.25]),
+        (spaces.Box(np.float32([0, 0]), np.float32([1, np.inf])), [0, -3], [0.5, 0]),
+        (spaces.Box(np.float32([-np.inf, 2]), np.float32([1, 2])), [0.5, 7], [0.5, 2]),
+        (spaces.Box(-3.4e38, 3.4e38, (1,)), [2], [2]),
+        (spaces.Tuple([spaces.Discrete(3)]), [2], (2,)),
+    ],
+    ids=repr,
+)
+def test_bounds_of_every_kind(space: spaces.Space[Any], action: Any, want: Any) -> None:
+    act = action_converter(space)
+    assert act is not None
+    got = act(np.array(action))
+    assert space.contains(got)
+    assert (got if isinstance(want, tuple) else got.tolist()) == want
+
+
+def test_the_distribution_of_choices_and_numbers_is_the_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(7, 5 + 2 * 2, generator=generator) for _ in range(2)]
+    a, b = (Mixed(p, (2, 3)) for p in params)
+    normal = [torch.distributions.Normal(p[:, 5:7], p[:, 7:].exp()) for p in params]
+    kinds = [[torch.distributions.Categorical(logits=part) for part in p[:, :5].split((2, 3), 1)] for p in params]
+    action = a.sample(torch.rand(7, 4, generator=generator))
+    assert action.shape == (7, 4)
+    logp = sum(kind.log_prob(action[:, d]) for d, kind in enumerate(kinds[0])) + normal[0].log_prob(action[:, 2:]).sum(
+        1
+    )
+    torch.testing.assert_close(a.log_prob(action), logp)
+    torch.testing.assert_close(a.entropy(), sum(k.entropy() for k in kinds[0]) + normal[0].entropy().sum(1))
+    kl = torch.distributions.kl_divergence
+    both = sum(kl(q, p) for p, q in zip(*kinds, strict=True)) + kl(normal[1], normal[0]).sum(1)
+    torch.testing.assert_close(a.kl(b), both)
+    torch.testing.assert_close(Mixed(a.params, (2, 3), stored=True).log_prob(action), logp)
+
+
+class Machine(Odd):
+    """Pays for gear 1, for the arm's first number near 7, and for the dial at -2: every part of the action counts."""
+
+    action_space = ROBOT
+
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = super().step(action)
+        assert ROBOT.contains(action)
+        near = -abs(float(action["arm"][0][0]) - 7) / 3 - abs(int(action["dial"][0]) + 2) / 2
+        return obs, near + float(action["gear"] == 1) + float(action["arm"][1][0]), *rest
+
+
+def test_actions_of_several_kinds_are_learned(tmp_path: Path) -> None:
+    """At random -2.6 a step or so; the best is 2 a step. Resumed, the run ends at the same bits."""
+    fields: dict[str, Any] = {
+        "num_envs": 4,
+        "num_steps": (64,),
+        "minibatch_size": 64,
+        "quiet": True,
+        "eval_episodes": 10,
+    }
+    run = surefoot.train(Machine, run_dir=tmp_path / "a", total_steps=12_288, num_epochs=8, **fields)
+    assert run.evaluation is not None
+    assert run.evaluation.mean > 0
+    tiny = {**fields, "eval_episodes": 0, "num_epochs": 1}
+    surefoot.train(Machine, run_dir=tmp_path / "b", total_steps=512, **tiny)
+    surefoot.train(Machine, run_dir=tmp_path / "c", total_steps=256, **tiny)
+    surefoot.resume(tmp_path / "c", total_steps=512, quiet=True)
+    b, c = (surefoot.load_policy(tmp_path / name, env=Machine)[0].state_dict() for name in "bc")
+    assert all(torch.equal(b[name], c[name]) for name in b)
+
+
+# Masks
+
+
+class Shop(Odd):
+    """Two choices of 2 and 3; the second of each is forbidden. Where the mask is given, `where` says."""
+
+    action_space = spaces.MultiDiscrete([2, 3])
+    mask: Any = (np.array([1, 0]), np.array([1, 0, 1]))
+    forbidden = 0
+
+    def step(self, action: Any) -> Any:
+        Shop.forbidden += int(action[0] == 1) + int(action[1] == 1)
+        return super().step(action)
+
+
+class ByInfo(Shop):
+    def info(self) -> Any:
+        return {"action_mask": self.mask} if self.t < 10 else {}
+
+
+class ByInfoOfOneRow(Shop):
+    def info(self) -> Any:
+        over = self.t == 10
+        return {"action_mask": np.zeros(5, bool) if over else np.concatenate(self.mask)}
+
+
+class ByMethod(Shop):
+    def action_masks(self) -> Any:
+        return list(np.concatenate(self.mask))
+
+
+class ByObservation(Shop):
+    observation_space = spaces.Dict(seen=BOX, action_mask=spaces.MultiBinary(5))
+
+    def see(self) -> Any:
+        return {"seen": np.zeros(2, np.float32), "action_mask": np.concatenate(self.mask).astype(np.int8)}
+
+
+@pytest.mark.parametrize("kind", [ByInfo, ByInfoOfOneRow, ByMethod, ByObservation])
+def test_masks_are_found_wherever_the_field_puts_them(kind: type[Shop], tmp_path: Path) -> None:
+    Shop.forbidden = 0
+    run = surefoot.train(kind, run_dir=tmp_path / "a", quiet=True, network=MLP((8,)), **TINY)
+    assert run.evaluation is not None
+    assert Shop.forbidden == 0
+
+
+def test_a_mask_of_the_wrong_size_is_a_fault() -> None:
+    with pytest.raises(ValueError, match="its action mask has 4 numbers where there are 5 alternatives"):
+        flat_mask([1, 1, 1, 0], 5)
+    assert flat_mask((np.array([1, 0]), np.array([0, 2, 1])), 5).tolist() == [1, 0, 0, 1, 1]
+
+
+# Names
+
+
+IDS = "door/Odd.test-v0", "door/Odd.test-v3", "Door.Plain", "DoorOdd-v1"
+
+
+def test_a_name_needs_no_version_and_may_have_dots_and_a_namespace() -> None:
+    for name in IDS:
+        gymnasium.register(name, Odd)
+    try:
+        assert find("door/Odd.test").env == Gymnasium("door/Odd.test-v3")
+        assert find("Door.Plain").env == Gymnasium("Door.Plain")
+        assert find("CartPole").task == "CartPole-v1"
+        assert find("makers:door/Odd.test").env.make().action_space.n == 2
+        assert find("ALE/Pong").env == find("ALE/Pong-v5").env
+        with pytest.raises(UserError, match=r"did you mean DoorOdd-v1\? PACKAGE:ID imports first"):
+            find("DorOdd-v1")
+    finally:
+        for name in IDS:
+            del gymnasium.registry[name]
+
+
+def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a real package has it: metadata that needs Gymnasium, a module that registers, the id in its source."""
+    package, facts = tmp_path / "clowder", tmp_path / "clowder-1.0.dist-info"
+    for folder in (package, facts):
+        folder.mkdir()
+    source = "import gymnasium\nfrom worlds import Catch\ngymnasium.register('Clowder-v2', Catch)\n"
+    (package / "__init__.py").write_text(source)
+    (facts / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: clowder\nVersion: 1.0\nRequires-Dist: gymnasium>=0.29\n"
+    )
+    (facts / "RECORD").write_text("clowder/__init__.py,,\nclowder-1.0.dist-info/METADATA,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert find("Clowder-v2").env == Gymnasium("clowder:Clowder-v2")
+        assert find("Clowder").env == Gymnasium("clowder:Clowder-v2")  # also now that it has been imported
+    finally:
+        gymnasium.registry.pop("Clowder-v2", None)
+
+
+def test_wrappers_by_name() -> None:
+    from surefoot.commands.cli import parse
+
+    env = find("Blackjack-v1", wrappers=("FlattenObservation", "TimeLimit:max_episode_steps=3")).env.make()
+    assert isinstance(env.env, gymnasium.wrappers.TimeLimit)
+    assert isinstance(env.observation_space, spaces.MultiBinary | spaces.Box)
+    command: Any = parse(["train", "CarRacing-v3", "--env.wrappers", "ResizeObservation:shape=48x40", "--seed", "3"])
+    assert command.config.env.make().observation_space.shape == (48, 40, 3)
+    assert type(command.config.network).__name__ == "NatureCNN"
+    for wrong, says in (("NoSuch", "there is no wrapper 'NoSuch'"), ("TimeLimit:steps=3", "does not fit .*'steps'")):
+        with pytest.raises(UserError, match=says):
+            find("CartPole-v1", wrappers=(wrong,)).env.make()
+
+
+# Old interfaces and hidden state
+
+
+class OldBox:
+    low, high, shape, dtype = np.full(2, -9.0), np.full(2, 9.0), (2,), np.dtype(np.float32)
+
+
+class Gym21:
+    """`done`, `seed()`, no info at reset: the interface up to Gym 0.21."""
+
+    observation_space = type("Box", (OldBox,), {})()
+    action_space = type("Discrete", (), {"n": 2})()
+    metadata: ClassVar[dict[str, Any]] = {"render.modes": ["rgb_array"], "video.frames_per_second": 7}
+
+    def seed(self, seed: int) -> None:
+        self.draw = np.random.default_rng(seed)
+
+    def reset(self) -> Any:
+        self.t = 0
+        return self.draw.random(2)
+
+    def step(self, action: int) -> Any:
+        self.t += 1
+        return self.draw.random(2), 1.0, self.t == 5, {"TimeLimit.truncated": self.t == 5}
+
+    def render(self, mode: str = "human") -> Any:
+        return np.zeros((8, 8, 3), np.uint8) if mode == "rgb_array" else None
+
+
+class Gym26(Gym21):
+    """Five values and a seeded reset, but not Gymnasium's class."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.seed(seed or 0)
+        return super().reset(), {}
+
+    def step(self, action: int) -> Any:
+        obs, reward, over, info = super().step(action)
+        return obs, reward, False, over, info
+
+
+@pytest.mark.parametrize("kind", [Gym21, Gym26])
+def test_environments_of_the_old_gym_are_taken(kind: type[Gym21], tmp_path: Path) -> None:
+    envs = EnvVector(describe(kind), 1, range(2))
+    envs.reset_all()
+    first = envs.obs.copy()
+    flags = [envs.step([0, 1], np.empty_like(envs.obs)) for _ in range(5)]
+    assert [f.truncated for f in flags] == [[False, False]] * 4 + [[True, True]]
+    assert not any(any(f.terminated) for f in flags)
+    envs.reset_all()
+    assert np.array_equal(envs.obs, first)
+    assert envs.envs[0].env.metadata["render_fps"] == 7
+    assert surefoot.train(kind(), run_dir=tmp_path / "a", quiet=True, network=MLP((8,)), **TINY).evaluation is not None
+
+
+class Global(Odd):
+    """Draws from the global generators, as many packages do."""
+
+    def see(self) -> Any:
+        return np.float32([random.random(), np.random.random()])
+
+
+def test_global_random_numbers_are_seeded_for_every_episode() -> None:
+    a, b = (EnvVector(describe(Global), 1, range(1)) for _ in range(2))
+    seen = []
+    for envs in (a, b):
+        envs.reset_all()
+        seen.append([envs.obs.copy(), step(envs)[1]])
+    assert np.array_equal(*np.array(seen))
+    a.reset_all(1)
+    assert not np.array_equal(a.obs, seen[0][0])
+
+
+def test_a_world_that_is_kept_is_made_anew() -> None:
+    """BipedalWalker keeps its physics from one episode to the next: without `remake` the second differs."""
+    pytest.importorskip("Box2D")
+    envs = EnvVector(Gymnasium("BipedalWalker-v3"), 1, range(1))
+    envs.reset_all()
+    for _ in range(3):
+        envs.reset(0, envs.obs[0])
+    for _ in range(30):
+        envs.step(np.full((1, 4), 0.3, np.float32), np.empty_like(envs.obs))
+    other = EnvVector(Gymnasium("BipedalWalker-v3"), 1, range(1))
+    assert other.restore(envs.snapshot()) == []
