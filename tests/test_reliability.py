@@ -529,6 +529,7 @@ def test_a_faulty_environment_is_named_so_that_it_can_be_replayed(
     name: str, says: str, small: Config, tmp_path: Path
 ) -> None:
     cfg = replace(small, env=Gymnasium(f"worlds:Faulty-{name.replace(' ', '-')}-v0"))
+    cfg.env.make().close()  # looked at once a process
     worlds.Faulty.made = worlds.Faulty.steps = 0
     with pytest.raises(Fault, match=says) as caught:
         go(cfg, tmp_path / "a")
@@ -677,11 +678,11 @@ def test_it_learns_with_an_environment_that_crashes_at_random(small: Config, tmp
 
 
 def test_an_episode_too_long_to_replay_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    from surefoot.envs import gym
+    from surefoot.envs import gym_env
     from surefoot.envs.vector import EnvVector
 
     assert MAX_REPLAY >= 100_000
-    monkeypatch.setattr(gym, "MAX_REPLAY", 5)
+    monkeypatch.setattr(gym_env, "MAX_REPLAY", 5)
     games = EnvVector(Gymnasium("worlds:ScriptedLong-terminated-v0"), 1, range(1))
     games.reset_all()
     for _ in range(5):
