@@ -25,7 +25,7 @@ from surefoot.algorithm.objectives import Entropy
 from surefoot.algorithm.schedules import FixedRate, LinearRate
 from surefoot.commands.cli import Train, parse
 from surefoot.config import Config
-from surefoot.envs.gym import parse_kwargs
+from surefoot.envs.makers import parse_kwargs
 from surefoot.envs.registrations import register
 from surefoot.errors import LONGEST, Fault, UserError, note, one_line, put, said
 from surefoot.models.networks import MLP
