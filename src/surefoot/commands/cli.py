@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import itertools
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from surefoot.commands.complaints import needs_extra, sentence
+from surefoot.commands.complaints import following, needs_extra, sentence
 from surefoot.commands.exits import exit_code
 from surefoot.commands.lessons import Exercise, Ladder, Notebook
 from surefoot.commands.whole_numbers import numbers
@@ -307,12 +306,6 @@ def parse(args: Sequence[str]) -> Command:
         if not end.code:
             raise
         raise UserError(sentence(complaint.getvalue(), COMMANDS[name], default.get("default"))) from None
-
-
-def following(args: Sequence[str], option: str) -> list[str]:
-    """The values of an option that takes several."""
-    given = args[args.index(option) + 1 :] if option in args else []
-    return list(itertools.takewhile(lambda text: not text.startswith("--"), given))
 
 
 def main(args: Sequence[str] | None = None) -> int:

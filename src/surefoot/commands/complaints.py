@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,3 +59,9 @@ def options(value: Any, prefix: str = "") -> list[str]:
             if isinstance(part, bool):
                 names.append(f"--{prefix}no-{name}")
     return names
+
+
+def following(args: Sequence[str], option: str) -> list[str]:
+    """The values of an option that takes several."""
+    given = args[args.index(option) + 1 :] if option in args else []
+    return list(itertools.takewhile(lambda text: not text.startswith("--"), given))
