@@ -6,6 +6,10 @@ import base64
 import json
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import websockets.sync.client
 from starlette.testclient import TestClient
 
 from browser import chromium, needs_chromium, served
@@ -211,6 +216,25 @@ def test_the_page_shows_the_curves_of_the_run(pong: Path) -> None:
 def test_a_run_that_is_none_is_a_users_mistake(capsys) -> None:
     assert main(["watch", "nowhere"]) == 2
     assert "there is no run 'nowhere'" in capsys.readouterr().err
+
+
+def test_a_training_with_watch_is_watched_as_long_as_it_lasts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "surefoot", "train", "cartpole", "--watch", "--run-dir", str(tmp_path / "run")]
+    more = ["--total-steps", "1000000000", "--quiet", "--save-every", "0.1"]
+    with subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True) as training:
+        assert training.stderr is not None
+        address = next(line for line in training.stderr if line.startswith("open http")).split()[1]
+        home, _, token = address.partition("/?token=")
+        headers = {"origin": home, "cookie": f"surefoot_{home.rsplit(':')[-1]}={token}"}
+        with websockets.sync.client.connect(f"ws{home[4:]}/play", additional_headers=headers) as browser:
+            while "frame" not in (message := json.loads(browser.recv())):
+                assert message["waiting"]
+        with socket.create_connection(("127.0.0.1", int(home.rsplit(":")[-1]))):
+            training.send_signal(signal.SIGINT)
+            assert training.wait() == 130
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(home.rsplit(":")[-1])))
+    assert main(["train", "cartpole", "--watch", "--seeds", "2"]) == 2
 
 
 @needs_chromium

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -18,9 +19,9 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from surefoot.commands.complaints import following, needs_extra, sentence
+from surefoot.commands.complaints import following, sentence
 from surefoot.commands.exits import exit_code
-from surefoot.commands.lessons import Exercise, Ladder, Notebook
+from surefoot.commands.lessons import Exercise, Ladder, Lesson, Notebook, Watch, watched
 from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
 from surefoot.errors import UserError
@@ -44,14 +45,20 @@ class Train:
     """processes that share the environments; 0: one per core where the network sees images, otherwise one"""
     seeds: int = 1
     """number of runs, with this seed and the following ones; their scores are summarised"""
+    watch: bool = False
+    """show the policy at play in your browser while it trains, as `surefoot watch` does"""
     quiet: bool = False
     """print nothing"""
 
     def __call__(self) -> None:
         from surefoot.runs.start import start, start_seeds
 
-        if self.seeds < 1:
-            raise UserError(f"seeds is {self.seeds}; allowed is at least 1")
+        if self.seeds < 1 or (self.watch and self.seeds > 1):
+            raise UserError(f"seeds is {self.seeds}; allowed is {'1 with --watch' if self.watch else 'at least 1'}")
+        if self.watch:
+            with watched(self.config.task, self.run_dir) as run_dir:
+                dataclasses.replace(self, watch=False, run_dir=run_dir)()
+            return
         where = self.config, self.run_dir, self.source, self.quiet, self.ranks
         if not (start_seeds(self.seeds, *where) if self.seeds > 1 else start(*where, STARTED))[1]:
             raise KeyboardInterrupt
@@ -199,40 +206,6 @@ class Picture:
         from surefoot.commands.pictures import picture
 
         print(picture(self.name, self.out))
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Serve the lesson, from REINFORCE to PPO: interactive pages for a browser on this machine."""
-
-    port: int = 8421
-    """port on 127.0.0.1; where it is taken, the next free one"""
-    run: Path | None = None
-    """run directory whose curves are shown on the page about Pong"""
-
-    def __call__(self) -> None:
-        with needs_extra("lesson"):
-            from surefoot.lesson.server import lesson
-        lesson(self.port, self.run)
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Show the policy of a run at play in your browser, the newest one while the run trains, with its curves."""
-
-    run: tyro.conf.Positional[Path]
-    """a run directory or policy file"""
-    port: int = 8431
-    """port on 127.0.0.1; where it is taken, the next free one"""
-    task: str | None = None
-    """another task to play, with the same observations and actions; default: the policy's own"""
-    trust: bool = False
-    """run the code that the file names, although it was not written here"""
-
-    def __call__(self) -> None:
-        with needs_extra("lesson"):
-            from surefoot.lesson.watch import watch
-        watch(self.run, self.port, find(self.task).env if self.task else None, self.trust)
 
 
 @dataclass(frozen=True)

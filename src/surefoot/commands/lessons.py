@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+
+from surefoot.commands.complaints import needs_extra
+from surefoot.presets import find
 
 
 @dataclass(frozen=True)
@@ -63,3 +70,58 @@ class Ladder:
         from surefoot.lesson.ladder import ladder
 
         print(ladder(self.rungs, self.seeds, self.frames, self.run_dir, self.quick, self.episodes, self.quiet))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Serve the lesson, from REINFORCE to PPO: interactive pages for a browser on this machine."""
+
+    port: int = 8421
+    """port on 127.0.0.1; where it is taken, the next free one"""
+    run: Path | None = None
+    """run directory whose curves are shown on the page about Pong"""
+
+    def __call__(self) -> None:
+        with needs_extra("lesson"):
+            from surefoot.lesson.server import lesson
+        lesson(self.port, self.run)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Show the policy of a run at play in your browser, the newest one while the run trains, with its curves."""
+
+    run: tyro.conf.Positional[Path]
+    """a run directory or policy file"""
+    port: int = 8431
+    """port on 127.0.0.1; where it is taken, the next free one"""
+    task: str | None = None
+    """another task to play, with the same observations and actions; default: the policy's own"""
+    trust: bool = False
+    """run the code that the file names, although it was not written here"""
+
+    def __call__(self) -> None:
+        with needs_extra("lesson"):
+            from surefoot.lesson.watch import watch
+        watch(self.run, self.port, find(self.task).env if self.task else None, self.trust)
+
+
+@contextmanager
+def watched(task: str, run_dir: Path | None) -> Iterator[Path]:
+    """Run `surefoot watch` beside a training, in a process that ends with it; yields the run directory."""
+    from surefoot.runs.directory import discard, new_dir
+
+    with needs_extra("lesson"):
+        import starlette  # noqa: F401
+    where = run_dir or new_dir(task)
+    where.mkdir(parents=True, exist_ok=True)
+    code = "import sys; from surefoot.parallel.launch import die_with_launcher; die_with_launcher(); "
+    code += "from surefoot.commands.cli import main; sys.exit(main())"
+    call = [sys.executable, "-c", code, "watch", str(where)]
+    process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=sys.stderr.fileno())
+    try:
+        yield where
+    finally:
+        process.terminate()
+        process.wait()
+        discard(where)
