@@ -33,6 +33,7 @@ from surefoot.lesson.player import Player, saliency
 from surefoot.lesson.watch import watch_app
 from surefoot.models.policy import build_policy
 from surefoot.presets import CARTPOLE, LESSON, PONG
+from surefoot.runs.metrics import NUMBERS
 from surefoot.runs.policy_file import policy_bytes
 
 PORT, TOKEN = 8431, "the-token"
@@ -78,9 +79,9 @@ def test_a_step_of_pong_shows_game_input_and_decision(pong: Path) -> None:
 def test_an_episode_depends_on_its_seed_alone(pong: Path) -> None:
     def shown(seed: int) -> list[Any]:
         player = Player(pong, seed=seed)
-        played = [(m["frame"], m["actions"], m["value"]) for m in (player.play() for _ in range(30))]
+        played = [(m["frame"], m["actions"], m["value"]) for m in (player.play() for _ in range(15))]
         player.begin(seed)
-        assert [(m["frame"], m["actions"], m["value"]) for m in (player.play() for _ in range(30))] == played
+        assert [(m["frame"], m["actions"], m["value"]) for m in (player.play() for _ in range(15))] == played
         return played
 
     assert shown(1) != shown(2)
@@ -206,7 +207,9 @@ def test_a_file_that_names_code_is_refused_in_a_sentence(tmp_path: Path) -> None
 def test_the_page_shows_the_curves_of_the_run(pong: Path) -> None:
     client = TestClient(Guard(watch_app(pong), PORT, TOKEN), HOME)
     assert "has not finished its first iteration" in client.get("/", params={"token": TOKEN}).text
-    (pong / "metrics.jsonl").write_text(json.dumps({"step": 4096, "return_mean": -20.5}) + "\n")
+    (pong / "metrics.jsonl").write_text(
+        json.dumps(dict.fromkeys(NUMBERS, 1) | {"step": 4096, "return_mean": -20.5}) + "\n"
+    )
     assert client.get("/figure/own").json()["says"] == "score is −20.5 after 4,096 steps."
     assert client.get("/static/watch.js").status_code == 200
     file = TestClient(Guard(watch_app(pong / "policy.safetensors"), PORT, TOKEN), HOME)  # a policy without its run
@@ -218,6 +221,7 @@ def test_a_run_that_is_none_is_a_users_mistake(capsys) -> None:
     assert "there is no run 'nowhere'" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # two processes that load PyTorch
 def test_a_training_with_watch_is_watched_as_long_as_it_lasts(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "surefoot", "train", "cartpole", "--watch", "--run-dir", str(tmp_path / "run")]
     more = ["--total-steps", "1000000000", "--quiet", "--save-every", "0.1"]
