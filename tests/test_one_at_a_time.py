@@ -233,3 +233,43 @@ def test_numbers_that_are_not_finite_are_no_score(reward: float, obs: float, say
     Broken.gives = obs, reward
     with pytest.raises(Fault, match=f"evaluation episode 0 .*{says}"):
         surefoot.evaluate(file, episodes=1, trust=True)
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+@pytest.mark.parametrize("restarts", [0, 50])
+def test_an_environment_that_fails_in_the_closing_evaluation_is_made_again_as_often_as_allowed(
+    where: str, restarts: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = {"reset": 0, "step": 0}
+
+    class Flaky(Endless):
+        fails = False
+
+        def may_fail(self, what: str) -> None:
+            calls[what] += 1
+            if self.fails and what == where and calls[what] % 5 in (3, 4):
+                raise TimeoutError("the simulator does not answer")
+
+        def reset(self, *, seed: int | None = None, options: Any = None):
+            self.may_fail("reset")
+            return super().reset(seed=seed)
+
+        def step(self, action: Any):
+            self.may_fail("step")
+            self.t += 1
+            return np.zeros(2, np.float32), 1.0, self.t == 3, False, {}
+
+    env = describe(lambda: Flaky())
+    game = env.make()
+    policy = MLP((4,)).build(game.observation_space, game.action_space)
+    whole = evaluate(policy, env, range(6), parallel=1)
+    Flaky.fails = True
+    calls.update(reset=0, step=0)
+    if not restarts:
+        with pytest.raises(Fault, match="the simulator does not answer"):
+            evaluate(policy, env, range(6), parallel=1)
+        return
+    found = evaluate(policy, env, range(6), parallel=1, restarts=restarts)
+    assert (found.scores, found.lengths) == (whole.scores, whole.lengths)
+    failed = sum(n % 5 in (3, 4) for n in range(1, calls[where] + 1))
+    assert capsys.readouterr().err.count("the episode begins anew") == failed > 2

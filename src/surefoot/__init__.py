@@ -59,12 +59,14 @@ def train(
     Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
     then do what they always do: KeyboardInterrupt, and the end of the program.
     """
+    from surefoot.output import Progress, doing, signs_of_life
     from surefoot.paths import absolute
     from surefoot.presets import find
     from surefoot.runs.start import start
 
     where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
-    return _read(start(find(task, **fields), where, source, quiet, ranks)[0])
+    with signs_of_life(Progress(quiet)), doing("getting ready"):
+        return _read(start(find(task, **fields), where, source, quiet, ranks)[0])
 
 
 def train_seeds(

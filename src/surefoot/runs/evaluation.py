@@ -131,13 +131,15 @@ def evaluate(
     alive: Callable[[], None] = leave_if_copy,
     max_steps: int = 0,
     share: int = 1,
+    restarts: int = 0,
 ) -> Evaluation:
     """Play the episodes with the given numbers, `parallel` at a time; `alive` is called before every step.
 
     Episode e has a seed and noise of its own, so neither `parallel` nor the other games change what it meets (though
     the last bits of a network's output depend on the batch, and with them, rarely, an action). `max_steps`: an episode
-    that has not ended then is cut; 0: never; `share`: so many processes play as many episodes each. Raises CannotBegin
-    where not even one environment can be made and reset.
+    that has not ended then is cut; 0: never; `share`: so many processes play as many episodes each; `restarts`: so many
+    times an environment that fails is made again and begins the same episode again. Raises CannotBegin where not even
+    one environment can be made and reset.
     """
     start = perf_counter()
     policy = inference_policy(policy)
@@ -161,15 +163,17 @@ def evaluate(
         begin(slots, env, seed, waiting, min(parallel, len(episodes)), alive)
         playing = list(slots)
         while playing:
-            obs = np.stack([slot.seen() for slot in playing])
+            obs = np.stack([slot.obs for slot in playing])
             with torch.no_grad():
                 dist = policy(torch.from_numpy(obs).to(device))[0]
                 draws = [slot.noise.random(policy.noise_shape, np.float32) for slot in playing]
                 noise = torch.from_numpy(np.stack(draws)).to(device)
                 actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
             for slot, action in zip(list(playing), actions, strict=True):
-                over = slot.step(action)
-                if over or slot.length == max_steps:
+                try:
+                    over = slot.step(action)
+                    if not over and slot.length != max_steps:
+                        continue
                     cut += not over
                     results[slot.episode] = Episode(slot.episode, slot.score, slot.length)
                     if progress:
@@ -178,6 +182,8 @@ def evaluate(
                         slot.begin(waiting.pop())
                     else:
                         playing.remove(slot)
+                except Fault as fault:
+                    restarts = slot.remake(env, fault, restarts)
     played = [results[e] for e in episodes]
     scores, lengths = [e.score for e in played], [e.length for e in played]
     return with_stickiness(env, Evaluation(scores, lengths, greedy, seed, perf_counter() - start, cut))
@@ -248,7 +254,8 @@ def evaluate_shared(
 
     def play() -> Evaluation:
         share, shown = -(-parallel // players), None if ranks.rank else progress
-        return evaluate(policy, cfg.env, mine, cfg.seed, False, share, shown, heartbeat.rest, most, players)
+        how = share, shown, heartbeat.rest, most, players, cfg.env_restarts
+        return evaluate(policy, cfg.env, mine, cfg.seed, False, *how)
 
     try:
         with playing():
@@ -296,16 +303,30 @@ class _Slot:
             raise
         except BaseException as error:
             raise self.fault(error) from error
+        self.check()
+
+    def remake(self, env: EnvSpec, fault: Fault, restarts: int) -> int:
+        """Begin the present episode again, in a new environment; returns the restarts left, raises where none is."""
+        while restarts:
+            restarts -= 1
+            note(f"{fault}; the episode begins anew, {restarts} restarts are left")
+            self.game.close()
+            try:
+                self.game = make(env)
+                self.begin(self.episode)
+                return restarts
+            except Fault as another:
+                fault = another
+        raise fault
 
     def fault(self, error: BaseException) -> Fault:
         where = f"evaluation episode {self.episode} (its seed {self.begun}), step {self.length + 1}"
         return Fault(f"the environment failed in {where}: {said(error)}")
 
-    def seen(self) -> Any:
-        """The present observation; raises Fault where it is not finite."""
+    def check(self) -> None:
+        """Raise Fault where the present observation is not finite."""
         if self.obs.dtype.kind == "f" and not np.isfinite(self.obs).all():
             raise self.fault(ValueError("its observation is not finite"))
-        return self.obs
 
     def step(self, action: Any) -> bool:
         self.alive()
@@ -317,6 +338,7 @@ class _Slot:
             raise self.fault(error) from error
         if not isfinite(reward):
             raise self.fault(ValueError(f"its reward is {reward}"))
+        self.check()
         self.score += reward
         self.length += 1
         return (terminated or truncated) and not self.game.life_lost

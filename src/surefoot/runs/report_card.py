@@ -82,6 +82,8 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
             f"| its interquartile mean | {result.iqm:.2f} (95 % interval {iqm_low:.2f} to {iqm_high:.2f}) |",
         ]
         lines += [f"| not ended | {result.not_ended()} |"] if result.cut else []
+    elif cfg.eval_episodes:
+        lines += ["| score | none, since an environment has failed in the evaluation (--env-restarts) |"]
     lines += [
         f"| training score | {score if count else NONE_ENDED} |",
         f"| training time | {clock(state.seconds)} ({state.steps / max(state.seconds, 1e-9):,.0f} steps/s) |",

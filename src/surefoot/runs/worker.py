@@ -259,7 +259,8 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
     if result is not None:
         progress.show("filming an episode", True)
         try:
-            pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
+            with doing("filming an episode"):
+                pictures.append(video(run_dir, run_dir / "game.gif", cfg.seed, max_steps=4_000, env=cfg.env).name)
         except OURS:
             raise
         except BaseException as error:  # a film is not worth a run
