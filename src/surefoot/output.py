@@ -103,11 +103,11 @@ def adopt_stdout() -> None:
 class Progress:
     """One line, rewritten in place on a terminal, or printed every few seconds where there is none; `quiet`: none.
 
-    `stream`: None for `out`.
+    `stream`: None for `out`; `prefix`: before every line.
     """
 
-    def __init__(self, quiet: bool = False, every: float = EVERY, stream: Any = None) -> None:
-        self.quiet, self.every, self.last = quiet, every, -float("inf")
+    def __init__(self, quiet: bool = False, every: float = EVERY, stream: Any = None, prefix: str = "") -> None:
+        self.quiet, self.every, self.last, self.prefix = quiet, every, -float("inf"), prefix
         self.stream: Any = stream or out()
         self.terminal = is_terminal(self.stream)
 
@@ -116,11 +116,11 @@ class Progress:
         now = perf_counter()
         if self.quiet or (not force and now - self.last < (0.2 if self.terminal else self.every)):
             return
-        self.last = now
+        self.last, line = now, one_line(self.prefix + text)
         if self.terminal:
-            self.write(f"\r\x1b[2K{one_line(text)[: self.columns() - 1]}", "\n" if force else "")
+            self.write(f"\r\x1b[2K{line[: self.columns() - 1]}", "\n" if force else "")
         else:
-            self.write(one_line(text))
+            self.write(line)
 
     def columns(self) -> int:
         """The width of the terminal."""

@@ -25,7 +25,7 @@ from surefoot.commands.lessons import Exercise, Ladder, Lesson, Notebook, Watch,
 from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
 from surefoot.errors import UserError
-from surefoot.output import Progress, doing, environments_on_stderr, out, signs_of_life
+from surefoot.output import EVERY, Progress, doing, environments_on_stderr, out, signs_of_life
 from surefoot.parallel.guard import end_without, guarded, standard_streams
 from surefoot.presets import PRESETS, find
 
@@ -311,8 +311,8 @@ def run_command(args: Sequence[str], whole: bool) -> int:
             with ExitStack() as stack:
                 if args[0] in WITH_ENVIRONMENTS:
                     stack.enter_context(environments_on_stderr(for_good=whole))
-                    stream = out() if args[0] in ("train", "resume") else sys.stderr
-                    stack.enter_context(signs_of_life(Progress(bool(QUIET & {*args}), stream=stream)))
+                    where: Any = () if args[0] in ("train", "resume") else (EVERY, sys.stderr, "surefoot: ")
+                    stack.enter_context(signs_of_life(Progress(bool(QUIET & {*args}), *where)))
                     stack.enter_context(doing(f"{' '.join(args[:2])}: getting ready"))
                 parse(args)()
                 print(end="", file=out(), flush=True)

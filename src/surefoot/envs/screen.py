@@ -67,7 +67,8 @@ def egl_works(egl: ctypes.CDLL) -> bool:
 
 def drawing_hint() -> str:
     """What to do where MuJoCo could not draw; empty where it is not used."""
-    if "mujoco" not in sys.modules or (has_screen() and "MUJOCO_GL" not in os.environ):
+    mujoco = any(name.partition(".")[0] == "mujoco" for name in sys.modules)  # also where its import has failed
+    if not mujoco or (has_screen() and "MUJOCO_GL" not in os.environ):
         return ""
     now = os.environ.get("MUJOCO_GL", "not set")
     return f"; MUJOCO_GL is {now}: without a screen MuJoCo draws with MUJOCO_GL=egl or osmesa, where it is installed"
