@@ -112,6 +112,7 @@ class GymnasiumEnv:
             self.masks = masked(self.observation_space, self.action_space)
         except UserError as error:
             raise UserError(f"'{spec.id}' cannot be learned: {error}") from error
+        self.alike = self.layout[0].is_plain() and not self.layout[0].path
         self.discrete = isinstance(self.action_space, spaces.Discrete)
         self.action_names = action_names(self.action_space)
         self.kind = "f" if numbers(self.action_space) else "q"
@@ -158,17 +159,17 @@ class GymnasiumEnv:
         if truncated is not True and truncated is not False:
             truncated = end_flag(truncated, "truncated")
         self._write(obs, info, terminated or truncated, out)
-        reward = reward_of(reward)
+        if type(reward) is not float:
+            reward = reward_of(reward)
         self.score += reward
         return reward, terminated, truncated
 
     def _write(self, obs: Any, info: Any, over: bool, out: Array) -> None:
         """Write an observation, and the mask, into `out`; raises ValueError where it is not one of its space."""
-        first = self.layout[0]
-        if not first.path:
-            first.fill(obs, "its observation", out)
-            if info and "action_mask" in info:
-                note_once("its info has an action_mask after some steps but not after its first reset: not used")
+        if self.alike and type(obs) is np.ndarray and obs.shape == out.shape:  # nearly always, and every step counts
+            np.copyto(out, obs, casting="same_kind")
+        elif not self.layout[0].path:
+            self.layout[0].fill(obs, "its observation", out)
         else:
             if self.source:
                 obs = {"observation": obs, MASK[0]: self._mask(info, over)}
@@ -177,7 +178,7 @@ class GymnasiumEnv:
                 allow_something(out[self.layout[-1].start :], self.sizes)
         if self.inspected < INSPECTED:
             self.inspected += 1
-            self._inspect(obs)
+            self._inspect(obs, info)
         self.obs = out
 
     def _mask(self, info: Any, over: bool) -> Array:
@@ -189,8 +190,10 @@ class GymnasiumEnv:
             return np.ones(sum(self.sizes), np.uint8)
         return flat_mask(mask, sum(self.sizes))
 
-    def _inspect(self, obs: Any) -> None:
-        """Say once what an observation has that its space does not announce."""
+    def _inspect(self, obs: Any, info: Any) -> None:
+        """Say once what an observation or info has that its space, or the first reset, does not announce."""
+        if not self.source and "action_mask" in (info or {}):
+            note_once("its info has an action_mask after some steps but not after its first reset: not used")
         for part in self.layout:
             value = obs
             for key in part.path:

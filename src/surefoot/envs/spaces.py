@@ -66,6 +66,10 @@ class Part(NamedTuple):
             pixels = alike and (low, high) == (0, 255)
         return pixels and min(image_axes(self.shape)[:2]) >= MIN_IMAGE
 
+    def is_plain(self) -> bool:
+        """A Box that is stored as floats: whatever numbers the environment gives can be copied."""
+        return isinstance(self.space, spaces.Box) and self.dtype == np.float32
+
     def pixel_scale(self) -> float | None:
         """What the pixels of a picture of floats are divided by; None for bytes, whose network knows it."""
         if self.dtype == np.uint8:

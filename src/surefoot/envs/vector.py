@@ -133,10 +133,10 @@ class EnvVector:
             except BaseException as error:
                 raise self.fault(n, error) from error
             result.skipped = self.vector.skipped
-        envs, at = self.envs, self.heartbeat.at
+        envs, at, skipped = self.envs, self.heartbeat.at, result.skipped
         for i in range(n) if only is None else only:
             at(i)
-            if i in result.skipped:
+            if skipped and i in skipped:
                 self.reset(i, out[i])
                 continue
             try:

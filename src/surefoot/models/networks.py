@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from surefoot.errors import UserError, require, require_range
+from surefoot.errors import UserError, note, require, require_range
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Space = spaces.Space[Any]
 
+LARGE = 20_000_000  # parameters of one layer that are announced before it is made
 MAX_UNITS = 16_384  # of a layer; more is a typing error and takes all memory
 
 
@@ -181,6 +182,7 @@ def _convolutional(
     except RuntimeError as error:
         sizes = " and ".join(str(part.shape) for part in images)
         raise UserError(f"{name}'s windows do not fit into images of {sizes}") from error
+    _announce(width, hidden, observation)
     body.append(nn.Linear(width, hidden)).append(nn.ReLU(inplace=True))
     actor, critic = nn.Linear(hidden, top.outputs), nn.Linear(hidden, 1)
     return orthogonal(Policy(prepare, body, actor, critic, top, masks=mask))
@@ -227,6 +229,7 @@ class MLP:
         mask, top, prepare = masked(observation, action), head(action), VectorEncoder(parts(observation), self.running)
         _require(prepare.width > mask, f"there is nothing to see in {observation}")
         sizes, last = (prepare.width - mask, *self.hidden), self.hidden[-1]
+        _announce(sizes[0], 2 * self.hidden[0], observation)
         layers = [(ActorCriticLinear(a, b), nn.Tanh()) for a, b in zip(sizes, self.hidden, strict=False)]
         body = nn.Sequential(*(layer for both in layers for layer in both))
         actor, critic = nn.Linear(last, top.outputs), nn.Linear(last, 1)
@@ -234,6 +237,13 @@ class MLP:
 
 
 Network = LessonCNN | SmallCNN | NatureCNN | ImpalaCNN | MLP
+
+
+def _announce(inputs: int, units: int, observation: Space) -> None:
+    """Say before a large layer is made what makes it large."""
+    if inputs * units > LARGE:
+        size = f"{inputs * units:,} parameters ({inputs:,} inputs times {units:,} units)"
+        note(f"a layer of {size}: observations are {observation}; a wrapper makes them smaller")
 
 
 def _require(condition: bool, message: str) -> None:
