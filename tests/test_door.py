@@ -287,17 +287,15 @@ def test_grids_of_codes_are_no_pictures(space: spaces.Space[Any]) -> None:
 def test_what_will_be_large_is_said_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     import os
 
-    from surefoot.algorithm.state import announce_rollout
-
     wide = spaces.Box(0, 1, (200_000,), np.float32)
     policy = MLP((64,)).build(wide, spaces.Discrete(2))
     assert sum(p.numel() for p in policy.parameters()) > 25_600_000
     err = capsys.readouterr().err
     assert "a layer of 25,600,000 parameters (200,000 inputs times 128 units)" in err
     envs = odd()
-    announce_rollout(1_000, envs)
+    envs.announce(1_000)
     assert capsys.readouterr().err == ""
-    announce_rollout(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (8 * envs.obs.nbytes) + 1, envs)
+    envs.announce(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (8 * envs.obs.nbytes) + 1)
     assert "of memory: fewer or smaller ones" in capsys.readouterr().err
 
 

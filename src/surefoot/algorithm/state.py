@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from torch import nn
 from surefoot.algorithm.fast_paths import mlp_twin
 from surefoot.envs.interface import Episode
 from surefoot.envs.vector import EnvVector
-from surefoot.errors import note
 from surefoot.models.adam import AdamSteps
 from surefoot.models.muon import MuonSteps
 from surefoot.models.policy import Policy, build_policy, flatten
@@ -116,22 +114,11 @@ def flat_parameters(policy: Policy, cfg: Config, ranks: Ranks) -> dict[str, Any]
     return {"flat": flat, "gradients": gradients, "optimizer": optimizer, "ema_params": ema_params, "mlp": mlp}
 
 
-def announce_rollout(num_steps: int, envs: EnvVector) -> None:
-    """Say before training where this rank's rollouts take more than a quarter of the machine's memory."""
-    if not hasattr(os, "sysconf"):
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    size = 2 * (num_steps + 1) * envs.obs.nbytes  # as observed, and preprocessed
-    if size > memory / 4:
-        share = f"{size / 1e9:.1f} GB of {memory / 1e9:.1f} GB of memory"
-        note(f"a rollout of {num_steps} steps takes {share}: fewer or smaller ones")
-
-
 def initial(cfg: Config, ranks: Ranks, heartbeat: Heartbeat | None = None) -> State:
     """A run before its first step."""
     columns = ranks.columns(cfg.num_envs)
     envs = EnvVector(cfg.env, cfg.seed, range(columns.start, columns.stop), cfg.env_restarts, heartbeat)
-    announce_rollout(max(cfg.num_steps), envs)
+    envs.announce(max(cfg.num_steps))
     policy = build_policy(cfg, envs.observation_space, envs.action_space)
     envs.reset_all()
     fields = flat_parameters(policy, cfg, ranks) | {"envs": envs, "learning_rate": cfg.learning_rate.initial}

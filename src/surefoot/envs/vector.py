@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,16 @@ class EnvVector:
             close_env(vector.env)
             require(False, "env_restarts", self.restarts, "0 with a VectorEnv, whose environments fail together")
         self.vector, self.envs = vector, list(vector.envs)
+
+    def announce(self, num_steps: int) -> None:
+        """Say before training where rollouts of `num_steps` take more than a quarter of the machine's memory."""
+        if not hasattr(os, "sysconf"):
+            return
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        size = 2 * (num_steps + 1) * self.obs.nbytes  # as observed, and preprocessed
+        if size > memory / 4:
+            share = f"{size / 1e9:.1f} GB of {memory / 1e9:.1f} GB of memory"
+            note(f"a rollout of {num_steps} steps takes {share}: fewer or smaller ones")
 
     @property
     def next_step(self) -> bool:
