@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -584,3 +585,39 @@ def test_a_world_that_is_kept_is_made_anew() -> None:
         envs.step(np.full((1, 4), 0.3, np.float32), np.empty_like(envs.obs))
     other = EnvVector(Gymnasium("BipedalWalker-v3"), 1, range(1))
     assert other.restore(envs.snapshot()) == []
+
+
+class Forgetful(Odd):
+    """Carries a count from one episode to the next."""
+
+    episodes = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.episodes += 1
+        return super().reset(seed=seed)
+
+    def see(self) -> Any:
+        return np.full(2, self.episodes, np.float32)
+
+
+class Sharing(Odd):
+    """Draws from a generator that all of its kind share."""
+
+    rng = random.Random(0)
+
+    def see(self) -> Any:
+        return np.full(2, self.rng.random(), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remake", "said"),
+    [(Odd, False, 0), (Global, False, 0), (Sharing, True, 1), (Forgetful, False, 1), (Forgetful, True, 0)],
+)
+def test_whether_episodes_replay_is_found_out_and_said(
+    kind: type[Odd], remake: bool, said: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields: dict[str, Any] = {**TINY, "num_envs": 1, "num_steps": (19,), "minibatch_size": 19, "total_steps": 38}
+    cfg = find(kind)
+    cfg = replace(cfg, env=replace(cfg.env, remake=remake))
+    surefoot.train(cfg, run_dir=tmp_path / "a", quiet=True, network=MLP((8,)), **fields)
+    assert capsys.readouterr().err.count("with the same seed and actions, was another") == said

@@ -30,6 +30,14 @@ class Gymnasium:
     remake: bool = False
     """make a new environment for every episode, where one carries something over from one episode to the next"""
 
+    def is_foreign(self) -> bool:
+        """Whether it is none of those that Gymnasium and ALE register, which keep their word."""
+        import gymnasium
+
+        return not str(getattr(gymnasium.registry.get(self.id), "entry_point", "")).startswith(
+            ("gymnasium.", "ale_py.")
+        )
+
     def make(self, render: bool = False) -> GymnasiumEnv:
         """The environment, or the first of a VectorEnv on its own; `render`: with render_mode rgb_array."""
         from surefoot.envs.gym_env import GymnasiumEnv

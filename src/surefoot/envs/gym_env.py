@@ -117,8 +117,7 @@ class GymnasiumEnv:
         self.action_names = action_names(self.action_space)
         self.kind = "f" if numbers(self.action_space) else "q"
         self.numbers = functools.partial(np.asarray, dtype=self.kind)
-        point = str(getattr(gymnasium.registry.get(spec.id), "entry_point", ""))
-        self.reproducible = point.startswith(("gymnasium.", "ale_py."))  # uses no global random numbers
+        self.foreign = spec.is_foreign()  # may use global random numbers
         self.remake, self.begun, self.inspected = spec.remake or spec.id in CARRY_OVER, False, 0
         self.seed, self.actions, self.steps, self.score = 0, array(self.kind), 0, 0.0
         self.obs = blank(self.observation_space)
@@ -133,7 +132,7 @@ class GymnasiumEnv:
             close_env(self.env)
             self.env = open_env(self.spec, mode == "rgb_array")
         self.begun = True
-        if not self.reproducible:
+        if self.foreign:
             seed_globals(seed)
         obs, info = self.env.reset(seed=seed)
         self._write(obs, info, False, out)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+REPLAYED = 1_000  # steps of an episode that is played again for a comparison
 MAX_REWARD = 3e38  # largest magnitude in single precision
 
 
@@ -250,3 +251,21 @@ class EnvVector:
         envs, self.envs = self.envs, []
         for env in envs:
             env.close()
+
+
+def replays(spec: EnvSpec, saved: dict[str, Array], index: int) -> bool:
+    """Whether the episode of environment `index` in a snapshot is the same when it is played again elsewhere.
+
+    True also where nothing is compared: for emulators, Gymnasium's own environments and VectorEnvs, for episodes of
+    more than REPLAYED steps, and where the environment cannot be had.
+    """
+    steps = int(saved[f"{index}/counters"][1])
+    if not isinstance(spec, Gymnasium) or not spec.is_foreign() or not 0 < steps <= REPLAYED:
+        return True
+    with suppress(Exception):
+        again = EnvVector(spec, 0, range(index, index + 1))
+        try:
+            return again.vector is not None or not again.restore(saved)
+        finally:
+            again.close()
+    return True

@@ -22,6 +22,7 @@ from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
 from surefoot.envs.registrations import register
+from surefoot.envs.vector import replays
 from surefoot.errors import OURS, Fault, UserError, note, said
 from surefoot.models.policy import Policy, bf16_units
 from surefoot.output import Progress, adopt_stdout, doing, signs_of_life
@@ -246,6 +247,9 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     state.envs.close()  # of some simulators there is one at a time
+    if ranks.rank == 0 and not replays(cfg.env, state.env_snapshot, state.envs.indices[0]):
+        what = "an episode of training, played again in a new environment with the same seed and actions, was another"
+        note(f"{what}: resumed runs begin new episodes; where it carries something over, --env.remake may cure it")
     if cfg.eval_episodes:
         policy = load_policy(run_dir, cfg.device, cfg.env)[0] if (run_dir / BEST).exists() else state.ema_policy()
         episodes = range(cfg.eval_episodes)
