@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from time import perf_counter
 from typing import Any
 
@@ -38,7 +38,8 @@ def environments_on_stderr(for_good: bool = False) -> Iterator[None]:
 
     `for_good`: also afterwards, since libraries in C write what they have kept when the program ends.
     """
-    before, ours = sys.stdout, sys.stdout
+    before: Any = sys.stdout
+    ours = StringIO() if before is None else before  # closed: nobody listens
     with suppress(OSError, ValueError, AttributeError):
         if isinstance(before, TextIOWrapper) and before.fileno() == 1:
             before.flush()

@@ -81,6 +81,7 @@ class Reporter(Callback):
         where = state.envs.heartbeat.activity()
         step = f"step {state.envs.steps} of {total}{where and f' ({where})'}"
         text = f"rollout {state.iteration + 1}, {step if self.in_play else 'learning from it'}"
+        text = text if state.progress(self.cfg) < 1 else "finishing"
         ended = "" if state.recent_episodes else f" · {NONE_ENDED}"
         return f"{min(1, state.progress(self.cfg)):4.0%} step {state.steps:,} · {text}{ended}"
 

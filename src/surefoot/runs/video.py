@@ -56,8 +56,8 @@ def video(
         raise UserError(f"seed {seed}, every {every}, max_steps {max_steps}: allowed are whole numbers from 0")
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"'{shown(out)}' must end in .mp4 or .gif")
-    policy, own, _ = load_policy(source, env=env, trust=trust)
     with naming_what_fails("constructor"):
+        policy, own, _ = load_policy(source, env=env, trust=trust)
         game = make(env or own, render=True)
     every, fps = speed(game, out.suffix, every)
     values: list[float] = []
