@@ -211,7 +211,9 @@ def damage(run: Path, rng: random.Random) -> str:
         at = end + rng.randrange(max(1, (len(data) - end) // 4)) * 4
         file.write_bytes(data[:at] + special + data[at + 4 :])
     elif kind == "swap":
-        other = rng.choice(sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock"))
+        other = rng.choice(
+            sorted(path for path in run.rglob("*") if path.is_file() and path not in (file, run / ".lock"))
+        )
         shutil.copyfile(other, run / "swap")
         shutil.copyfile(file, other)
         (run / "swap").replace(file)
