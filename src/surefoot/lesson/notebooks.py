@@ -16,6 +16,7 @@ from typing import Any
 
 from surefoot.errors import Fault, UserError
 
+SLOW = 600  # seconds that a busy machine may take to start the notebook's process
 FIRST_CELL = "import surefoot.lesson.old_names"
 
 
@@ -48,15 +49,15 @@ def execute(file: Path, out: Path | None = None, settings: Sequence[str] = ()) -
     wrong = ""
     try:
         with TemporaryDirectory() as private:
-            client = NotebookClient(book, timeout=None, kernel_name="python3", resources=where)
+            client = NotebookClient(book, timeout=None, startup_timeout=SLOW, kernel_name="python3", resources=where)
             manager = client.create_kernel_manager()
             if os.name == "posix":  # sockets in a folder that only this user may enter, instead of ports
                 manager.transport, manager.ip = "ipc", f"{private}/socket"
             client.execute()
     except CellExecutionError as error:
         wrong = f"{error.ename}: {' '.join(str(error.evalue).split())[:300]}"
-    except DeadKernelError:
-        wrong = "the notebook's process ended (out of memory?)"
+    except (DeadKernelError, RuntimeError) as error:  # the second where it did not start
+        wrong = f"the notebook's process has ended ({error})"
     done = [cell for cell in book.cells if cell.cell_type == "code" and cell.get("execution_count")]
     del book.cells[0]
     try:
