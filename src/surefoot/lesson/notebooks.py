@@ -29,7 +29,7 @@ def execute(file: Path, out: Path | None = None, settings: Sequence[str] = ()) -
     """
     try:
         from nbclient import NotebookClient
-        from nbclient.exceptions import CellExecutionError, DeadKernelError
+        from nbclient.exceptions import CellExecutionError
     except ImportError as error:
         raise UserError("to execute notebooks: pip install 'surefoot[notebook]'") from error
     nbformat: Any = import_module("nbformat")  # it has no types
@@ -56,7 +56,7 @@ def execute(file: Path, out: Path | None = None, settings: Sequence[str] = ()) -
             client.execute()
     except CellExecutionError as error:
         wrong = f"{error.ename}: {' '.join(str(error.evalue).split())[:300]}"
-    except (DeadKernelError, RuntimeError) as error:  # the second where it did not start
+    except RuntimeError as error:  # it has died, or did not start
         wrong = f"the notebook's process has ended ({error})"
     done = [cell for cell in book.cells if cell.cell_type == "code" and cell.get("execution_count")]
     del book.cells[0]
