@@ -62,12 +62,44 @@ class Several(Odd):
         self.action_space = spaces.MultiDiscrete([2, 3, 4])
 
 
+class Mixed(Odd):
+    """A Dict of a choice that begins at 1, a Tuple of numbers in bounds, and whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        arm = spaces.Tuple((spaces.Box(-2, 0, (2,), np.float32), spaces.Box(0, 7, (1, 2), np.int64)))
+        self.action_space = spaces.Dict(arm=arm, gear=spaces.Discrete(3, start=1))
+
+    def step(self, action: Any):
+        assert self.action_space.contains(action), action
+        self.t += 1
+        reach, count = action["arm"]
+        return self._see(), float(action["gear"] + self.t * (reach.sum() + count.sum())), self.t == 9, False, {}
+
+
+class Locked(Several):
+    """Several choices, of which a mask in info leaves some."""
+
+    def _info(self) -> dict[str, Any]:
+        self.mask = tuple(np.eye(n, dtype=np.int8)[self.t % n] | (np.arange(n) == 0) for n in (2, 3, 4))
+        return {"action_mask": self.mask}
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        obs, _ = super().reset(seed=seed)
+        return obs, self._info()
+
+    def step(self, action: Any):
+        assert all(allowed[a] for allowed, a in zip(self.mask, action, strict=True)), action
+        obs, *rest, _ = super().step(action)
+        return obs, *rest, self._info()
+
+
 TASKS = [
     Gymnasium("CartPole-v1"),
     Gymnasium("Pendulum-v1"),
     Gymnasium("FrozenLake-v1", ("is_slippery=False",)),
     *(Gymnasium(f"worlds:{name}-v0") for name in ("Identity", "Target", "Switches", "Doors", "Nested")),
-    *(describe(lambda kind=kind: kind()) for kind in (Odd, Bounded, Several)),
+    *(describe(lambda kind=kind: kind()) for kind in (Odd, Bounded, Several, Mixed, Locked)),
 ]
 
 
