@@ -45,7 +45,7 @@ def app() -> Guard:
 def client(app: Guard) -> TestClient:
     """A browser that has opened the address with its token."""
     client = TestClient(app, HOME)
-    assert client.get("/reinforce", params={"token": TOKEN}).status_code == 200
+    assert client.get("/", params={"token": TOKEN}).status_code == 200
     return client
 
 
@@ -187,6 +187,12 @@ def test_formulas_are_set_by_the_server(client: TestClient) -> None:
     text = client.get("/gae").text
     assert text.count("<math") > 10
     assert "<msub><mi>&#x003B4;</mi><mi>t</mi></msub>" in text  # delta_t
+
+
+def test_the_first_page_is_shown_at_once(client: TestClient) -> None:
+    """No redirect, since a Strict cookie would be left out of one that began on another site."""
+    answer = client.get("/", follow_redirects=False)
+    assert answer.text == client.get(f"/{next(iter(pages()))}").text
 
 
 def test_an_unknown_page_and_figure_are_answered_with_a_sentence(client: TestClient) -> None:

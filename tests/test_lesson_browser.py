@@ -41,7 +41,7 @@ def settle(page: Any) -> None:
 
 
 def test_the_token_leaves_the_address(page: Any) -> None:
-    expect(page).to_have_url(f"{page.home}/reinforce")
+    expect(page).to_have_url(f"{page.home}/")
     assert page.locator("math").first.bounding_box()["height"] > 10
 
 

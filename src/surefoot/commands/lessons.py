@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from surefoot.commands.complaints import needs_extra
+from surefoot.errors import UserError
 from surefoot.presets import find
 
 
@@ -82,9 +85,18 @@ class Lesson:
     """run directory whose curves are shown on the page about Pong"""
 
     def __call__(self) -> None:
+        if self.run and not self.run.is_dir():
+            raise UserError(f"there is no run directory '{self.run}'")
+
+        def app() -> Any:
+            from surefoot.lesson.server import lesson_app
+
+            return lesson_app(self.run)
+
         with needs_extra("lesson"):
-            from surefoot.lesson.server import lesson
-        lesson(self.port, self.run)
+            from surefoot.lesson.guard import serve
+
+            serve(app, self.port)
 
 
 @dataclass(frozen=True)
@@ -101,9 +113,21 @@ class Watch:
     """run the code that the file names, although it was not written here"""
 
     def __call__(self) -> None:
+        if not self.run.exists():
+            raise UserError(f"there is no run '{self.run}': name a run directory or a policy file")
+        env = find(self.task).env if self.task else None
+        if hasattr(os, "nice"):
+            os.nice(10)  # a training may run on the same cores
+
+        def app() -> Any:
+            from surefoot.lesson.watch import watch_app
+
+            return watch_app(self.run, env, self.trust)
+
         with needs_extra("lesson"):
-            from surefoot.lesson.watch import watch
-        watch(self.run, self.port, find(self.task).env if self.task else None, self.trust)
+            from surefoot.lesson.guard import serve
+
+            serve(app, self.port)
 
 
 @contextmanager

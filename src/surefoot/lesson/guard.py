@@ -7,6 +7,7 @@ import hmac
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from http.cookies import SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -119,16 +120,23 @@ def bind(port: int) -> socket.socket:
     raise UserError(f"ports {port} to {candidate} are taken: choose another --port")
 
 
-def serve(app: ASGIApp, port: int, path: str = "") -> None:
-    """Serve `app` behind a Guard until Ctrl-C, after printing the address to open."""
+def serve(make_app: Callable[[], ASGIApp], port: int) -> None:
+    """Serve behind a Guard until Ctrl-C what `make_app` returns, which may take its time: the address is printed first.
+
+    A browser that opens it meanwhile waits, since the port is bound already.
+    """
     import uvicorn
 
     if not 1 <= port <= 65535:
         raise UserError(f"port is {port}; allowed is 1 to 65535")
     listener, token = bind(port), secrets.token_urlsafe(24)
     port = listener.getsockname()[1]
-    print(f"open http://127.0.0.1:{port}/{path}?token={token}\nCtrl-C ends it", flush=True)
+    print(f"open http://127.0.0.1:{port}/?token={token}\nCtrl-C ends it", flush=True)
     config = uvicorn.Config(
-        Guard(app, port, token), log_level="error", server_header=False, timeout_graceful_shutdown=1, ws_max_size=2**16
+        Guard(make_app(), port, token),
+        log_level="error",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        ws_max_size=2**16,
     )
     uvicorn.Server(config).run(sockets=[listener])

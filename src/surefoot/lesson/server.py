@@ -15,19 +15,19 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from surefoot.errors import UserError
 from surefoot.lesson import exercises, live, quiz, source
-from surefoot.lesson.figures_records import of_run, rows_of
-from surefoot.lesson.guard import serve
+from surefoot.lesson.figures_records import of_run
 from surefoot.lesson.pages import FIGURES, HERE, body, pages
 from surefoot.lesson.widgets import Figure
 
 TEMPLATES = Environment(loader=FileSystemLoader(HERE / "static"), autoescape=select_autoescape(["html"]))
 MOST_BYTES = 100_000  # of a request
+FIRST = "reinforce"  # the page at /
 CHECKS = 2  # exercises that are checked at the same time; others wait
 
 
@@ -40,7 +40,7 @@ class Lesson:
 
     def show(self, request: Request) -> Response:
         """A page of the course."""
-        page = pages().get(request.path_params["name"])
+        page = pages().get(request.path_params.get("name", FIRST))
         if page is None:
             raise HTTPException(404, "The lesson has no such page.")
         order = list(pages().values())
@@ -151,10 +151,10 @@ def failed(_: Request, error: Exception) -> Response:
 def lesson_app(run: Path | None = None) -> Starlette:
     """The lesson as an ASGI application, still without its Guard; `run`: a run of the reader's, to be shown."""
     torch.set_num_threads(1)
-    first, limiter = next(iter(pages())), CapacityLimiter(CHECKS)
+    limiter = CapacityLimiter(CHECKS)
     found = Lesson(FIGURES | ({"own": of_run(run)} if run else {}), run is not None)
     routes: list[BaseRoute] = [
-        Route("/", lambda _: RedirectResponse(f"/{first}")),
+        Route("/", found.show),
         Mount("/static", StaticFiles(directory=HERE / "static")),
         Route("/figure/{name}", found.figure),
         Route("/quiz", check_quiz, methods=["POST"]),
@@ -164,10 +164,3 @@ def lesson_app(run: Path | None = None) -> Starlette:
         Route("/{name}", found.show),
     ]
     return Starlette(routes=routes, exception_handlers={UserError: failed, HTTPException: failed})
-
-
-def lesson(port: int, run: Path | None = None) -> None:
-    """Serve the lesson until Ctrl-C."""
-    if run:
-        rows_of(run)
-    serve(lesson_app(run), port, next(iter(pages())))

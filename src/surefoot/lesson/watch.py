@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from surefoot.envs.interface import EnvSpec
 from surefoot.errors import UserError
 from surefoot.lesson.figures_records import of_run
-from surefoot.lesson.guard import serve
 from surefoot.lesson.pages import HERE
 from surefoot.lesson.player import Player, sentence
 from surefoot.lesson.server import TEMPLATES, failed
@@ -154,12 +152,3 @@ def watch_app(run: Path, env: EnvSpec | None = None, trust: bool = False) -> Sta
         WebSocketRoute("/play", watch.play),
     ]
     return Starlette(routes=routes, exception_handlers={UserError: failed, HTTPException: failed})
-
-
-def watch(run: Path, port: int, env: EnvSpec | None = None, trust: bool = False) -> None:
-    """Serve until Ctrl-C, giving way to the training that may run on the same cores."""
-    if not run.exists():
-        raise UserError(f"there is no run '{run}': name a run directory or a policy file")
-    if hasattr(os, "nice"):
-        os.nice(10)
-    serve(watch_app(run, env, trust), port)
