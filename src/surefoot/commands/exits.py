@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from surefoot.errors import Fault, UserError, note, said
 from surefoot.output import out, silence
+from surefoot.parallel.launch import world
+
+LOST = re.compile(r"gloo|rank \d+ (?:is gone|has not come)|[Cc]onnection (?:closed|reset|refused)")
 
 
 def exit_code(error: BaseException, args: Sequence[str]) -> int:
@@ -25,6 +29,10 @@ def exit_code(error: BaseException, args: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
             return 0
         note(f"'{error.filename or 'standard output'}' cannot be used ({error.strerror or error})")
+        return 1
+    if isinstance(error, RuntimeError) and world() > 1 and LOST.search(str(error)):
+        note(f"another rank was lost ({said(error)}): the same command goes on from the last checkpoint, as torchrun "
+             "--max-restarts does by itself")  # fmt: skip
         return 1
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "not enough memory" in str(error)):
         note("there is not enough memory: choose fewer environments or steps, or a smaller network")

@@ -45,15 +45,18 @@ class Meeting:
             store = dist.TCPStore(  # type: ignore[attr-defined]
                 self.host, self.port, self.count, master, wait, wait_for_workers=False, multi_tenant=True
             )
-            if store.add(f"surefoot/{self.rank}", 1) > 1:
+            # torchrun's store outlives a restart of the ranks, which is a meeting of its own
+            again = f"surefoot/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self.count}"
+            group = dist.PrefixStore(again, store)  # type: ignore[attr-defined]
+            if group.add(f"rank/{self.rank}", 1) > 1:
                 twice = f"two processes are rank {self.rank} at {self.host} port {self.port}"
                 raise UserError(f"{twice}: give each job a MASTER_PORT of its own; {UNSET}")
-            self.here = store.add("surefoot/here", 1)
+            self.here = group.add("here", 1)
             while self.here < self.count and not self.over.is_set():
                 time.sleep(0.05)
-                self.here = store.add("surefoot/here", 0)
+                self.here = group.add("here", 0)
             if not self.over.is_set():
-                dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.count, timeout=wait)
+                dist.init_process_group("gloo", store=group, rank=self.rank, world_size=self.count, timeout=wait)
         except BaseException as error:
             self.error.append(error)
         self.over.set()
