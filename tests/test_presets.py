@@ -255,7 +255,8 @@ def test_a_part_checks_its_own_ranges(make: Callable[[], Any], says: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "values", [lambda: {"network": MLP(hidden=64)}, lambda: {"advantage": GAE(gamma="0.9")}, lambda: {"num_steps": 64}]
+    "values",
+    [lambda: {"network": MLP(hidden="64")}, lambda: {"advantage": GAE(gamma="0.9")}, lambda: {"num_steps": "64"}],
 )
 def test_a_value_of_the_wrong_type_is_a_users_mistake(values: Callable[[], dict[str, Any]]) -> None:
     with pytest.raises(UserError):

@@ -190,7 +190,7 @@ def test_a_signal_breaks_an_evaluation_during_training_off(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_steps": 32}, {"num_envs": "8"}, {"advantage": "gae"}, {"num_epochs": 2.5}, {"nothing": 1}]
+    "wrong", [{"num_steps": "32"}, {"num_envs": "8"}, {"advantage": "gae"}, {"num_epochs": 2.5}, {"nothing": 1}]
 )
 def test_wrong_types_from_python_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
