@@ -483,7 +483,17 @@ def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
     try:
         assert find("Clowder-v2").env == Gymnasium("clowder:Clowder-v2")
         assert find("Clowder").env == Gymnasium("clowder:Clowder-v2")  # also now that it has been imported
+        (package / "envs.py").write_text(source.replace("Clowder-v2", "Purrbox-v0"))
+        with (facts / "RECORD").open("a") as record:
+            record.write("clowder/envs.py,,\n")
+        assert find("Purrbox-v0").env == Gymnasium("clowder.envs:Purrbox-v0")  # a module that must be imported itself
+        (package / "wild.py").write_text("import gymnasium\ngymnasium.register('Hisspit-v0', hiss)\n")
+        with (facts / "RECORD").open("a") as record:
+            record.write("clowder/wild.py,,\n")
+        with pytest.raises(UserError, match=r"the import of clowder fails: NameError"):
+            find("Hisspit-v0")
     finally:
+        gymnasium.registry.pop("Purrbox-v0", None)
         gymnasium.registry.pop("Clowder-v2", None)
 
 

@@ -227,7 +227,7 @@ def by_spaces(env: Gymnasium) -> Config:
 
 def by_name(task: str) -> str:
     """A preset, an id of Gymnasium's, or MODULE:NAME, from what a user has written. Raises UserError."""
-    from surefoot.envs.ids import REGISTERED_BY, in_old_gym, registered, registering
+    from surefoot.envs.ids import FAILED, REGISTERED_BY, in_old_gym, registered, registering
 
     if ":" in task:
         return task
@@ -236,7 +236,8 @@ def by_name(task: str) -> str:
     if not known and not package:
         from surefoot.envs.opening import unknown
 
-        raise unknown(task, more=tuple(PRESETS))
+        failed = "; ".join(f"the import of {package} fails: {error}" for package, error in FAILED.items())
+        raise unknown(task, f" ({failed})" if failed else "", tuple(PRESETS))
     name = registered(task) or task
     return f"{package}:{name}" if package else name
 

@@ -11,7 +11,10 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from surefoot.errors import said
+
 REGISTERED_BY: dict[str, str] = {}  # ids that other processes know only after importing this package
+FAILED: dict[str, str] = {}  # packages that seem to have an id that was looked for, and why their import failed
 MAX_SOURCE = 4_000_000  # bytes of a package that are searched for an id
 
 
@@ -50,27 +53,41 @@ def packages() -> Iterator[tuple[str, metadata.Distribution]]:
 
 @functools.cache
 def registering(name: str) -> str | None:
-    """The installed package whose import registers `name`: the user's word, so that it need not be written in full.
+    """The module whose import registers `name`: the user's word, so that it need not be written in full.
 
     A package is imported only where its own source calls `register` and holds the name, or what precedes its first
-    digit, dash or slash.
+    digit, dash or slash; then its modules that do so themselves. Why an import failed is kept in FAILED.
     """
+    from surefoot.envs.screen import draw_offscreen
+
     stem = re.split(r"[-/\d]", name.rpartition("/")[2])[0]
-    for module, found in packages():
-        text, size = "", 0
+    for package, found in packages():
+        texts, size = dict[str, str](), 0
         for file in found.files or ():
             if file.suffix == ".py" and size < MAX_SOURCE:
                 with suppress(OSError, UnicodeDecodeError):
-                    text += Path(str(file.locate())).read_text(encoding="utf-8")
-                    size = len(text)
-        if stem and stem in text and re.search(r"\bregister\w*\(", text):
-            before = known_ids()
-            with suppress(Exception):  # of another package's import; the next one may be meant
-                importlib.import_module(module)
-                REGISTERED_BY.update(dict.fromkeys(known_ids() - before, module))
-                if registered(name) or in_old_gym(name):
+                    module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+                    texts[module] = Path(str(file.locate())).read_text(encoding="utf-8")
+                    size += len(texts[module])
+        calls = [module for module, text in texts.items() if re.search(r"\bregister\w*\(", text)]
+        if stem and calls and any(stem in text for text in texts.values()):
+            draw_offscreen(mujoco=True)  # before MuJoCo is imported
+            for module in (package, *(module for module in calls if module != package and stem in texts[module])):
+                if imported(module) and (registered(name) or in_old_gym(name)):
                     return module
     return None
+
+
+def imported(module: str) -> bool:
+    """Import another package's module, and remember which ids it has registered, or why it failed."""
+    before = known_ids()
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # the next one may be meant
+        FAILED.setdefault(module.partition(".")[0], said(error))
+        return False
+    REGISTERED_BY.update(dict.fromkeys(known_ids() - before, module))
+    return True
 
 
 def known_ids() -> set[str]:

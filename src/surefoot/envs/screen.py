@@ -17,10 +17,10 @@ def has_screen() -> bool:
 
 
 def draw_offscreen(mujoco: bool) -> None:
-    """Set, where the user has not, what lets environments draw without a screen; `mujoco`: it may use MuJoCo.
+    """Set, where the user has not, what lets environments draw without a screen; `mujoco`: by OpenGL, too.
 
-    MuJoCo gets EGL or OSMesa, whichever works here. SDL (pygame) does not look for a screen, of whose absence it and
-    its libraries would print lines of their own.
+    MuJoCo gets EGL or OSMesa, whichever works here, pyglet (MiniWorld) EGL. SDL (pygame) does not look for a screen,
+    of whose absence it and its libraries would print lines of their own.
     """
     if has_screen():
         return
@@ -28,6 +28,8 @@ def draw_offscreen(mujoco: bool) -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     if mujoco and "MUJOCO_GL" not in os.environ and find_spec("mujoco") and (library := offscreen_library()):
         os.environ["MUJOCO_GL"] = library
+    if mujoco and "PYGLET_HEADLESS" not in os.environ and find_spec("pyglet") and offscreen_library() == "egl":
+        os.environ["PYGLET_HEADLESS"] = "true"
 
 
 @functools.cache

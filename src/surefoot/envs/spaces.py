@@ -165,7 +165,8 @@ def parts(space: spaces.Space[Any]) -> list[Part]:
         elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
             leaves.append((path, spaces.MultiBinary(space.shape) if path == MASK and space.shape else space))
         else:
-            left_out.append(f"{'.'.join(map(str, path))} ({space})" if path else str(space))
+            kind = type(space).__name__  # all of it may be long, and have an address
+            left_out.append(f"{'.'.join(map(str, path))} ({kind})" if path else kind)
 
     visit((), space)
     if not leaves:
