@@ -128,6 +128,7 @@ def sound(text: str) -> Row | None:
     """A row from its JSON; None where it is damaged: what never is null must be a number, anything else may be null."""
     try:
         row = json.loads(text)
+        row = dict.fromkeys(NUMBERS, 0) | {"step": row["step"]} | row  # one of another version may lack some
         if type(row["step"]) is not int or not all(is_number(row[name]) and row[name] >= 0 for name in NUMBERS):
             return None
     except DAMAGE:
