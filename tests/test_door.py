@@ -621,12 +621,12 @@ class Sharing(Odd):
 
 @pytest.mark.parametrize(
     ("kind", "remake", "said"),
-    [(Odd, False, 0), (Global, False, 0), (Sharing, True, 1), (Forgetful, False, 1), (Forgetful, True, 0)],
+    [(Odd, False, 0), (Global, False, 1), (Sharing, True, 1), (Forgetful, False, 1), (Forgetful, True, 0)],
 )
 def test_whether_episodes_replay_is_found_out_and_said(
     kind: type[Odd], remake: bool, said: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields: dict[str, Any] = {**TINY, "num_envs": 1, "num_steps": (19,), "minibatch_size": 19, "total_steps": 38}
+    fields: dict[str, Any] = {**TINY, "num_envs": 2, "num_steps": (19,), "minibatch_size": 38, "total_steps": 76}
     cfg = find(kind)
     cfg = replace(cfg, env=replace(cfg.env, remake=remake))
     surefoot.train(cfg, run_dir=tmp_path / "a", quiet=True, network=MLP((8,)), **fields)

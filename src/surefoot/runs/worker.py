@@ -247,8 +247,9 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
     progress, result, pictures = Progress(quiet or ranks.rank > 0), None, ["curve.png"]
     state.envs.close()  # of some simulators there is one at a time
+    several = cfg.num_envs > 1  # otherwise it may be a machine, which is not moved without need
     with doing("playing an episode of training again"):
-        alike = ranks.rank > 0 or replays(cfg.env, state.env_snapshot, state.envs.indices[0])
+        alike = ranks.rank > 0 or not several or replays(cfg.env, state.env_snapshot, state.envs.indices[0])
     if not alike:
         what = "an episode of training, played again in a new environment with the same seed and actions, was another"
         note(f"{what}: resumed runs begin new episodes; where it carries something over, --env.remake may cure it")
