@@ -230,7 +230,9 @@ def test_a_training_with_watch_is_watched_as_long_as_it_lasts(tmp_path: Path) ->
         address = next(line for line in training.stderr if line.startswith("open http")).split()[1]
         home, _, token = address.partition("/?token=")
         headers = {"origin": home, "cookie": f"surefoot_{home.rsplit(':')[-1]}={token}"}
-        with websockets.sync.client.connect(f"ws{home[4:]}/play", additional_headers=headers) as browser:
+        with websockets.sync.client.connect(
+            f"ws{home[4:]}/play", additional_headers=headers, open_timeout=60
+        ) as browser:
             while "frame" not in (message := json.loads(browser.recv())):
                 assert message["waiting"]
         with socket.create_connection(("127.0.0.1", int(home.rsplit(":")[-1]))):
