@@ -33,7 +33,7 @@ PAGE = ROOT / "docs" / "environments.md"
 BEGIN, END = "<!-- table: bench/environments.py -->\n", "<!-- end of table -->\n"
 SMALL = "--ranks 1 --num-envs 4 --num-steps 16 --total-steps 512 --minibatch-size 64 --seed 1 --save-every 1e-6"
 PLAYED = "--eval-episodes 1 --eval-max-steps 50"
-LIMIT = 300.0  # seconds of each command
+LIMIT = 400.0  # seconds of each command
 LOCK = threading.Lock()
 
 
@@ -78,7 +78,11 @@ class Trial:
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """surefoot, with its errors in a file."""
-        environ = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
+        environ = os.environ | {
+            "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'docs' / 'examples'}",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "1000",
+        }
         with (self.folder / "errors").open("a", encoding="utf-8") as errors:
             return subprocess.Popen(
                 [self.python, "-m", "surefoot", *shlex.split(command)],
@@ -127,6 +131,13 @@ def kill(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def without(options: str, task: str) -> str:
+    """The options, as pairs of name and value, less those that the task has itself."""
+    words = options.split()
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return " ".join(f"{name} {value}" for name, value in pairs if name not in task.split())
+
+
 def parameters(policy: Path) -> str:
     """The digest of a policy's parameters: a safetensors file without its header, which also has the score."""
     data = policy.read_bytes()
@@ -150,19 +161,20 @@ def look(install: str, task: str, base: Path, work: Path) -> dict[str, Any]:
     row |= versions(python, package)
     trial = Trial(python, work / "runs" / re.sub(r"\W+", "-", f"{package}-{task}")[:80])
     begun = time.monotonic()
-    name, _, options = task.partition(" ")
-    code = trial.run(f"train {name} --run-dir whole {SMALL} {PLAYED} {options}")
+    code = trial.run(f"train {task} --run-dir whole {without(SMALL, task)} {PLAYED}")
     row |= {"seconds": round(time.monotonic() - begun, 1), "notes": trial.said()}
     whole = trial.folder / "whole"
-    row["trains"] = (whole / "policy.safetensors").exists()
+    row["trains"] = (whole / "policy.safetensors").exists() and code in (0, 124)
     if not row["trains"] or code:
-        row["error"] = "no end after 300 s" if code == 124 else (row["notes"] or [f"exit code {code}"])[-1]
+        row["error"] = "no end after 400 s" if code == 124 else (row["notes"] or [f"exit code {code}"])[-1]
     if not row["trains"]:
         return row
     row["film"] = next((file.name for file in whole.glob("game.*")), "")
+    if not row["film"] and code != 124 and trial.run("video whole"):
+        row["no_film"] = trial.said()[-1]
     steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     row["steps_per_second"] = steps[-1].get("steps_per_second")
-    if trial.killed(f"train {name} --run-dir killed {SMALL} --eval-episodes 0 {options}"):
+    if trial.killed(f"train {task} --run-dir killed {without(SMALL, task)} --eval-episodes 0"):
         row["resume"] = trial.run("resume killed")
         ends = [parameters(file) for file in trial.folder.glob("*/policy.safetensors")]
         row["exact"] = len(ends) == 2 and len(set(ends)) == 1
@@ -201,6 +213,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         older = [f"{name} {row[name]}" for name in ("numpy", "gymnasium") if name in row and row[name] < FLOORS[name]]
         same = {True: "yes", False: "no", None: "not tried"}[row.get("exact")] if row["trains"] else ""
         notes = [*row.get("notes", []), *row.get("notes_resumed", [])] if row["trains"] else []
+        notes += [row["no_film"]] if "no_film" in row else []
         said = "; ".join(dict.fromkeys([*notes, *([row["error"]] if row.get("error") else []), *older]))
         said = said.replace("|", "\\|").replace("<", "&lt;")
         said = said if len(said) < 360 else said[:350] + " ..."

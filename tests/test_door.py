@@ -541,7 +541,10 @@ class Gym21:
 
 
 class Gym26(Gym21):
-    """Five values and a seeded reset, but not Gymnasium's class."""
+    """Five values and a seeded reset, but not Gymnasium's class; spaces of its own, as Crafter without Gym has them."""
+
+    observation_space = type("BoxSpace", (OldBox,), {"low": -9.0, "high": 9.0})()
+    action_space = type("DiscreteSpace", (), {"n": 2})()
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.seed(seed or 0)
@@ -564,6 +567,28 @@ def test_environments_of_the_old_gym_are_taken(kind: type[Gym21], tmp_path: Path
     assert np.array_equal(envs.obs, first)
     assert envs.envs[0].env.metadata["render_fps"] == 7
     assert surefoot.train(kind(), run_dir=tmp_path / "a", quiet=True, network=MLP((8,)), **TINY).evaluation is not None
+
+
+class OnlyOne(Odd):
+    """An emulator of which a process has one at a time."""
+
+    made: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        super().__init__()
+        if self.made:
+            raise RuntimeError("one emulator per process")
+        self.made.add(1)
+
+    def close(self) -> None:
+        self.made.clear()
+
+
+def test_where_only_one_can_be_made_the_sentence_says_how_to_train_with_one() -> None:
+    with pytest.raises(Fault, match=r"one emulator per process; one was made .* --num-envs 1 --ranks 1"):
+        EnvVector(describe(OnlyOne), 1, range(2))
+    assert not OnlyOne.made
+    EnvVector(describe(OnlyOne), 1, range(1)).close()
 
 
 class Global(Odd):

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
 
 import makers
 import surefoot
@@ -109,6 +109,25 @@ def test_final_observations_are_kept_whatever_is_written_over_them(mode: Autores
         played.close()
         runs.append(found)
     assert runs[0] == runs[1]
+
+
+def test_the_spaces_of_one_may_be_announced_as_those_of_all() -> None:
+    """As EnvPool does."""
+
+    def make(num_envs: int) -> Any:
+        env = VectorWrapper(
+            SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * num_envs, autoreset_mode="SameStep")
+        )
+        env.observation_space, env.action_space = env.single_observation_space, env.single_action_space
+        return env
+
+    seen = []
+    for env in (describe(make), vector("CartPole-v1")):
+        played = env_vector(env)
+        out = np.empty_like(played.obs)
+        seen.append([(played.step([t % 2, 1, 0], out).reward, out.tolist()) for t in range(30)])
+        played.close()
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("mode", KNOWN, ids=str)

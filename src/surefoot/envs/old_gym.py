@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 
 from surefoot.errors import UserError
@@ -19,11 +20,12 @@ def is_old_gym(env: Any) -> bool:
 
 def space_of(old: Any) -> spaces.Space[Any]:
     """Gymnasium's space of an old Gym's; raises UserError where there is none."""
-    kind = type(old).__name__
+    kind = type(old).__name__.removesuffix("Space")  # as some call their own, which need no Gym
     if isinstance(old, spaces.Space):
         return old
     if kind == "Box":
-        return spaces.Box(old.low.astype(old.dtype), old.high.astype(old.dtype), old.shape, old.dtype)
+        low, high = (np.broadcast_to(bound, old.shape).astype(old.dtype) for bound in (old.low, old.high))
+        return spaces.Box(low, high, old.shape, old.dtype)
     if kind == "Discrete":
         return spaces.Discrete(int(old.n), start=int(getattr(old, "start", 0)))
     if kind == "MultiDiscrete":

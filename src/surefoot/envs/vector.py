@@ -72,9 +72,13 @@ class EnvVector:
         try:
             for i in range(len(self.envs), len(self)):
                 self.envs.append(self.make(i))
-        except UserError:
+        except UserError as error:
+            one = bool(self.envs)
             self.close()
-            raise
+            if not (one and isinstance(error, Fault)):
+                raise
+            cure = "one was made before it: where there is only one at a time, train with --num-envs 1 --ranks 1"
+            raise Fault(f"{error}; {cure}") from error
 
     def take(self, vector: VectorEnvAdapter) -> None:
         """Play the environments of a VectorEnv."""

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import iterate
+from gymnasium.vector.utils import batch_space, iterate
 
 from surefoot.envs.closing import close_env
 from surefoot.envs.gym_env import GymnasiumEnv, reward_of
@@ -36,6 +36,8 @@ class VectorEnvAdapter:
             mode = AutoresetMode.NEXT_STEP
         self.env, self.name, self.mode = env, spec.id, AutoresetMode(getattr(mode, "value", mode))
         self.next_step = self.mode is AutoresetMode.NEXT_STEP
+        self.observation_space = of_all(env.observation_space, env.single_observation_space, env.num_envs)
+        self.action_space = of_all(env.action_space, env.single_action_space, env.num_envs)
         self.skipped: list[int] = []
         self.over = np.zeros(env.num_envs, bool)
         """environments whose episode ended in the last step and, with NEXT_STEP, begins in the next"""
@@ -75,7 +77,7 @@ class VectorEnvAdapter:
         """One step of every environment."""
         if self.to_env_action is not None:
             actions = [self.to_env_action(action) for action in actions]
-        obs, reward, terminated, truncated, info = self.env.step(batched(self.env.action_space, actions))
+        obs, reward, terminated, truncated, info = self.env.step(batched(self.action_space, actions))
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         over = terminated | truncated
         first = rows = self.split(obs, info)
@@ -101,9 +103,14 @@ class VectorEnvAdapter:
 
     def split(self, obs: Any, info: dict[str, Any]) -> list[ObsInfo]:
         """Each environment's observation, and its action mask where there is one."""
-        rows = iterate(self.env.observation_space, obs) if isinstance(obs, dict | tuple) else obs
+        rows = iterate(self.observation_space, obs) if isinstance(obs, dict | tuple) else obs
         masks = info.get("action_mask")
         return [(row, {} if masks is None else {"action_mask": masks[i]}) for i, row in enumerate(rows)]
+
+
+def of_all(space: Any, single: Any, count: int) -> Any:
+    """The space of all environments: as announced, or made of the single one, which EnvPool announces for all."""
+    return batch_space(single, count) if space == single else space
 
 
 def batched(space: Any, actions: Any) -> Any:
