@@ -174,7 +174,7 @@ def look(install: str, task: str, base: Path, work: Path) -> dict[str, Any]:
         row["no_film"] = trial.said()[-1]
     steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     row["steps_per_second"] = steps[-1].get("steps_per_second")
-    if trial.killed(f"train {task} --run-dir killed {without(SMALL, task)} --eval-episodes 0"):
+    if not code and trial.killed(f"train {task} --run-dir killed {without(SMALL, task)} --eval-episodes 0"):
         row["resume"] = trial.run("resume killed")
         ends = [parameters(file) for file in trial.folder.glob("*/policy.safetensors")]
         row["exact"] = len(ends) == 2 and len(set(ends)) == 1
@@ -214,15 +214,18 @@ def table(rows: list[dict[str, Any]]) -> str:
         same = {True: "yes", False: "no", None: "not tried"}[row.get("exact")] if row["trains"] else ""
         notes = [*row.get("notes", []), *row.get("notes_resumed", [])] if row["trains"] else []
         notes += [row["no_film"]] if "no_film" in row else []
-        said = "; ".join(dict.fromkeys([*notes, *([row["error"]] if row.get("error") else []), *older]))
+        notes = [note for note in [*notes, *([row["error"]] if row.get("error") else []), *older] if not PROGRESS(note)]
+        said = "; ".join({re.sub(r"[-\d.]+", "", note): note for note in reversed(notes)}.values())
         said = said.replace("|", "\\|").replace("<", "&lt;")
         said = said if len(said) < 360 else said[:350] + " ..."
-        cells = [f"{row['package']} {row.get('version', '')}".strip(), f"`{row['task']}`"]
+        how = f", `pip install {row['install']}`" if re.search("[ <=]", row["install"]) else ""
+        cells = [f"{row['package']} {row.get('version', '')}".strip() + how, f"`{row['task']}`"]
         cells += ["yes" if row["trains"] else "no", same, "yes" if row.get("film") else "no" if row["trains"] else ""]
         lines.append("| " + " | ".join([*cells, said]) + " |")
     return "\n".join(lines) + "\n"
 
 
+PROGRESS = re.compile(r": getting ready|^filming|steps/s").search  # lines that say only that something is under way
 FLOORS = {"numpy": "2.", "gymnasium": "1.3"}  # older ones, which a package insisted on, are named in its row
 
 
