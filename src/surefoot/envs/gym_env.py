@@ -21,7 +21,7 @@ from gymnasium import spaces
 from surefoot.envs.actions import action_converter, action_names, choices, numbers
 from surefoot.envs.closing import close_env
 from surefoot.envs.spaces import MASK, as_array, blank, discrepancy, flat_mask, masked, pack, parts
-from surefoot.errors import OURS, Fault, UserError, note_once, said
+from surefoot.errors import OURS, Fault, UserError, note, note_once, said
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +35,7 @@ INSPECTED = 64  # observations of each environment that are compared with the an
 CARRY_OVER = ("BipedalWalker-v3", "BipedalWalkerHardcore-v3")  # whose world is kept from one episode to the next
 
 
+TOLD: set[tuple[Gymnasium, tuple[Any, ...]]] = set()  # parts of observations about which something has been said
 MASK_SOURCES: dict[Gymnasium, str] = {}  # of the environments seen so far, as `mask_source` gives it
 
 
@@ -197,9 +198,10 @@ class GymnasiumEnv:
             value = obs
             for key in part.path:
                 value = value[key]
-            if difference := discrepancy(part, value):
-                note_once(f"{difference}: it is learned from as it is")
-                self.inspected = INSPECTED
+            told = self.spec, part.path
+            if told not in TOLD and (difference := discrepancy(part, value)):
+                TOLD.add(told)
+                note(f"{difference}: it is learned from as it is")
 
     def render(self) -> Any:
         """What the environment's own `render` gives."""
