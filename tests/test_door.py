@@ -440,6 +440,26 @@ def test_masks_are_found_wherever_the_field_puts_them(kind: type[Shop], tmp_path
     assert Shop.forbidden == 0
 
 
+class Closing(ByMethod):
+    """Has masks as long as it is open."""
+
+    closed = False
+
+    def action_masks(self) -> Any:
+        assert not self.closed
+        return super().action_masks()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_masks_of_an_environment_made_anew_are_its_own() -> None:
+    envs = EnvVector(replace(describe(Closing), remake=True), 1, range(1))
+    envs.reset_all()
+    envs.reset_all(1)
+    assert envs.obs[0, -5:].tolist() == [1, 0, 1, 0, 1]
+
+
 def test_a_mask_of_the_wrong_size_is_a_fault() -> None:
     with pytest.raises(ValueError, match="its action mask has 4 numbers where there are 5 alternatives"):
         flat_mask([1, 1, 1, 0], 5)
@@ -508,6 +528,9 @@ def test_wrappers_by_name() -> None:
     command: Any = parse(["train", "CarRacing-v3", "--env.wrappers", "ResizeObservation:shape=48x40", "--seed", "3"])
     assert command.config.env.make().observation_space.shape == (48, 40, 3)
     assert type(command.config.network).__name__ == "NatureCNN"
+    assert not command.config.env.remake
+    command = parse(["train", "CartPole-v1", "--env.remake"])
+    assert command.config.env.remake
     for wrong, says in (("NoSuch", "there is no wrapper 'NoSuch'"), ("TimeLimit:steps=3", "does not fit .*'steps'")):
         with pytest.raises(UserError, match=says):
             find("CartPole-v1", wrappers=(wrong,)).env.make()

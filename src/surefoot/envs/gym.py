@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from surefoot.envs.closing import close_env
-from surefoot.envs.makers import LOCAL_MAKERS
+from surefoot.envs.makers import LOCAL_MAKERS, OURS
 from surefoot.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ class Gymnasium:
         """Whether it is none of those that Gymnasium and ALE register, which keep their word."""
         import gymnasium
 
-        return not str(getattr(gymnasium.registry.get(self.id), "entry_point", "")).startswith(
-            ("gymnasium.", "ale_py.")
-        )
+        return not str(getattr(gymnasium.registry.get(self.id), "entry_point", "")).startswith(OURS)
 
     def make(self, render: bool = False) -> GymnasiumEnv:
         """The environment, or the first of a VectorEnv on its own; `render`: with render_mode rgb_array."""

@@ -132,6 +132,7 @@ class GymnasiumEnv:
             mode = self.env.render_mode
             close_env(self.env)
             self.env = open_env(self.spec, mode == "rgb_array")
+            self.mask_of = self.mask_of and mask_method(self.env)
         self.begun = True
         if self.foreign:
             seed_globals(seed)

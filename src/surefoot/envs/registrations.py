@@ -8,13 +8,14 @@ import sys
 
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import EnvSpec
+from surefoot.envs.makers import OURS
 
 
 def registration(env: EnvSpec) -> str | None:
     """The registration of an environment's id, as JSON; empty: there is nothing to know; None: it cannot be told."""
     gymnasium = sys.modules.get("gymnasium")
     spec = gymnasium.registry.get(env.id) if gymnasium and isinstance(env, Gymnasium) else None
-    if spec is None or str(spec.entry_point).startswith(("gymnasium.", "ale_py.")):
+    if spec is None or str(spec.entry_point).startswith(OURS):
         return ""
     spec = copy.copy(spec)
     spec.entry_point = importable(spec.entry_point) if callable(spec.entry_point) else spec.entry_point

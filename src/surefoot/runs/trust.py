@@ -16,11 +16,11 @@ from pathlib import Path
 
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.interface import EnvSpec
+from surefoot.envs.makers import OURS
 from surefoot.errors import UserError
 from surefoot.paths import shown
 from surefoot.runs.files import Folder, locked
 
-OURS = ("gymnasium.", "ale_py.")  # whose registered environments are made without asking
 PLAIN = re.compile(r"""[A-Za-z_]\w*=(?:[+-]?\w[\w.+-]*|'\w[\w.-]*'|"\w[\w.-]*")""", re.ASCII)  # numbers and words
 
 HARMLESS = re.compile(  # wrappers that compute only, with plain arguments
