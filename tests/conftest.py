@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # for ranks
+os.environ["PYTHONPATH"] = os.pathsep.join(  # for ranks; an empty entry would be the present directory
+    filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+)
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="surefoot-state-")  # the key of the user who tests
 
 import pytest
