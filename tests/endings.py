@@ -42,6 +42,10 @@ class InC(Quitting):
     way = staticmethod(lambda: ctypes.CDLL(None)._exit(0))
 
 
+class RegularlyInC(Quitting):
+    way = staticmethod(lambda: ctypes.CDLL(None).exit(0))
+
+
 class Replaced(Quitting):
     way = staticmethod(lambda: os.execv("/bin/true", ["true"]))
 

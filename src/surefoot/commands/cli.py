@@ -26,7 +26,7 @@ from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
 from surefoot.errors import UserError
 from surefoot.output import EVERY, Progress, doing, environments_on_stderr, out, signs_of_life
-from surefoot.parallel.guard import end_without, guarded, standard_streams
+from surefoot.parallel.guard import end, guarded, hear_exit, standard_streams
 from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the start of the process, for the time to a score
@@ -289,7 +289,7 @@ def main(args: Sequence[str] | None = None) -> int:
     threads, whole = threading.enumerate(), args is None
     code = run_command(sys.argv[1:] if args is None else args, whole)
     if whole:
-        end_without(threads, code)
+        end(threads, code)
     return code
 
 
@@ -310,6 +310,8 @@ def run_command(args: Sequence[str], whole: bool) -> int:
         else:
             with ExitStack() as stack:
                 if args[0] in WITH_ENVIRONMENTS:
+                    if whole:
+                        hear_exit()
                     stack.enter_context(environments_on_stderr(for_good=whole))
                     where: Any = () if args[0] in ("train", "resume") else (EVERY, sys.stderr, "surefoot: ")
                     stack.enter_context(signs_of_life(Progress(bool(QUIET & {*args}), *where)))

@@ -19,6 +19,7 @@ _really_exit = os._exit
 _owner = [0]  # the process that is guarded; 0: none
 _copy = [False]  # whether this process is a copy of it, which an environment has forked
 _by_main = [False]
+_heard = dict[int, object]()  # what C's exit() calls, by process
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 LEFT = 1.0  # seconds that other threads have to end after the command
 
@@ -91,12 +92,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
-def end_without(threads: Collection[threading.Thread], code: int) -> None:
-    """End the program with `code` where others than these threads would keep it from ending; otherwise return."""
+def hear_exit() -> None:
+    """From now on C's `exit()` ends this program with a sentence and 1, and so only `end` may end it regularly.
+
+    Not on Windows, and not under a profiler, which writes its file after the program.
+    """
+    monitoring = getattr(sys, "monitoring", None)
+    profiled = sys.getprofile() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID))
+    if os.name == "posix" and not profiled and not _heard:
+        _heard[os.getpid()] = ctypes.CFUNCTYPE(None)(_exit_was_called)
+        ctypes.CDLL(None).__cxa_atexit(_heard[os.getpid()], None, None)
+
+
+def _exit_was_called() -> None:
+    if os.getpid() in _heard:  # not a copy of it
+        note("the program was ended from within: exit() was called in C, by the environment or a library")
+        exit_now(1)
+
+
+def end(threads: Collection[threading.Thread], code: int) -> None:
+    """End the program with `code`, where others than these threads would keep it, or `hear_exit` was called."""
     left = [t for t in threading.enumerate() if not t.daemon and t not in threads]
     for thread in left:
         thread.join(LEFT / len(left))
-    if any(thread.is_alive() for thread in left):
+    if _heard or any(thread.is_alive() for thread in left):
         with suppress(Exception):
             atexit._run_exitfuncs()
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # what C has printed
         exit_now(code)
