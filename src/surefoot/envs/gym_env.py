@@ -242,7 +242,7 @@ def seed_globals(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(seed)
+        (torch if torch.cuda.is_initialized() else torch.default_generator).manual_seed(seed)  # torch's takes 0.5 ms
 
 
 def allow_something(mask: Array, sizes: tuple[int, ...]) -> None:
