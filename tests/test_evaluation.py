@@ -30,7 +30,6 @@ from surefoot.models.policy import Policy
 from surefoot.presets import find
 from surefoot.runs import evaluation_workers
 from surefoot.runs import policy_file as policy_file_module
-from surefoot.runs.directory import read_run
 from surefoot.runs.evaluation import Evaluation, evaluate
 from surefoot.runs.evaluation_workers import evaluate_run
 from surefoot.runs.policy_file import least_size, policy_bytes
@@ -137,7 +136,7 @@ def test_a_policy_loads_without_its_run(small, tmp_path: Path) -> None:
     assert found.lengths == [6] * 4
     written = {k: v for k, v in found.to_json().items() if not k.startswith("iqm")}  # as before there was one
     (run.path / "evaluation.json").write_text(json.dumps(written))
-    assert read_run(run.path).evaluation == found
+    assert surefoot.load(run.path).evaluation == found
 
 
 def test_a_policy_whose_tensors_were_changed_is_refused_and_one_without_a_digest_loads(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import surefoot
 from surefoot.config import Config
 from surefoot.errors import UserError
-from surefoot.runs import directory, files
+from surefoot.runs import files
 from surefoot.runs import worker as runner
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.files import Folder, below, locked, read_named, write_folder
@@ -197,7 +197,7 @@ def test_what_is_no_plain_file_is_refused_or_left_out_at_once(
         with pytest.raises(UserError, match=r"config\.json cannot be used \(it (is no plain|has )"):
             surefoot.resume(run, ranks=1, quiet=True)
     elif name == "evaluation.json":
-        assert directory.read_run(run).evaluation is None
+        assert surefoot.load(run).evaluation is None
         assert "evaluation.json' is damaged and left out" in capsys.readouterr().err
     elif name == "state.json":
         surefoot.resume(run, ranks=1, quiet=True)

@@ -18,6 +18,7 @@ FLOORS = (
     "config",
     "presets",
     "runs",
+    "connect",
     "lesson",
     "commands",
     "top",
@@ -32,6 +33,7 @@ FLOOR_OF = {
     "other_words": "config",
     "__init__": "top",
     "__main__": "top",
+    "loop": "runs",
 }
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py")}
 

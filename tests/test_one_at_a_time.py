@@ -206,9 +206,7 @@ def test_an_evaluation_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     facts = json.loads((run.path / "evaluation.json").read_text())
     del facts["cut"]
     (run.path / "evaluation.json").write_text(json.dumps(facts))
-    from surefoot.runs.directory import read_run
-
-    found = read_run(run.path).evaluation
+    found = surefoot.load(run.path).evaluation
     assert found is not None
     assert found.cut == 0
 

@@ -20,7 +20,7 @@ from surefoot.errors import UserError
 from surefoot.models.networks import SmallCNN
 from surefoot.parallel.ranks import Alone
 from surefoot.presets import PONG
-from surefoot.runs import directory, evaluation
+from surefoot.runs import evaluation
 from surefoot.runs import reporter as report
 from surefoot.runs import worker as runner
 from surefoot.runs.checkpoint import KEEP, restore, save
@@ -142,7 +142,7 @@ def test_an_old_evaluation_does_not_pass_for_a_new_policy(
     monkeypatch.setattr(runner, "Reporter", interrupt_at(8))
     with pytest.raises(KeyboardInterrupt):
         surefoot.resume(tmp_path / "a", ranks=1, quiet=True, total_steps=10_000)
-    second = directory.read_run(tmp_path / "a")
+    second = surefoot.load(tmp_path / "a")
     assert second.evaluation is None
     assert second.steps == 8 * 128
     assert surefoot.load_policy(tmp_path / "a")[2]["steps"] == 8 * 128

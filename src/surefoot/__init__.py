@@ -4,7 +4,9 @@ A function for each command; heavy modules are imported when it is called:
 
     import surefoot
     run = surefoot.train("pong", seed=1, total_steps=1_000_000)
-    print(run.evaluation.mean, surefoot.evaluate(run.path, episodes=100).interval)
+    print(run.evaluation.mean, surefoot.load(run.path).evaluate(episodes=100).interval)
+
+The loop by hand is in `surefoot.loop`.
 """
 
 from __future__ import annotations
@@ -13,24 +15,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import gymnasium
 
+    from surefoot.algorithm.rollout import Rollout
+    from surefoot.algorithm.state import State
     from surefoot.commands.benchmark import Speed
     from surefoot.config import Config
+    from surefoot.connect.run import GivenEnv, Run
     from surefoot.envs.interface import EnvSpec
     from surefoot.models.policy import Policy
-    from surefoot.runs.directory import Run
     from surefoot.runs.evaluation import Evaluation
+    from surefoot.runs.metrics import Row
 
-    GivenEnv = EnvSpec | str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]] | None
+    Stop = Callable[[Row], object] | None
+    OwnMetrics = Mapping[str, Callable[[Rollout, State], float]] | None
 
 __version__ = "0.1.0"
 __all__ = [
+    "Config",
+    "Run",
     "bench",
+    "configure",
     "evaluate",
     "ladder",
+    "load",
     "load_policy",
     "picture",
     "resume",
@@ -41,6 +51,28 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    """`Config` and `Run`, imported when they are asked for."""
+    if name == "Config":
+        from surefoot.config import Config
+
+        return Config
+    if name == "Run":
+        from surefoot.connect.run import Run
+
+        return Run
+    raise AttributeError(f"module 'surefoot' has no attribute {name!r}")
+
+
+def configure(
+    task: str | Config | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]], **fields: Any
+) -> Config:
+    """The Config that `train` takes for a task, with `fields` changed."""
+    from surefoot.presets import find
+
+    return find(task, **fields)
+
+
 def train(
     task: str | Config | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]],
     *,
@@ -48,6 +80,8 @@ def train(
     source: Path | str | None = None,
     ranks: int = 0,
     quiet: bool = False,
+    stop: Stop = None,
+    metrics: OwnMetrics = None,
     **fields: Any,
 ) -> Run:
     """Train `task` (or continue the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
@@ -55,18 +89,23 @@ def train(
     `task`: a name, a Config, a function that makes a Gymnasium environment (a VectorEnv, if it takes `num_envs`; on
     several ranks one that can be imported), or an environment, which is copied (one rank). `fields` change the task's
     Config; `source`: start from this run's policy; `ranks`: processes, 0: one per core where the network sees images,
-    otherwise one.
+    otherwise one. `stop`: called after every iteration with its row of metrics.jsonl (NaN where there is nothing to
+    tell yet), and the run ends where it returns True; `metrics`: functions of (rollout, state) that give numbers for
+    that row, by name. On several ranks such functions must be ones that can be imported.
     Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
     then do what they always do: KeyboardInterrupt, and the end of the program.
     """
+    from surefoot.connect.run import Run
     from surefoot.output import Progress, doing, signs_of_life
     from surefoot.paths import absolute
     from surefoot.presets import find
+    from surefoot.runs.hooks import Hooks
     from surefoot.runs.start import start
 
     where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
     with signs_of_life(Progress(quiet)), doing("getting ready"):
-        return _read(start(find(task, **fields), where, source, quiet, ranks)[0])
+        hooks = Hooks(stop, metrics or {})
+        return Run(start(find(task, **fields), where, source, quiet, ranks, hooks=hooks)[0]).read()
 
 
 def train_seeds(
@@ -77,35 +116,56 @@ def train_seeds(
     source: Path | str | None = None,
     ranks: int = 0,
     quiet: bool = False,
+    stop: Stop = None,
+    metrics: OwnMetrics = None,
     **fields: Any,
 ) -> list[Run]:
     """Train several runs that differ only in their seed; `seeds.json` has the summary of their scores."""
+    from surefoot.connect.run import Run
     from surefoot.paths import absolute
     from surefoot.presets import find
+    from surefoot.runs.hooks import Hooks
     from surefoot.runs.start import start_seeds
 
     where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
-    folder, _ = start_seeds(seeds, find(task, **fields), where, source, quiet, ranks)
-    return [_read(run) for run in sorted(folder.glob("seed-*"), key=lambda run: int(run.name[5:]))]
+    hooks = Hooks(stop, metrics or {})
+    folder, _ = start_seeds(seeds, find(task, **fields), where, source, quiet, ranks, hooks)
+    return [Run(run).read() for run in sorted(folder.glob("seed-*"), key=lambda run: int(run.name[5:]))]
 
 
-def resume(run: Path | str, *, ranks: int = 0, quiet: bool = False, trust: bool = False, **end: Any) -> Run:
+def resume(
+    run: Path | str,
+    *,
+    ranks: int = 0,
+    quiet: bool = False,
+    trust: bool = False,
+    stop: Stop = None,
+    metrics: OwnMetrics = None,
+    **end: Any,
+) -> Run:
     """Continue a run; `end` may change total_steps, total_iterations, max_seconds, stop_at.
 
-    `trust`: run the code that its files name, although it was not begun by this user in this directory.
+    `trust`: run the code that its files name, although it was not begun by this user in this directory; `stop`,
+    `metrics`: as for `train`.
     """
+    from surefoot.connect.run import Run
     from surefoot.paths import absolute
     from surefoot.runs import start as runs
+    from surefoot.runs.hooks import Hooks
 
     where = absolute(run)
-    runs.resume(where, quiet, ranks, trust, **end)
-    return _read(where)
+    runs.resume(where, quiet, ranks, trust, Hooks(stop, metrics or {}), **end)
+    return Run(where).read()
 
 
-def _read(run_dir: Path) -> Run:
-    from surefoot.runs.directory import read_run
+def load(run: Path | str, *, env: GivenEnv = None, trust: bool = False) -> Run:
+    """A run directory or policy file as an object: `load(path).evaluate(episodes=100)`, `.policy`, `.curve()`.
 
-    return read_run(run_dir)
+    `env`, `trust`: as for `evaluate`.
+    """
+    from surefoot.connect.run import Run
+
+    return Run(run, env, trust)
 
 
 def evaluate(
@@ -129,17 +189,15 @@ def evaluate(
     `eval_max_steps`: an episode that has not ended then is cut and counted in `cut`, 0: never; `trust`: run the code
     that the file names, although no run begun here wrote it.
     """
-    from surefoot.runs.evaluation_workers import evaluate_run
-
-    how = episodes, seed, greedy, sticky, _spec(env), ranks, eval_envs, eval_max_steps
-    return evaluate_run(Path(run), *how, trust=trust)
-
-
-def _spec(env: GivenEnv) -> EnvSpec | None:
-    from surefoot.envs.interface import EnvSpec
-    from surefoot.presets import find
-
-    return env if env is None or isinstance(env, EnvSpec) else find(env).env
+    return load(run, env=env, trust=trust).evaluate(
+        episodes,
+        seed=seed,
+        greedy=greedy,
+        sticky=sticky,
+        ranks=ranks,
+        eval_envs=eval_envs,
+        eval_max_steps=eval_max_steps,
+    )
 
 
 def load_policy(
@@ -150,9 +208,10 @@ def load_policy(
     `policy.act(obs)` takes one of the environment's own observations and gives its own action. `env`, `trust`: as for
     `evaluate`.
     """
+    from surefoot.connect.run import spec_of
     from surefoot.runs import policy_file
 
-    return policy_file.load_policy(run, device, _spec(env), trust)
+    return policy_file.load_policy(run, device, spec_of(env), trust)
 
 
 def video(
@@ -170,9 +229,10 @@ def video(
 
     `env`, `trust`: as for `evaluate`.
     """
+    from surefoot.connect.run import spec_of
     from surefoot.runs import video as videos
 
-    return videos.video(run, out, seed, greedy, every, max_steps, _spec(env), trust)
+    return videos.video(run, out, seed, greedy, every, max_steps, spec_of(env), trust)
 
 
 def summary(task: str | Config) -> str:

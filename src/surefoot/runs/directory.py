@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,21 +21,9 @@ from surefoot.errors import DAMAGE, Fault, UserError, note, one_line
 from surefoot.parallel.launch import world
 from surefoot.paths import absolute, file_name, shown
 from surefoot.runs.files import Folder, below, unseal
-from surefoot.runs.metrics import read
 
 if TYPE_CHECKING:
     from surefoot.runs.evaluation import Evaluation
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended: its directory and its result."""
-
-    path: Path
-    config: Config
-    evaluation: Evaluation | None
-    steps: int
-    seconds: float
 
 
 def new_dir(task: str) -> Path:
@@ -210,13 +198,6 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
         return [dict(entry) for entry in read_facts(run_dir)["history"]]
     except DAMAGE:
         return []
-
-
-def read_run(run_dir: Path) -> Run:
-    """The Run, from its files."""
-    rows = read(run_dir)
-    last = rows[-1] if rows else {"step": 0, "seconds": 0.0}
-    return Run(run_dir, read_config(run_dir), read_evaluation(run_dir), int(last["step"]), float(last["seconds"]))
 
 
 def read_evaluation(run_dir: Path) -> Evaluation | None:

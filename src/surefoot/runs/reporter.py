@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.update import METRIC_NAMES
-from surefoot.errors import Fault, Interrupted, note
+from surefoot.errors import OURS, Fault, Interrupted, note, said
 from surefoot.output import Progress, clock
 from surefoot.paths import shown
 from surefoot.runs.checkpoint import save
 from surefoot.runs.directory import unwritable
 from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import identity, replace_file
+from surefoot.runs.hooks import Hooks
 from surefoot.runs.metrics import Metrics, Row, read
 from surefoot.runs.policy_file import BEST, policy_bytes
 from surefoot.runs.report_card import NONE_ENDED, STAGES
@@ -40,8 +41,18 @@ OTHERS = 1 << 32  # first episode number of evaluations during training; the clo
 class Reporter(Callback):
     """The loop's callback: metrics and progress on rank 0, checkpoints on all."""
 
-    def __init__(self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool) -> None:
-        self.cfg, self.run_dir, self.ranks = cfg, run_dir, ranks
+    def __init__(
+        self,
+        cfg: Config,
+        run_dir: Path,
+        ranks: Ranks,
+        state: State,
+        started: float,
+        quiet: bool,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self.cfg, self.run_dir, self.ranks, self.hooks = cfg, run_dir, ranks, hooks or Hooks()
+        self.ended = False  # by the user's own stop condition
         self.stop = self.save_now = self.in_play = False
         """set by signal handlers; `in_play` while environments are stepped"""
         self.signal = 0  # the one that asked to stop
@@ -62,7 +73,8 @@ class Reporter(Callback):
     def should_stop(self, state: State) -> bool:
         """Whether the run is over: planned end, time limit, score reached, or asked to stop."""
         full = len(state.recent_episodes) == state.recent_episodes.maxlen and state.mean_score() >= self.cfg.stop_at
-        return self.stop or full or state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
+        over = state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
+        return self.stop or self.ended or full or over
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -160,6 +172,9 @@ class Reporter(Callback):
         moments = torch.stack([m for x in (returns.double(), error.double()) for m in (x.mean(), x.square().mean())])
         mean, square, error_mean, error_square = self.ranks.all_reduce_mean(moments).tolist()
         score = self.evaluate(state, len(rollout.reward) * self.cfg.num_envs)
+        own = [self.call(name, metric, rollout, state) for name, metric in self.hooks.metrics.items()]
+        if own:
+            own = self.ranks.all_reduce_mean(torch.tensor(own, dtype=torch.float64)).tolist()
         if self.metrics is None:
             return
         spent, self.shown = now - self.shown, now
@@ -185,11 +200,27 @@ class Reporter(Callback):
             "ratio_drift_first": float(metrics[0, METRIC_NAMES.index("ratio_drift")]),
         }
         row |= {name: float(metrics[:, i].mean()) for i, name in enumerate(METRIC_NAMES)}
+        row |= dict(zip(self.hooks.metrics, own, strict=True))
         self.metrics.add(row)
+        if self.hooks.stop is not None and not self.fault:
+            self.ended = self.call("stop", self.hooks.stop, dict(row)) > 0
         self.flat = self.flat + 1 if not row["grad_norm"] or row["entropy"] < 1e-4 else 0
         if self.flat == FLAT:
             note(why_flat(row))
         self.progress.show(self.line(row, state))
+
+    def call(self, name: str, function: Callable[..., Any], *about: Any) -> float:
+        """What a function of the user's gives, as a number; where it fails the run is saved and ends with its Fault."""
+        try:
+            value = function(*about)
+            return math.nan if value is None else float(value)
+        except OURS:
+            raise
+        except BaseException as error:
+            self.on_dropped_rollout(
+                Fault(f"the function '{name}' failed after {self.state.steps:,} steps: {said(error)}")
+            )
+            return math.nan
 
     def line(self, row: Row, state: State) -> str:
         """The progress line: step, score, speed, time left, share of each stage."""

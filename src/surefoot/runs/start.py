@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surefoot.config import Config
 from surefoot.envs.gym import is_local
@@ -39,11 +39,9 @@ from surefoot.runs.directory import (
     unwritable,
 )
 from surefoot.runs.files import Folder, replace_file
+from surefoot.runs.hooks import Hooks
 from surefoot.runs.metrics import read
 from surefoot.runs.trust import permit
-
-if TYPE_CHECKING:
-    pass
 
 ALLOW = "resume it with --trust (trust=True)"
 
@@ -56,14 +54,16 @@ def start(
     ranks: int = 0,
     started: float = 0.0,
     resuming: bool = False,
+    hooks: Hooks | None = None,
 ) -> tuple[Path, bool]:
     """Train `cfg` in `run_dir` on `ranks` local processes, or as the rank that this one is.
 
     `run_dir`: None for a new one; `source`: a run or policy file to start from; `ranks`: 0 for as many as the run that
     is there had, or as cores allow; `started`: when the clock began (perf_counter); `resuming`: the end of the run that
-    is there may move. Returns the directory, and whether the run has come to its end. Raises UserError for a user's
-    mistake, Fault for what a run cannot go on with. A signal that has stopped the run is raised again when all is
-    saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the program for SIGTERM.
+    is there may move; `hooks`: called after every iteration. Returns the directory, and whether the run has come to its
+    end. Raises UserError for a user's mistake, Fault for what a run cannot go on with. A signal that has stopped the
+    run is raised again when all is saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the
+    program for SIGTERM.
     """
     started = started or perf_counter()
     if source:
@@ -75,12 +75,14 @@ def start(
     found = checkpoints(run_dir) if run_dir else []
     alone = isinstance(cfg.network, MLP)  # one process updates an MLP faster than several that synchronise
     count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or int(alone), cfg.num_envs)
-    known = None if is_local(cfg.env) else registration(cfg.env)
-    if known is None and count > 1 and not world():
-        sentence = f"'{getattr(cfg.env, 'id', '')}' can be made in this process alone"
+    known, hooks = None if is_local(cfg.env) else registration(cfg.env), hooks or Hooks()
+    if (known is None or hooks.names() is None) and count > 1 and not world():
+        what, cure = f"'{getattr(cfg.env, 'id', '')}' can be made", "name module:function"
+        if known is not None:
+            what, cure = "a function of stop or metrics can be called", "take it from a module"
         if ranks > 1:
-            raise UserError(f"{sentence}: for more ranks name module:function")
-        note(f"{sentence}, so the run takes one rank; for more name module:function")
+            raise UserError(f"{what} in this process alone: for more ranks {cure}")
+        note(f"{what} in this process alone, so the run takes one rank; for more {cure}")
         count = 1
     if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
         require_same_config(cfg, run_dir)
@@ -92,9 +94,9 @@ def start(
     try:
         with signs_of_life(progress), doing(f"{cfg.task}: getting ready"):
             if count == 1 or world():
-                stopped = run_here(cfg, run_dir, source, quiet, started)
+                stopped = run_here(cfg, run_dir, source, quiet, started, hooks)
             else:
-                about = [quiet, started, sys.argv, known, [os.path.abspath(path) for path in sys.path]]
+                about = [quiet, started, sys.argv, hooks.names(), known, [os.path.abspath(path) for path in sys.path]]
                 order = json.dumps(
                     [cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about]
                 )
@@ -116,7 +118,7 @@ def start(
     return run_dir, not stopped
 
 
-def run_here(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
+def run_here(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float, hooks: Hooks) -> int:
     """One rank, in this process; returns the signal that has stopped it, or 0."""
     collecting = gc.isenabled()
     gc.disable()  # while PyTorch loads, which leaves no garbage: a tenth less time
@@ -126,7 +128,7 @@ def run_here(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, start
         if collecting:
             gc.enable()
     with guarded():
-        return run(cfg, run_dir, source, quiet, started)
+        return run(cfg, run_dir, source, quiet, started, hooks)
 
 
 def start_seeds(
@@ -136,6 +138,7 @@ def start_seeds(
     source: Path | None = None,
     quiet: bool = False,
     ranks: int = 0,
+    hooks: Hooks | None = None,
 ) -> tuple[Path, bool]:
     """Train `seeds` runs that differ in their seed alone, one after another, and write what they have in common.
 
@@ -153,7 +156,9 @@ def start_seeds(
                 raise UserError(
                     f"'{shown(run_dir)}/seed-{seed}' is a link, which is not followed: choose another --run-dir"
                 )
-            where, finished = start(replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks)
+            where, finished = start(
+                replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks, hooks=hooks
+            )
             if not finished:
                 return run_dir, False
             full = [row["return_mean"] for row in read(where) if row["return_window"] == 100]
@@ -211,7 +216,9 @@ def is_usable(device: str) -> bool:
         return False
 
 
-def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = False, **changes: Any) -> bool:
+def resume(
+    run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = False, hooks: Hooks | None = None, **changes: Any
+) -> bool:
     """Resume a run; returns whether it has come to its end.
 
     `changes` may move that (total_steps, total_iterations, max_seconds, stop_at), how the run is looked after
@@ -230,4 +237,4 @@ def resume(run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = Fal
     if "device" not in changes and not is_usable(cfg.device):
         note(f"device {cfg.device!r} cannot be used here: the run goes on with cpu, the same up to rounding")
         changes["device"] = "cpu"
-    return start(replace(cfg, **changes), run_dir, quiet=quiet, ranks=ranks, resuming=True)[1]
+    return start(replace(cfg, **changes), run_dir, quiet=quiet, ranks=ranks, resuming=True, hooks=hooks)[1]

@@ -42,6 +42,7 @@ from surefoot.runs.checkpoint import before_it_was_stopped, moved, restore
 from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
 from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import Folder, lock_run, replace_file, seal
+from surefoot.runs.hooks import Hooks
 from surefoot.runs.policy_file import BEST, load_policy, read_policy
 from surefoot.runs.report_card import card, curve
 from surefoot.runs.reporter import Reporter
@@ -49,7 +50,9 @@ from surefoot.runs.trust import own_seal
 from surefoot.versions import require_versions
 
 
-def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float) -> int:
+def run(
+    cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float, hooks: Hooks | None = None
+) -> int:
     """Run one rank: train, from the newest checkpoint if there is one, evaluate, write the report card.
 
     Returns 0 where the run has come to its end, otherwise the signal that has stopped it.
@@ -73,7 +76,7 @@ def run(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: f
             stack.enter_context(lock_run(run_dir))
         ranks.any(False)  # no rank reads the directory before rank 0 has locked it
         prepare(cfg, state, run_dir, ranks)
-        reporter = Reporter(cfg, run_dir, ranks, state, started, quiet)
+        reporter = Reporter(cfg, run_dir, ranks, state, started, quiet, hooks)
         stack.callback(reporter.close)
         stack.enter_context(doing(reporter.status))
         stack.callback(heartbeat.end)
@@ -285,14 +288,13 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     die_with_launcher()
     adopt_stdout()
-    config, where, typed, origin, silent, began, sys.argv, known, paths = json.loads(sys.argv[1])
+    config, where, typed, origin, silent, began, sys.argv, named, known, paths = json.loads(sys.argv[1])
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]  # as its launcher finds modules
     try:
         with guarded():
             register(known)
-            stopped = run(
-                Config.from_json(config), absolute(where, typed), Path(origin) if origin else None, silent, began
-            )
+            how = absolute(where, typed), Path(origin) if origin else None, silent, began, Hooks.named(named)
+            stopped = run(Config.from_json(config), *how)
         exit_now(EXIT_STOPPED if stopped else 0)
     except (UserError, OSError) as error:
         exit_with_error(error if isinstance(error, UserError) else unwritable(error, Path(where)))

@@ -1,0 +1,115 @@
+"""surefoot from Python: what `train` and `load` return, a user's own functions, the loop by hand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import surefoot
+from hooks import first_env, third_iteration
+from surefoot.config import Config
+from surefoot.errors import Fault, UserError
+from surefoot.loop import advantages, begin, collect, finish, minibatches, update
+from surefoot.runs.directory import checkpoints
+from surefoot.runs.hooks import TAKEN
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def readme_block(holding: str) -> str:
+    """The indented block of README that holds this text."""
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", README.read_text(), re.MULTILINE)
+    (block,) = [block for block in blocks if holding in block]
+    return re.sub(r"^    ", "", block, flags=re.MULTILINE)
+
+
+def test_a_run_is_an_object(small: Config, tmp_path: Path) -> None:
+    run = surefoot.train(small, eval_episodes=2, run_dir=tmp_path / "a", quiet=True)
+    steps, scores = run.curve()
+    assert run.directory == run.path == tmp_path / "a"
+    assert steps[-1] == run.steps == 768
+    assert scores[-1] == run.metrics[-1]["return_mean"]
+    assert run.curve("kl", "iteration")[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert run.config == replace(small, eval_episodes=2)
+    obs, _ = gymnasium.make("worlds:Catch-v0").reset(seed=0)
+    assert run.policy.act(obs, greedy=True) in range(3)
+    again = surefoot.load(run.directory)
+    assert again.evaluation == run.evaluation
+    assert again.evaluate(episodes=3).scores == surefoot.evaluate(run.path, episodes=3).scores
+    alone = (run.directory / "policy.safetensors").rename(tmp_path / "alone")
+    assert len(surefoot.load(alone, env="worlds:Catch-v0").evaluate(episodes=3).scores) == 3
+    with pytest.raises(UserError, match="no metric 'score': there are step, "):
+        run.curve("score")
+    with pytest.raises(UserError, match="there is no file"):
+        surefoot.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_users_functions_see_every_iteration(small: Config, tmp_path: Path, ranks: int) -> None:
+    own = {"first_env": first_env}
+    run = surefoot.train(small, run_dir=tmp_path / "a", quiet=True, ranks=ranks, stop=third_iteration, metrics=own)
+    assert run.steps == 3 * 128  # it has come to its end: the report card is there
+    assert (run.directory / "report.md").exists()
+    assert run.curve("first_env")[1].tolist() == [0.0 if ranks == 1 else 2.0] * 3  # the mean of envs 0 and 4
+    assert set(run.metrics[0]) - {"first_env"} <= TAKEN
+    more = surefoot.resume(run.path, quiet=True, metrics=own)  # without the stop condition
+    assert more.steps == 6 * 128
+    assert len(more.curve("first_env")[0]) == 6
+
+
+def test_functions_that_fail_or_do_not_fit_are_named(small: Config, tmp_path: Path) -> None:
+    how = {"run_dir": tmp_path / "a", "quiet": True}
+    with pytest.raises(UserError, match="metrics has 'kl', which is surefoot's own"):
+        surefoot.train(small, metrics={"kl": first_env}, **how)
+    with pytest.raises(UserError, match="15 is no function"):
+        surefoot.train(small, stop=15, **how)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="called in this process alone: for more ranks take it from a module"):
+        surefoot.train(small, stop=lambda row: row is None, ranks=2, **how)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(Fault, match=r"'stop' failed after 128 steps: KeyError: 'score'; what was saved goes on"):
+        surefoot.train(small, stop=lambda row: row["score"] > 1, **how)
+    assert checkpoints(tmp_path / "a")
+
+
+def test_the_loop_by_hand_is_the_loop(small: Config, tmp_path: Path) -> None:
+    run = surefoot.train(small, run_dir=tmp_path / "a", quiet=True)
+    torch.set_num_threads(1)
+    state = begin(small)
+    while state.progress(small) < 1:
+        rollout = collect(small, state)
+        advantage, returns = advantages(rollout, small, state)
+        for batch in minibatches(rollout, advantage, returns, small, state):
+            update(state, batch, small)
+        finish(state, rollout, small)
+    state.envs.close()
+    own = run.policy.state_dict()
+    assert all(torch.equal(x, own[name]) for name, x in state.policy.state_dict().items())
+
+
+def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(readme_block("from surefoot.loop import").replace("20_000", "1_024"), names)
+    assert names["state"].steps == 1024  # type: ignore[attr-defined]
+    exec(readme_block("def solved(row)").replace("> 475", "> 5"), names)
+    run = names["run"]
+    assert isinstance(run, surefoot.Run)
+    assert run.steps < 100_000
+    assert np.isfinite(run.curve("moves")[1]).all()
+
+
+def test_importing_surefoot_imports_nothing_heavy() -> None:
+    code = "import sys, surefoot; print({'torch', 'numpy', 'gymnasium', 'tyro'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
+    assert surefoot.Config is Config
+    with pytest.raises(AttributeError):
+        surefoot.nothing  # noqa: B018
