@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TOO_OLD := surefoot needs Python 3.11 or newer, and $(PYTHON) is %s: name another one, as in make PYTHON=python3.12 install
 
-.PHONY: install pong test check slow mutants lock clean
+.PHONY: install pong test check long slow mutants lock clean
 
 install: $(STAMP)
 
@@ -26,6 +26,9 @@ check: $(STAMP)
 	$(BIN)/ruff check && $(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python scripts/lines.py
+
+long: $(STAMP)  # tests of whole programs, a few seconds each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

@@ -181,6 +181,7 @@ def endless_run(cwd: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], 
         yield process, [int(child) for child in children]
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     with endless_run(tmp_path) as (process, ranks):
         process.send_signal(signal.SIGINT)
@@ -203,6 +204,7 @@ def test_a_signal_to_every_process_at_once_saves_as_well(tmp_path: Path) -> None
         assert list((tmp_path / "a" / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.long
 def test_a_stopped_rank_is_found_out_and_no_process_is_left(tmp_path: Path) -> None:
     with endless_run(tmp_path, "--timeout", "3", "--save-every", "0.1") as (process, ranks):
         os.kill(ranks[1], signal.SIGSTOP)
@@ -215,6 +217,7 @@ def test_a_stopped_rank_is_found_out_and_no_process_is_left(tmp_path: Path) -> N
     assert main(["resume", str(tmp_path / "a"), "--total-iterations", "1", "--eval-episodes", "0", "--ranks", "1"]) == 0
 
 
+@pytest.mark.long
 def test_a_reader_who_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "surefoot", "train", "cartpole", *FAST, "--ranks", "1", "--run-dir", "a"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -296,6 +299,7 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         assert gone_within(5, ranks)
 
 
+@pytest.mark.long
 def test_the_program_finds_a_module_beside_it(tmp_path: Path) -> None:
     """As `python -m surefoot` does: a user's own environment in the present directory."""
     (tmp_path / "mine.py").write_text("from gymnasium import make\n\ndef env(): return make('CartPole-v1')\n")

@@ -374,6 +374,7 @@ class Machine(Odd):
         return obs, near + float(action["gear"] == 1) + float(action["arm"][1][0]), *rest
 
 
+@pytest.mark.long
 def test_actions_of_several_kinds_are_learned(tmp_path: Path) -> None:
     """At random -2.6 a step or so; the best is 2 a step. Resumed, the run ends at the same bits."""
     fields: dict[str, Any] = {

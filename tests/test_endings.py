@@ -58,6 +58,7 @@ def test_an_environment_that_ends_its_process_is_a_fault(way: str, tmp_path: Pat
     assert os._exit.__module__ != "surefoot.parallel.guard"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("way", "ranks"), [("InThread", 1), ("RegularlyInC", 1), pytest.param("Quitting", 2, marks=pytest.mark.slow)]
 )
@@ -108,6 +109,7 @@ def test_odd_texts_are_shown_as_they_can_be(capsys: pytest.CaptureFixture[str]) 
     assert said(ValueError()) == "ValueError"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("ranks", "letters", "outputs"),
     [

@@ -165,6 +165,7 @@ def test_an_objective_of_ones_own_is_its_formula_alone(small: Config) -> None:
     torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_trainer_learns_without_the_folder(tmp_path: Path) -> None:
     """src/surefoot without fast/: CartPole's first rollouts improve the policy, and Pong from images runs."""
     package = Path(surefoot.__file__).parent

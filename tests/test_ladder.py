@@ -118,6 +118,7 @@ def test_frames_to_a_goal() -> None:
     assert _first(rows, 6.0, 8) is None
 
 
+@pytest.mark.long
 def test_runs_continue_to_another_end_and_are_reported(tmp_path: Path) -> None:
     """In this process: 2 rollouts and then 4 are 4 at once; then the figures beside the runs' own files."""
     short, long = (jobs(("reinforce", "clipped"), 1, 720 * n, tmp_path / "a", True, n - 2) for n in (2, 4))
@@ -162,6 +163,7 @@ def test_the_noise_is_measured_with_rollouts_of_its_own(tmp_path: Path) -> None:
     assert again == gradient_noise([job.cfg], job.run_dir, 3)["future-quick"] != other
 
 
+@pytest.mark.long
 def test_a_ladder_that_is_stopped_saves_its_runs(tmp_path: Path) -> None:
     """A real command and SIGTERM in the middle of training; no process is left."""
     args = ["--quick", "--rungs", "ppo", "--seeds", "1", "--frames", "100000000", "--run-dir", "here"]

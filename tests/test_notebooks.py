@@ -223,6 +223,7 @@ assert not torch.equal(before, policy.fc.weight)""",
 ]
 
 
+@pytest.mark.long
 def test_notebooks_run_from_the_first_cell_to_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ours, and one as learners have it, which ends with an error; in one kernel, with its names removed in between."""
     cells = []

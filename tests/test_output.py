@@ -76,6 +76,7 @@ def command(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(whole, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_json_is_json_whatever_the_environment_prints(ranks: str, tmp_path: Path) -> None:
     (tmp_path / "talker.py").write_text(TALKER)
@@ -94,6 +95,7 @@ def test_a_films_name_is_all_that_the_command_answers(tmp_path: Path) -> None:
     assert [Path(line).name for line in done.stdout.splitlines()] == ["a.gif"]
 
 
+@pytest.mark.long
 def test_a_run_says_its_own_on_standard_output_and_what_environments_print_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "talker.py").write_text(TALKER)
     flags = [f"--{k.replace('_', '-')}={v[0] if isinstance(v, tuple) else v}" for k, v in TINY.items()]
@@ -107,6 +109,7 @@ def test_a_run_says_its_own_on_standard_output_and_what_environments_print_elsew
     assert "python step" in done.stderr.splitlines()
 
 
+@pytest.mark.long
 def test_where_standard_output_is_no_file_a_run_of_two_ranks_is_heard_in_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +191,7 @@ def test_who_is_told_to_be_quiet_is() -> None:
     assert heard.lines.empty()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("where", "says"),

@@ -118,6 +118,7 @@ def test_there_are_the_lessons_three_pictures() -> None:
     assert set(PICTURES) == {"cliff", "clipped", "clipped-explained"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cliff", "clipped", "clipped-explained"])
 @pytest.mark.parametrize(("suffix", "begins"), [(".png", b"\x89PNG"), (".svg", b"<?xml")], ids=["png", "svg"])
 def test_every_picture_is_written(name: str, suffix: str, begins: bytes, tmp_path) -> None:

@@ -91,7 +91,14 @@ def test_the_command_line_has_every_preset(cfg: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "cfg", [*LADDER, LESSON, LESSON_REINFORCE, find("BeamRiderNoFrameskip-v4")], ids=lambda cfg: cfg.task
+    "cfg",
+    [
+        LADDER[0],
+        LESSON,
+        *(pytest.param(cfg, marks=pytest.mark.long) for cfg in (*LADDER[1:], LESSON_REINFORCE)),
+        find("BeamRiderNoFrameskip-v4"),
+    ],
+    ids=lambda cfg: cfg.task,
 )
 def test_every_console_task_trains(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surefoot.runs.worker.curve", lambda *_: None)  # a picture takes as long as all the rest

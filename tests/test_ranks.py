@@ -57,6 +57,7 @@ signal.pause()
             assert set(listening(pid)) <= {"0100007F", f"{1 << 24:032X}"}  # 127.0.0.1 and ::1
 
 
+@pytest.mark.long
 def test_ranks_that_torchrun_starts_meet_at_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -103,6 +104,7 @@ def test_a_barrier_does_not_count_time_in_which_it_did_not_run(monkeypatch: pyte
     assert looks == pytest.approx([0, 1, 2, 5, 6, 7, 8, 9, 10, 11], abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "within", "images", "control", "whole"])
 def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None:
     """The same games, gradients within 1e-10, the same bits on all ranks."""
@@ -135,6 +137,7 @@ def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None
             assert next(scores) == pytest.approx(next(scores), rel=max(bits, 1e-12))
 
 
+@pytest.mark.long
 def test_a_run_of_two_ranks_goes_on_with_one(small: Config, tmp_path: Path) -> None:
     """The same games and, up to the order of sums, the same policy; and two ranks that resume have the same bits."""
     whole, parts, other = (tmp_path / name for name in ("whole", "parts", "other"))

@@ -233,6 +233,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["config.json", "state.json"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -363,6 +364,7 @@ def killing_at(moment: int) -> None:
     os.fsync, os.rename = wrap(os.fsync), wrap(os.rename)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tmpfs", "limit"])
 def test_a_run_on_a_disk_that_is_really_full_loses_nothing(
     kind: str, small: Config, whole: Path, tmp_path: Path
@@ -671,6 +673,7 @@ def test_a_broken_transition_never_enters_the_data() -> None:
     assert torch.allclose(value, r.value.flatten(), atol=1e-5)
 
 
+@pytest.mark.long
 def test_it_learns_with_an_environment_that_crashes_at_random(small: Config, tmp_path: Path) -> None:
     cfg = replace(small, env=Gymnasium("worlds:FragileCatch-v0"), total_steps=128 * 150, env_restarts=10_000)
     go(cfg, tmp_path / "a", learning_rate=replace(small.learning_rate, initial=3e-3))
@@ -709,6 +712,7 @@ def test_an_update_that_is_not_finite_is_skipped_as_often_as_allowed(small: Conf
 # Signals while games are played, and environments that hang.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("wait", "number"), [("slow", signal.SIGINT), ("hanging", signal.SIGTERM)])
 @pytest.mark.usefixtures("signals_interrupt")
 def test_a_signal_breaks_a_rollout_off_and_loses_nothing(
@@ -928,6 +932,7 @@ def test_a_handler_of_ones_own_hears_the_signal_when_all_is_saved(
     assert run.steps == 128
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "kind", "says"),
     [

@@ -28,12 +28,12 @@ gymnasium.register_envs(ale_py)
     ("id", "spec"),
     [
         ("Pong", Atari("pong")),
-        ("Breakout", Atari("breakout")),
-        ("MsPacman", Atari("ms_pacman")),
-        ("Breakout", Atari("breakout", frame_skip=(1,), all_buttons=True)),
+        pytest.param("Breakout", Atari("breakout"), marks=pytest.mark.long),
+        pytest.param("MsPacman", Atari("ms_pacman"), marks=pytest.mark.long),
+        pytest.param("Breakout", Atari("breakout", frame_skip=(1,), all_buttons=True), marks=pytest.mark.long),
         ("Seaquest", Atari("seaquest", size=64)),  # 32 lines of 105, twice
-        ("Freeway", Atari("freeway", size=100)),  # not to be had in bands
-        ("Klax", Atari("klax")),  # 250 lines
+        pytest.param("Freeway", Atari("freeway", size=100), marks=pytest.mark.long),  # not to be had in bands
+        pytest.param("Klax", Atari("klax"), marks=pytest.mark.long),  # 250 lines
     ],
 )
 def test_it_agrees_frame_by_frame_with_gymnasiums_wrappers(
@@ -117,6 +117,7 @@ def test_signs_are_learned_and_scores_stay_raw() -> None:
     assert set(cfg.reward(rollout.reward).unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
+@pytest.mark.long
 def test_an_evaluation_plays_whole_games_whatever_learning_calls_an_ending() -> None:
     short = Atari("breakout", life_loss=True)
     env = short.make()
@@ -167,6 +168,7 @@ def test_all_games_that_ale_ships_load_and_play() -> None:
         assert out.any() or rom in ("video_chess",), rom
 
 
+@pytest.mark.long
 def test_a_run_on_an_atari_id_trains_and_is_evaluated(tmp_path) -> None:  # type: ignore[no-untyped-def]
     run = surefoot.train(
         *("ALE/Breakout-v5",), total_steps=256, num_envs=2, num_steps=(64,), minibatch_size=64, eval_episodes=1,

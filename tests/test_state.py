@@ -45,6 +45,7 @@ def tiny_pong() -> Config:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["small", "tiny_pong"])
 @pytest.mark.usefixtures("signals_interrupt")
 def test_a_stopped_and_resumed_run_has_the_same_bits(
@@ -148,6 +149,7 @@ def test_an_old_evaluation_does_not_pass_for_a_new_policy(
     assert surefoot.load_policy(tmp_path / "a")[2]["steps"] == 8 * 128
 
 
+@pytest.mark.long
 def test_evaluations_during_training_keep_the_best_policy_and_change_nothing_else(
     small: Config, tmp_path: Path
 ) -> None:

@@ -243,6 +243,7 @@ def test_a_training_with_watch_is_watched_as_long_as_it_lasts(tmp_path: Path) ->
     assert main(["train", "cartpole", "--watch", "--seeds", "2"]) == 2
 
 
+@pytest.mark.long
 @needs_chromium
 def test_frames_arrive_in_a_browser(pong: Path) -> None:
     from playwright.sync_api import expect

@@ -181,6 +181,7 @@ def test_gradients_of_what_is_everywhere_are_summed_in_single_precision() -> Non
     assert rows.grad.tolist() == [[float(torch.tensor(300 * 70 - 1.0).bfloat16())], [1.0]]
 
 
+@pytest.mark.long
 def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real Pong, values recomputed in the second epoch.
 

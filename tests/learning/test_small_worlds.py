@@ -48,6 +48,7 @@ def test_identity_is_learned(seed: int, tmp_path: Path) -> None:
     assert score(cfg, tmp_path) > 9
 
 
+@pytest.mark.long
 def test_a_picture_is_read_by_the_residual_network(tmp_path: Path) -> None:
     """Identity shown as the quarter that is lit; from the policy's file it plays as it did in the run's evaluation."""
     cfg = replace(WORLD, network=ImpalaCNN(), env=Gymnasium("worlds:Lamps-v0"), num_steps=(16,), num_epochs=2)
@@ -59,6 +60,7 @@ def test_a_picture_is_read_by_the_residual_network(tmp_path: Path) -> None:
     assert surefoot.evaluate(run.path, episodes=20, seed=cfg.seed).scores == run.evaluation.scores
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 def test_catch_is_learned(seed: int, tmp_path: Path) -> None:
     """The reward comes 6 decisions late. A random policy scores about -0.5, a perfect one 1."""
@@ -69,9 +71,18 @@ def test_catch_is_learned(seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"advantage": EpisodeReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
-        {"advantage": FutureReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
-        {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": Surrogate(), "num_epochs": 2},
+        pytest.param(
+            {"advantage": EpisodeReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"advantage": FutureReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": Surrogate(), "num_epochs": 2},
+            marks=pytest.mark.long,
+        ),
         {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": ClippedSurrogate(0.1), "num_epochs": 4},
     ],
     ids=["total reward", "future reward", "surrogate", "clipped"],
@@ -85,6 +96,7 @@ def test_every_rung_learns_identity(change: dict[str, object], tmp_path: Path) -
     assert score(cfg, tmp_path) > 5
 
 
+@pytest.mark.long
 def test_cartpole_is_learned(tmp_path: Path) -> None:
     """A random policy stands for about 20 steps, the limit is 500."""
     assert score(replace(CARTPOLE, total_steps=25_000, eval_episodes=0), tmp_path) > 200
