@@ -45,6 +45,7 @@ def test_the_bare_emulator_plays() -> None:
     assert bare(Pong(), 1.5) == 512 / 2  # one round of 512 steps, in two seconds
 
 
+@pytest.mark.long
 def test_bench_prints_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
     tiny = ["--network.hidden", "8", "--num-envs", "1", "--minibatch-size", "64"]  # one game: one rank
     assert main(["bench", "cartpole", *tiny, "--seconds", "0.05", "--json"]) == 0

@@ -39,6 +39,7 @@ def surefoot(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_the_newcomers_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """train in a real process, then evaluate, video, resume; from a directory with a space in its name."""
     home = tmp_path / "my runs ü"

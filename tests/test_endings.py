@@ -350,6 +350,7 @@ def test_what_a_program_has_registered_its_ranks_know_or_it_takes_one(
     del gymnasium.registry["Own/Camera-v3"]
 
 
+@pytest.mark.long
 def test_a_later_end_says_what_jumps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields: dict[str, Any] = TINY | {"eval_episodes": 0, "entropy": Entropy(0.5, end_factor=0.0)}
     for rate, says in ((LinearRate(1e-3), "the learning rate 0.0005 instead of 0"), (FixedRate(1e-3), "50%")):
@@ -364,6 +365,7 @@ def test_a_later_end_says_what_jumps(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert capsys.readouterr().err == ""
 
 
+@pytest.mark.long
 def test_a_run_of_another_device_goes_on_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = surefoot.train("CartPole-v1", run_dir=tmp_path / "a", quiet=True, **TINY).path
     for file in (run / "config.json", *run.glob("checkpoints/*/state.json")):

@@ -245,6 +245,7 @@ def test_every_episode_counts_once(count: int) -> None:
 # Several processes
 
 
+@pytest.mark.long
 def test_processes_share_the_episodes_of_an_environment_that_is_given(module: Path, tmp_path: Path) -> None:
     module.write_text("import gymnasium\ndef short(): return gymnasium.make('CartPole-v1', max_episode_steps=25)")
     file, seen = policy_file(Gymnasium("CartPole-v1"), tmp_path / "policy"), list[int]()
@@ -267,6 +268,7 @@ gymnasium.register("Failing-v0", Failing, disable_env_checker=True)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("deed", "says"),
     [
@@ -337,6 +339,7 @@ def test_what_cannot_be_played_is_refused(wrong: dict[str, Any], tmp_path: Path)
 # Sticky actions, and what is shown
 
 
+@pytest.mark.long
 def test_sticky_actions_are_the_runs_own_unless_they_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

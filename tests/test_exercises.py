@@ -182,6 +182,7 @@ def test_arrays_of_numpy_will_do() -> None:
     assert all(v.passed for v in verdicts("normalize", source))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "why"),
     [
@@ -197,6 +198,7 @@ def test_code_that_never_ends_or_takes_everything_is_a_sentence(body: str, why: 
     assert Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text() == ""
 
 
+@pytest.mark.long
 def test_the_command_writes_a_template_and_then_checks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

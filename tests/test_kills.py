@@ -99,6 +99,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert boards[0] == boards[1]  # nothing missing, nothing twice
 
 
+@pytest.mark.long
 def test_a_run_killed_once_is_the_same_run(tmp_path: Path) -> None:
     fields = {"network": MLP((16,)), "total_steps": 8192, "eval_episodes": 0, "save_every": 0.05}
     surefoot.train("cartpole", run_dir=tmp_path / "whole", ranks=1, quiet=True, **fields)

@@ -155,6 +155,7 @@ def test_runs_continue_to_another_end_and_are_reported(tmp_path: Path) -> None:
     assert [f["evaluation"] for f in facts["rungs"]] == [[], []]
 
 
+@pytest.mark.long
 def test_the_noise_is_measured_with_rollouts_of_its_own(tmp_path: Path) -> None:
     """The same rollouts each time, whatever the machine did before."""
     job = jobs(("future",), 1, 720, tmp_path, True, 0)[0]

@@ -51,6 +51,7 @@ def test_settings_become_a_config() -> None:
         live.read({"rate": "5"})
 
 
+@pytest.mark.long
 def test_a_training_is_started_paused_changed_and_comes_to_its_end(monkeypatch) -> None:
     monkeypatch.setattr(live, "STEPS", 3072)  # six iterations
     monkeypatch.setattr(live, "EVERY", 0.0)

@@ -68,6 +68,7 @@ def test_other_old_ids(env_id: str, spec: Pong | Atari) -> None:
     assert old_gym.describe(env_id) == spec
 
 
+@pytest.mark.long
 def test_games_side_by_side() -> None:
     envs = parallelEnv(OLD_ID, n=2, seed=3)  # the module itself can be called
     assert isinstance(envs, parallelEnv.parallelEnv)
@@ -133,6 +134,7 @@ def by_hand(policy: Policy, played: Played, epsilon: float, beta: float, discoun
     return total / (steps * n)
 
 
+@pytest.mark.long
 def test_the_objectives_are_the_lessons(played: tuple[Policy, Played]) -> None:
     policy, (probs, states, actions, _) = played
     rewards = list(np.random.default_rng(2).integers(-1, 2, (6, 3)).astype(float))

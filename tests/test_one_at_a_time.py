@@ -96,6 +96,7 @@ def test_training_goes_on_where_it_was_after_an_evaluation_that_closed_its_envir
     assert kept[0] == kept[1]
 
 
+@pytest.mark.long
 def test_environments_that_cannot_be_made_again_end_the_run_which_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's list of sockets")
 def test_ranks_of_one_machine_open_no_port_to_others(tmp_path: Path) -> None:
     """They find each other by a file that no other user can reach, and listen on the loopback interface alone."""

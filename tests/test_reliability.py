@@ -315,6 +315,7 @@ def test_a_disk_that_is_full_at_any_moment_of_saving_leaves_the_checkpoint_befor
     assert len(checkpoints(tmp_path)) == 2
 
 
+@pytest.mark.long
 def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_checkpoint(small: Config, tmp_path: Path) -> None:
     """A forked copy of this process saves, and is killed before and after each call that needs the disk."""
     state = initial(small, Alone())
@@ -594,6 +595,7 @@ def test_a_run_whose_config_is_gone_goes_on_and_is_not_taken_for_another(saved_t
     assert [row["step"] for row in rows(saved_twice)] == [128 * k for k in range(1, 6)]
 
 
+@pytest.mark.long
 def test_how_a_run_is_looked_after_may_change_when_it_goes_on(small: Config, tmp_path: Path) -> None:
     cfg = replace(small, env=Gymnasium("worlds:Enormous-v0"))
     with pytest.raises(Fault, match="not finite"):

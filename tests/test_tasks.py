@@ -217,6 +217,7 @@ def test_mujoco_warns_once_and_writes_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_arguments_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = Gymnasium("FrozenLake-v1", ("map_name=8x8", "is_slippery=False"))
     game = env.make()
@@ -325,6 +326,7 @@ def test_normalised_by_two_ranks_is_normalised_by_one() -> None:
     assert torch.allclose(OverMinibatch().within(weight[:32], lambda _: next(means)), whole[:32])
 
 
+@pytest.mark.long
 def test_several_seeds_are_trained_and_summed_up(
     small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

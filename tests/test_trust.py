@@ -156,6 +156,7 @@ def test_an_id_that_is_not_registered_is_refused_by_its_own_sentence(tmp_path: P
         surefoot.load_policy(policy_file(Gymnasium("CartPoel-v1"), tmp_path / "policy"))
 
 
+@pytest.mark.long
 def test_the_command_asks_in_a_sentence_and_takes_a_word(
     mark: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +191,7 @@ def test_a_run_that_starts_from_a_file_makes_its_own_environment_alone(mark: Pat
     assert not mark.exists()
 
 
+@pytest.mark.long
 def test_a_run_that_was_begun_here_is_not_asked_for_and_a_copy_is(mark: Path, tmp_path: Path) -> None:
     run, copy = tmp_path / "run", tmp_path / "copy"
     surefoot.train("marking:make", run_dir=run, ranks=1, quiet=True, **TINY)
@@ -231,6 +233,7 @@ def test_the_seal_is_of_one_environment(tmp_path: Path) -> None:
             surefoot.resume(run, ranks=1, quiet=True, total_steps=64)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("mark")
 def test_the_key_is_the_users_alone_and_without_one_runs_train_and_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

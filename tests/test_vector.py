@@ -255,6 +255,7 @@ def four(num_envs: int = 4) -> Any:
     return gymnasium.make_vec("CartPole-v1", num_envs, "sync")
 
 
+@pytest.mark.long
 def test_a_function_without_arguments_says_how_many_it_makes(tmp_path: Path) -> None:
     cfg = find(lambda: four())
     assert (cfg.num_envs, cfg.minibatch_size) == (4, 32)
@@ -338,6 +339,7 @@ def test_what_cannot_be_used_is_one_sentence(task: Any, says: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_it_is_trained_gone_on_with_evaluated_and_filmed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "a")
     assert (

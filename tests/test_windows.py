@@ -57,6 +57,7 @@ def policy_of(network: Any, actions: int = 4) -> Policy:
     return network.build(FRAMES, spaces.Discrete(actions))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("channels", "dtype"), [(64, np.uint8), (48, np.uint8), (9, np.uint8), (6, np.uint8), (4, np.float32)]
 )
