@@ -246,7 +246,7 @@ def readers(run: Path) -> dict[str, Callable[[], object]]:
         "evaluate": lambda: surefoot.evaluate(run, episodes=1).scores,
         "video": lambda: surefoot.video(run, run / "film.gif", max_steps=2).exists(),
         "from": lambda: learned(surefoot.train("CartPole-v1", source=run, run_dir=run.parent / "new", **short)),
-        "again": lambda: surefoot.train("CartPole-v1", run_dir=run, **short).config,
+        "again": lambda: learned(surefoot.train("CartPole-v1", run_dir=run, **short)),
     }
 
 
