@@ -1,8 +1,11 @@
-"""Functions that a run calls after every iteration, also in processes of its own."""
+"""What a user gives from Python, also in processes of a run's own: functions called after every iteration, an objective."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 
 def third_iteration(row: dict[str, Any]) -> bool:
@@ -11,3 +14,13 @@ def third_iteration(row: dict[str, Any]) -> bool:
 
 def first_env(_: Any, state: Any) -> float:
     return float(state.envs.indices[0])
+
+
+@dataclass(frozen=True)
+class Halved:
+    """The surrogate times a factor."""
+
+    factor: float = 0.5
+
+    def __call__(self, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
+        return self.factor * (logp - logp_old).exp() * advantage

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from processes import gone_within
-from surefoot.algorithm.objectives import ClippedSurrogate, Surrogate
+from surefoot.algorithm.objectives import SPO, AdaptivePenalty, ClippedSurrogate, Surrogate
 from surefoot.commands import cli
 from surefoot.commands.cli import main, parse
 from surefoot.errors import UserError
@@ -155,6 +155,8 @@ def test_options_reach_the_config_in_any_order() -> None:
     other = parse(["train", "pong", "objective:surrogate"])
     assert isinstance(other, cli.Train)
     assert other.config.objective == Surrogate()
+    penalty = parse(["train", "cartpole", "objective:spo", "kl-penalty:adaptive-penalty", "--kl-penalty.initial", "2"])
+    assert (penalty.config.objective, penalty.config.kl_penalty) == (SPO(), AdaptivePenalty(initial=2.0))
 
 
 def test_help_imports_neither_torch_nor_numpy() -> None:

@@ -18,7 +18,16 @@ from gymnasium import spaces
 import surefoot
 from surefoot.algorithm.advantages import OverBatch, OverMinibatch
 from surefoot.algorithm.fast_paths import make_actor, mlp_backward
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.algorithm.objectives import (
+    SPO,
+    ClippedSurrogate,
+    DualClip,
+    Entropy,
+    FixedPenalty,
+    OldPolicyCrossEntropy,
+    Reinforce,
+    Surrogate,
+)
 from surefoot.algorithm.state import State, flat_parameters, initial
 from surefoot.algorithm.update import Batch, update, update_metrics
 from surefoot.config import Config
@@ -38,6 +47,10 @@ HEADS = {
 }
 OBJECTIVES = (Reinforce(), Surrogate(), ClippedSurrogate(0.1))
 BONUSES = (Entropy(0.03), OldPolicyCrossEntropy(0.03), Entropy(0.0))
+LOSSES = (
+    *((objective, bonus, FixedPenalty()) for objective, bonus in itertools.product(OBJECTIVES, BONUSES)),
+    *((objective, Entropy(0.0), FixedPenalty(0.4)) for objective in (Surrogate(), DualClip(0.1, 1.1), SPO(0.1))),
+)
 COUNT = 23
 
 
@@ -78,17 +91,25 @@ def as_numpy(batch: Batch) -> Batch:
 @pytest.mark.parametrize("size", [COUNT, 10], ids=["whole", "microbatches"])
 @pytest.mark.parametrize("normalize", [OverBatch(), OverMinibatch()], ids=str)
 @pytest.mark.parametrize("value_clip", [math.inf, 0.2])
-@pytest.mark.parametrize(("objective", "bonus"), [*itertools.product(OBJECTIVES, BONUSES)], ids=str)
+@pytest.mark.parametrize(("objective", "bonus", "penalty"), LOSSES, ids=str)
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_is_that_of_the_plain_path(
-    head: str, objective, bonus, value_clip, normalize, size: int, small: Config, monkeypatch: pytest.MonkeyPatch
+    head: str,
+    objective,
+    bonus,
+    penalty,
+    value_clip,
+    normalize,
+    size: int,
+    small: Config,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In double precision; also the metrics, and what is added to a gradient that was there before."""
     monkeypatch.setattr("surefoot.models.policy.MICROBATCH", size)
     policy = policy_for(head)
     batch = batch_for(policy, head)
     cfg = replace(small, objective=objective, entropy=bonus, value_clip=value_clip, normalize=normalize, target_kl=9.0)
-    cfg = replace(cfg, max_grad_norm=1e9, value_coef=0.7)
+    cfg = replace(cfg, max_grad_norm=1e9, value_coef=0.7, kl_penalty=penalty)
     results = []
     state = initial(small, Alone())
     for fast in (True, False):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from hooks import Halved
+from surefoot.algorithm.given_objective import GivenObjective, broken_laws, require_lawful
 from surefoot.algorithm.objectives import (
+    SPO,
+    AdaptivePenalty,
     ClippedSurrogate,
+    DualClip,
     Entropy,
+    FixedPenalty,
+    Objective,
     OldPolicyCrossEntropy,
     Reinforce,
     Surrogate,
@@ -22,6 +32,7 @@ from surefoot.algorithm.objectives import (
 )
 from surefoot.algorithm.schedules import annealed
 from surefoot.config import Config
+from surefoot.errors import UserError
 from surefoot.models.distributions import Bernoulli, Categorical
 
 # Off the kinks at 0.8 and 1.2, and w = 0 left out: there every gradient is 0
@@ -71,7 +82,7 @@ def test_clipped_gain_by_hand(ratio: float, weight: float, gain: float) -> None:
 def test_gains_keep_shape_and_take_no_mean() -> None:
     draw = torch.Generator().manual_seed(0)
     logp, old, weight = (torch.randn(3, 4, generator=draw, dtype=torch.float64) for _ in range(3))
-    for objective in (Reinforce(), Surrogate(), ClippedSurrogate(0.2)):
+    for objective in (Reinforce(), Surrogate(), ClippedSurrogate(0.2), DualClip(), SPO()):
         together = objective(logp, old, weight)
         assert together.shape == (3, 4)
         for t in range(3):
@@ -83,7 +94,9 @@ def test_gains_keep_shape_and_take_no_mean() -> None:
 # Gradients
 
 
-@pytest.mark.parametrize("objective", [Reinforce(), Surrogate(), ClippedSurrogate(0.1), ClippedSurrogate(0.2)])
+@pytest.mark.parametrize(
+    "objective", [Reinforce(), Surrogate(), ClippedSurrogate(0.1), ClippedSurrogate(0.2), DualClip(0.2, 1.5), SPO(0.1)]
+)
 def test_at_the_old_policy_every_objective_has_reinforces_gradient(objective) -> None:
     for weight in WEIGHTS:
         for logp_old in (-0.01, -0.7, -12.0):
@@ -126,6 +139,46 @@ def test_clipped_is_never_above_the_surrogate(ratio: float, weight: float) -> No
 def test_clipped_with_a_very_large_epsilon_is_the_surrogate(ratio: float, weight: float) -> None:
     plain = gain_and_slope(Surrogate(), ratio, weight)
     assert gain_and_slope(ClippedSurrogate(1e6), ratio, weight) == plain
+
+
+@pytest.mark.parametrize(
+    ("ratio", "weight", "gain", "slope"),
+    [
+        (5.0, -2, -6.0, 0.0),  # min(-10, 1.2 * -2) = -10, but no lower than 3 * -2
+        (2.5, -2, -5.0, -5.0),  # not yet there: the clipped surrogate's
+        (0.5, -2, -1.6, 0.0),
+        (5.0, 2, 2.4, 0.0),  # A > 0: nothing is bounded twice
+        (0.5, 2, 1.0, 1.0),
+    ],
+)
+def test_dual_clip_by_hand(ratio: float, weight: float, gain: float, slope: float) -> None:
+    assert gain_and_slope(DualClip(0.2, 3.0), ratio, weight) == pytest.approx((gain, slope), rel=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), GRID)
+def test_dual_clip_with_a_very_large_bound_is_the_clipped_surrogate(ratio: float, weight: float) -> None:
+    assert gain_and_slope(DualClip(0.2, 1e6), ratio, weight) == gain_and_slope(ClippedSurrogate(0.2), ratio, weight)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "weight", "gain", "slope"),
+    [
+        (1.5, 2, 1.75, -4.5),  # 3 - 2 * 0.25 / 0.4; 1.5 (2 - 2 * 0.5 / 0.2): too far, and led back
+        (0.5, -2, -2.25, 1.5),  # -1 - 2 * 0.25 / 0.4; 0.5 (-2 + 2 * 0.5 / 0.2)
+        (1.2, 2, 2.2, 0.0),  # greatest at 1 + eps
+        (0.8, -2, -1.8, 0.0),
+        (0.5, 2, -0.25, 3.5),
+    ],
+)
+def test_spo_by_hand(ratio: float, weight: float, gain: float, slope: float) -> None:
+    assert gain_and_slope(SPO(0.2), ratio, weight) == pytest.approx((gain, slope), abs=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), GRID)
+def test_spo_is_never_above_the_surrogate_and_comes_to_it(ratio: float, weight: float) -> None:
+    plain = gain_and_slope(Surrogate(), ratio, weight)
+    assert gain_and_slope(SPO(0.2), ratio, weight)[0] <= plain[0]
+    assert gain_and_slope(SPO(1e12), ratio, weight) == pytest.approx(plain, rel=1e-8)
 
 
 # What changes during a run
@@ -217,6 +270,85 @@ def test_the_lessons_bonus_goes_on_pushing_where_the_true_entropy_turns_back() -
     # old 0.8, new already at 0.4, bootstrap_obs one half
     assert slope_of_bonus(Entropy(1.0), 0.4, 0.8) > 0
     assert slope_of_bonus(OldPolicyCrossEntropy(1.0), 0.4, 0.8) == pytest.approx(0.24 * math.log(0.25))
+
+
+# The KL penalty
+
+
+def test_kl_penalty_by_hand() -> None:
+    uniform, leaning = torch.zeros(1, 2, dtype=torch.float64), numbers(1, 3).log()[None]  # 1/2, 1/2; 1/4, 3/4
+    # KL(old || new) = (log 2) / 2 + (log 2/3) / 2
+    assert FixedPenalty(0.5)(Categorical(leaning), Categorical(uniform)).item() == pytest.approx(0.25 * math.log(4 / 3))
+    # by the logits: beta (P - P_old)
+    assert gradient(FixedPenalty(0.5), leaning, Categorical(uniform))[0].tolist() == pytest.approx([-0.125, 0.125])
+    for penalty in (FixedPenalty(3.0), AdaptivePenalty(3.0)):  # at the old policy: REINFORCE's gradient is left alone
+        assert gradient(penalty, leaning, Categorical(leaning)).abs().max() < 1e-12
+
+
+def test_the_penaltys_coefficient_doubles_beyond_one_and_a_half_and_halves_below_two_thirds() -> None:
+    penalty = AdaptivePenalty(initial=8.0, desired_kl=0.03)
+    found = [penalty.adapted(4.0, kl) for kl in (0.0, 0.0199, 0.0201, 0.03, 0.0449, 0.0451, 9.0)]
+    assert found == [2, 2, 4, 4, 4, 8, 8]
+    cfg = Config(kl_penalty=penalty)
+    assert annealed(cfg, 3, 0.5, 0.25).kl_penalty == FixedPenalty(0.25)
+    assert annealed(replace(cfg, kl_penalty=FixedPenalty(2.0)), 3, 0.5, 0.25).kl_penalty == FixedPenalty(2.0)
+
+
+# Objectives of one's own
+
+
+def own(change):
+    """An objective that changes the surrogate's value per sample."""
+    return lambda logp, logp_old, advantage: change((logp - logp_old).exp() * advantage, logp, advantage)
+
+
+@pytest.mark.parametrize("objective", [kind() for kind in get_args(Objective)], ids=str)
+def test_our_own_objectives_obey_the_laws(objective) -> None:
+    assert [*broken_laws(objective)] == []
+
+
+@pytest.mark.parametrize(
+    ("objective", "law", "says"),
+    [
+        (own(lambda gain, *_: gain[:3]), "per sample", "returns of shape (3,) for 20 samples"),
+        (own(lambda gain, *_: gain.mean()), "per sample", "of shape () for 20 samples"),
+        (own(lambda *_: 1.0), "per sample", "a float"),
+        (lambda logp: logp, "per sample", "fails for 20 samples: TypeError"),
+        (own(lambda gain, *_: gain.detach()), "differentiable", "has no gradient"),
+        (own(lambda gain, logp, _: gain / (logp - logp)), "finite", "at ratio 0.5 and advantage -2"),
+        (own(lambda gain, *_: -gain), "uphill", "not a loss"),
+        (own(lambda gain, _, advantage: advantage.mul_(2) * gain), "leaves its arguments alone", "changes"),
+        (own(lambda gain, *_: 2 * gain), "REINFORCE's gradient at pi = pi_old", "-4, -0.6, 0.6, 4 for"),
+        (own(lambda gain, logp, _: gain * (logp[0] - logp[0] + len(gain) / 20)), "no peeking", "another"),
+        (own(lambda gain, *_: gain + torch.rand(())), "deterministic", "other numbers"),
+    ],
+)
+def test_what_is_wrong_with_an_objective_of_ones_own_is_named(objective, law: str, says: str) -> None:
+    ((broken, what),) = broken_laws(objective)
+    assert broken == law
+    assert says in what
+
+
+def test_an_objective_that_cannot_be_learned_from_is_refused_and_others_are_noted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def loss(logp: Tensor, _: Tensor, advantage: Tensor) -> Tensor:
+        return -logp * advantage
+
+    with pytest.raises(UserError, match=r"^the objective .*loss is pushed against .*\(law: uphill\)$"):
+        require_lawful(GivenObjective.of(loss))
+    require_lawful(GivenObjective.of(lambda logp, _, advantage: 2 * logp * advantage))
+    assert "it is learned from all the same" in capsys.readouterr().err
+    require_lawful(GivenObjective.of(Surrogate()))
+    assert capsys.readouterr().err == ""
+
+
+def test_another_process_finds_an_objective_that_can_be_imported() -> None:
+    given = GivenObjective.of(Halved(0.25))
+    there = GivenObjective.at_address(*json.loads(json.dumps(given.address())))
+    assert (there, there.function) == (given, Halved(0.25))
+    assert GivenObjective.of(lambda logp, _, advantage: logp * advantage).address() is None
+    assert GivenObjective.of(Halved(Tensor([1.0]))).address() is None  # no JSON
 
 
 # Re-weighting, the critic, the share of clipped samples

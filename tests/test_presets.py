@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 
 import surefoot
 from surefoot.algorithm.advantages import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.algorithm.objectives import (
+    SPO,
+    AdaptivePenalty,
+    ClippedSurrogate,
+    DualClip,
+    Entropy,
+    FixedPenalty,
+    OldPolicyCrossEntropy,
+    Reinforce,
+    Surrogate,
+)
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
 from surefoot.commands.cli import Train, parse
@@ -223,6 +233,10 @@ BAD: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("clip_range", lambda: {"objective": ClippedSurrogate(clip_range=-0.1)}),
     ("decay", lambda: {"objective": ClippedSurrogate(decay=1.5)}),
     ("coef", lambda: {"entropy": Entropy(coef=NAN)}),
+    ("coef", lambda: {"kl_penalty": FixedPenalty(-1.0)}),
+    ("desired_kl", lambda: {"kl_penalty": AdaptivePenalty(desired_kl=0.0)}),
+    ("dual_clip", lambda: {"objective": DualClip(dual_clip=1.0)}),
+    ("ratio_range", lambda: {"objective": SPO(0.0)}),
     ("frame_skip", lambda: {"env": Pong(frame_skip=(4, 2))}),
     ("frame_skip", lambda: {"env": Pong(frame_skip=(0, 4))}),
     ("frame_skip", lambda: {"env": Pong(frame_skip=())}),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import surefoot
-from hooks import first_env, third_iteration
+from hooks import Halved, first_env, third_iteration
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError
 from surefoot.loop import advantages, begin, collect, finish, minibatches, update
@@ -54,13 +54,13 @@ def test_a_run_is_an_object(small: Config, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_users_functions_see_every_iteration(small: Config, tmp_path: Path, ranks: int) -> None:
-    own = {"first_env": first_env}
-    run = surefoot.train(small, run_dir=tmp_path / "a", quiet=True, ranks=ranks, stop=third_iteration, metrics=own)
+    own = {"metrics": {"first_env": first_env}, "objective": Halved()}
+    run = surefoot.train(small, run_dir=tmp_path / "a", quiet=True, ranks=ranks, stop=third_iteration, **own)
     assert run.steps == 3 * 128  # it has come to its end: the report card is there
     assert (run.directory / "report.md").exists()
     assert run.curve("first_env")[1].tolist() == [0.0 if ranks == 1 else 2.0] * 3  # the mean of envs 0 and 4
     assert set(run.metrics[0]) - {"first_env"} <= TAKEN
-    more = surefoot.resume(run.path, quiet=True, metrics=own)  # without the stop condition
+    more = surefoot.resume(run.path, quiet=True, **own)  # without the stop condition
     assert more.steps == 6 * 128
     assert len(more.curve("first_env")[0]) == 6
 
@@ -71,8 +71,9 @@ def test_functions_that_fail_or_do_not_fit_are_named(small: Config, tmp_path: Pa
         surefoot.train(small, metrics={"kl": first_env}, **how)
     with pytest.raises(UserError, match="15 is no function"):
         surefoot.train(small, stop=15, **how)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="called in this process alone: for more ranks take it from a module"):
-        surefoot.train(small, stop=lambda row: row is None, ranks=2, **how)
+    for given in ({"stop": lambda row: row is None}, {"objective": lambda logp, _, advantage: logp * advantage}):
+        with pytest.raises(UserError, match="called in this process alone: for more ranks take it from a module"):
+            surefoot.train(small, ranks=2, **given, **how)
     assert not (tmp_path / "a").exists()
     with pytest.raises(Fault, match=r"'stop' failed after 128 steps: KeyError: 'score'; what was saved goes on"):
         surefoot.train(small, stop=lambda row: row["score"] > 1, **how)

@@ -12,8 +12,11 @@ import torch
 
 import surefoot
 from helpers import assert_same_run, interrupt_at, rows, weights
+from hooks import Halved
+from surefoot.algorithm.objectives import AdaptivePenalty, Surrogate
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate
 from surefoot.algorithm.state import initial
+from surefoot.commands.cli import main
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
@@ -54,7 +57,7 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cfg = replace(request.getfixturevalue(which), learning_rate=AdaptiveRate(1e-3))
+    cfg = replace(request.getfixturevalue(which), learning_rate=AdaptiveRate(1e-3), kl_penalty=AdaptivePenalty())
     surefoot.train(cfg, run_dir=tmp_path / "whole", ranks=1, quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "Reporter", interrupt_at(2))
@@ -63,6 +66,9 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     assert len(rows(tmp_path / "parts")) == 2 < len(rows(tmp_path / "whole"))
     surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    coefs = [row["kl_coef"] for row in rows(tmp_path / "whole")]
+    assert coefs[0] in (0.5, 1.0, 2.0)
+    assert len({*coefs}) > 2  # adapted, and it is not where it began when the run goes on
 
 
 def test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_the_newest(
@@ -84,6 +90,30 @@ def test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_t
     restore(other, tmp_path, Alone())
     assert all((p == 6).all() for p in other.policy.parameters())
     assert torch.equal(other.ema_params, state.ema_params)
+
+
+@pytest.mark.usefixtures("signals_interrupt")
+def test_an_objective_of_ones_own_learns_and_is_asked_for_when_its_run_goes_on(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = surefoot.train(small, objective=Halved(), run_dir=tmp_path / "whole", quiet=True)
+    assert capsys.readouterr().err.count("law: REINFORCE's gradient") == 1
+    assert run.config.objective.name == "Halved(factor=0.5)"
+    surefoot.train(small, objective=Surrogate(), run_dir=tmp_path / "other", quiet=True)
+    assert rows(tmp_path / "whole")[-1] != rows(tmp_path / "other")[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "Reporter", interrupt_at(2))
+        with pytest.raises(KeyboardInterrupt):
+            surefoot.train(small, objective=Halved(), run_dir=tmp_path / "parts", quiet=True)
+    assert main(["resume", str(tmp_path / "parts")]) == 2
+    assert (
+        "Halved(factor=0.5) is Python code, which no file holds: give it with surefoot.resume"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match=r"the objective is Halved\(factor=2\); the run's is Halved\(factor=0\.5\)"):
+        surefoot.resume(tmp_path / "parts", objective=Halved(2))
+    surefoot.resume(tmp_path / "parts", objective=Halved(), quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_same_seed_is_the_same_run_and_another_is_not(small: Config, tmp_path: Path) -> None:

@@ -19,7 +19,15 @@ import surefoot
 from helpers import Until, first_batch, state_of
 from surefoot.algorithm import train as loop
 from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch, Unnormalized
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.algorithm.objectives import (
+    AdaptivePenalty,
+    ClippedSurrogate,
+    Entropy,
+    OldPolicyCrossEntropy,
+    Reinforce,
+    Surrogate,
+)
+from surefoot.algorithm.running_stats import adapt_penalty
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate, annealed
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.update import METRIC_NAMES, Batch, minibatches, update, update_metrics
@@ -90,6 +98,26 @@ def test_the_first_update_sees_no_drift_and_no_divergence(small: Config) -> None
     assert 0 < stats["entropy"] <= 1.0987  # log 3
     assert second["kl"] > 0
     assert second["ratio_drift"] > 0
+
+
+@torch.no_grad()
+def test_the_penaltys_coefficient_follows_the_divergence_of_all_transitions(small: Config) -> None:
+    """KL(old || new) over the valid rows of a rollout: a hair above 1.5 times the desired one doubles it."""
+    state, rollout, _ = first_batch(small)
+    rollout.valid = torch.arange(16 * small.num_envs).view(16, -1) % 3 > 0
+    state.flat.data += torch.linspace(-0.3, 0.3, len(state.flat)).double()
+    new = state.policy.evaluate(rollout.preprocessed.flatten(0, 1))[0].params.view_as(rollout.params)
+    pair = (torch.distributions.Categorical(logits=x) for x in (rollout.params, new))
+    kl = torch.distributions.kl_divergence(*pair)
+    mean = float(kl[rollout.valid].mean())
+    assert abs(mean / float(kl.mean()) - 1) > 0.01
+    assert mean > 0.01
+    found = []
+    for desired in (mean / 1.5 * (1 - 1e-9), mean / 1.5 * (1 + 1e-9)):
+        state.kl_coef = 4.0
+        adapt_penalty(state, rollout, replace(small, kl_penalty=AdaptivePenalty(1.0, desired)), Alone())
+        found.append(state.kl_coef)
+    assert found == [8.0, 4.0]
 
 
 def test_numbers_too_small_are_zero_while_learning_and_only_then(

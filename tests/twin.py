@@ -14,7 +14,7 @@ import worlds  # noqa: F401 (registers the environments)
 from surefoot.algorithm import rollout
 from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch
 from surefoot.algorithm.callback import Callback
-from surefoot.algorithm.objectives import ClippedSurrogate
+from surefoot.algorithm.objectives import AdaptivePenalty, ClippedSurrogate, Surrogate
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import flat_parameters, initial
@@ -56,12 +56,14 @@ RUNNING = replace(
     CFG, network=MLP((16,), running=True), reward=ScaledReward(), normalize=OverBatch(memory=0.9), recompute=True
 )
 CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
+PENALTY = replace(CFG, objective=Surrogate(), kl_penalty=AdaptivePenalty(1.0, 1e-4))
 # As `pong` learns: convolutions over pictures, and Muon.
 IMAGES = replace(CFG, env=Gymnasium("makers:Image"), network=SmallCNN((4, 8), hidden=32), optimizer=Muon(units=16))
 EVERYTHING = ("running", "whole")  # every rank learns from all games; in the others each gives its share of a minibatch
 WHOLE = replace(CONTROL, normalize=OverMinibatch())
 KINDS = {
     "continuing": CFG,
+    "penalty": PENALTY,
     "lesson": LESSON,
     "running": RUNNING,
     "within": WHOLE,
@@ -87,7 +89,7 @@ class Notebook(Callback):
         self.notes[f"{state.iteration}/parameters"] = state.flat.detach().clone()
         measured = [x.double().flatten() for x in state.policy.preprocess.state_dict().values()]
         self.notes[f"{state.iteration}/moments"] = torch.cat(
-            [*measured, torch.tensor((*state.return_moments, state.advantage_std)).double()]
+            [*measured, torch.tensor((*state.return_moments, state.advantage_std, state.kl_coef)).double()]
         )
         self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.recent_episodes])
 

@@ -91,7 +91,8 @@ def train(
     Config; `source`: start from this run's policy; `ranks`: processes, 0: one per core where the network sees images,
     otherwise one. `stop`: called after every iteration with its row of metrics.jsonl (NaN where there is nothing to
     tell yet), and the run ends where it returns True; `metrics`: functions of (rollout, state) that give numbers for
-    that row, by name. On several ranks such functions must be ones that can be imported.
+    that row, by name. On several ranks such functions must be ones that can be imported. `objective` may be
+    one of your own, called with (logp, logp_old, advantage) and returning what is to be maximised per sample.
     Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
     then do what they always do: KeyboardInterrupt, and the end of the program.
     """
@@ -141,12 +142,13 @@ def resume(
     trust: bool = False,
     stop: Stop = None,
     metrics: OwnMetrics = None,
+    objective: Callable[..., Any] | None = None,
     **end: Any,
 ) -> Run:
     """Continue a run; `end` may change total_steps, total_iterations, max_seconds, stop_at.
 
     `trust`: run the code that its files name, although it was not begun by this user in this directory; `stop`,
-    `metrics`: as for `train`.
+    `metrics`: as for `train`; `objective`: the run's, where it is one of your own, which no file holds.
     """
     from surefoot.connect.run import Run
     from surefoot.paths import absolute
@@ -154,7 +156,7 @@ def resume(
     from surefoot.runs.hooks import Hooks
 
     where = absolute(run)
-    runs.resume(where, quiet, ranks, trust, Hooks(stop, metrics or {}), **end)
+    runs.resume(where, quiet, ranks, trust, Hooks(stop, metrics or {}), objective, **end)
     return Run(where).read()
 
 

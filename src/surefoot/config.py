@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surefoot.algorithm.advantages import GAE, Advantage, Normalize, OverBatch
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, EntropyBonus, Objective
+from surefoot.algorithm.given_objective import GivenObjective
+from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, EntropyBonus, FixedPenalty, KLPenalty, Objective
 from surefoot.algorithm.rewards import RawReward, Reward
 from surefoot.algorithm.schedules import AdaptiveRate, LearningRate
 from surefoot.envs.atari import Pong
@@ -45,6 +46,8 @@ class Config:
     """policy objective"""
     entropy: EntropyBonus = field(default_factory=Entropy)
     """entropy bonus"""
+    kl_penalty: KLPenalty = field(default_factory=FixedPenalty)
+    """penalty on KL(old || new policy)"""
     value_coef: float = 0.5
     """coefficient of the value loss"""
     value_clip: float = math.inf
@@ -101,6 +104,8 @@ class Config:
     """the preset or environment these settings came from"""
 
     def __post_init__(self) -> None:
+        if callable(self.objective) and not isinstance(self.objective, Objective | GivenObjective):
+            object.__setattr__(self, "objective", GivenObjective.of(self.objective))
         normalize(self)
         for name, kind in _hints(Config).items():
             _build(kind, _plain(getattr(self, name)), name)
@@ -182,6 +187,8 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if isinstance(kind, types.UnionType):
         name = data.get("type") if isinstance(data, dict) else None
         members = {member.__name__: member for member in typing.get_args(kind)}
+        if kind == Objective and name == GivenObjective.__name__:  # no choice on the command line
+            members[name] = GivenObjective
         if not isinstance(name, str) or name not in members:
             raise UserError(f"{where}: {name or data!r} is not one of {', '.join(members)}")
         return _build(members[name], {k: v for k, v in data.items() if k != "type"}, where)

@@ -71,7 +71,7 @@ def minibatches(rollout: Rollout, advantage: Tensor, returns: Tensor, cfg: Confi
 def update(state: State, batch: Batch, cfg: Config) -> UpdateInfo:
     """One optimizer step down the gradient of `ppo_loss`; returns KL(old || new) and the gradient's norm."""
     with learning.flush_denormals():
-        return learning.update(state, batch, annealed(cfg, state.iteration, state.progress(cfg)), ALONE)
+        return learning.update(state, batch, annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef), ALONE)
 
 
 def finish(state: State, rollout: Rollout, cfg: Config) -> list[Episode]:

@@ -32,12 +32,14 @@ LIBRARIES = {
         update_step_num_repetitions=num_epochs lr=learning_rate.initial lr_decay=learning_rate:linear_rate
         gamma=advantage.gamma gae_lambda=advantage.gae_lambda norm_adv=normalize:over_minibatch
         advantage_normalization=normalize:over_minibatch recompute_adv=recompute recompute_advantage=recompute
-        eps_clip=objective.clip_range value_clip=value_clip ent_coef=entropy.coef vf_coef=value_coef
+        eps_clip=objective.clip_range dual_clip=objective.dual_clip
+        value_clip=value_clip ent_coef=entropy.coef vf_coef=value_coef
         max_grad_norm=max_grad_norm rew_norm=reward:scaled_reward return_scaling=reward:scaled_reward""",
     "RLlib": """num_envs_per_env_runner=num_envs num_envs_per_worker=num_envs rollout_fragment_length=num_steps
         train_batch_size=num_steps train_batch_size_per_learner=num_steps minibatch_size=minibatch_size
         sgd_minibatch_size=minibatch_size num_epochs=num_epochs num_sgd_iter=num_epochs lr=learning_rate.initial
-        kl_target=learning_rate.desired_kl gamma=advantage.gamma lambda=advantage.gae_lambda
+        kl_coeff=kl_penalty.initial kl_target=kl_penalty.desired_kl
+        use_kl_loss=kl_penalty:adaptive_penalty gamma=advantage.gamma lambda=advantage.gae_lambda
         lambda_=advantage.gae_lambda clip_param=objective.clip_range vf_clip_param=value_clip
         entropy_coeff=entropy.coef vf_loss_coeff=value_coef grad_clip=max_grad_norm evaluation_interval=eval_every
         evaluation_duration=eval_games""",

@@ -9,7 +9,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.algorithm.objectives import (
+    SPO,
+    ClippedSurrogate,
+    DualClip,
+    Entropy,
+    OldPolicyCrossEntropy,
+    Reinforce,
+    Surrogate,
+)
 from surefoot.models.actor import Actor
 from surefoot.models.layers import Patches
 
@@ -25,6 +33,8 @@ else:
         Reinforce: mlp.grad_reinforce,
         Surrogate: mlp.grad_surrogate,
         ClippedSurrogate: mlp.grad_clipped,
+        DualClip: mlp.grad_dual_clip,
+        SPO: mlp.grad_spo,
     }
 
 if TYPE_CHECKING:

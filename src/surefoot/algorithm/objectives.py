@@ -1,4 +1,4 @@
-"""The formulas: objectives and entropy bonuses, to be maximised, and value losses, to be minimised; all per sample.
+"""The formulas, per sample: objectives and bonuses, to be maximised; KL penalties and value losses, to be minimised.
 
 Tensors of one shape in and out, [B] or [T, N], if nothing else is said. `update.ppo_loss` takes mean and sign.
 """
@@ -99,6 +99,47 @@ class ClippedSurrogate:
         return (ratio * advantage).minimum(clipped * advantage)
 
 
+@dataclass(frozen=True)
+class DualClip:
+    """max(min(r A, clip(r) A), c A) for A < 0, the clipped surrogate otherwise: a loss is bounded, too.
+
+    Without it an action that has become far more probable, and is bad, has a gradient without limit. Source: Ye et al.
+    2020, equation 5.
+    """
+
+    clip_range: float = 0.2
+    """eps: how far the ratio pi / pi_old may leave 1 before the objective is flat"""
+    dual_clip: float = 3.0
+    """c: for A < 0 the objective is flat where the ratio is above this"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "clip_range")
+        require_range(self, "dual_clip", low=1, above=True)
+
+    def __call__(self, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
+        clipped = ClippedSurrogate(self.clip_range)(logp, logp_old, advantage)
+        return clipped.maximum(self.dual_clip * advantage).where(advantage < 0, clipped)
+
+
+@dataclass(frozen=True)
+class SPO:
+    """r A - abs(A) (r - 1)^2 / (2 eps): greatest where the ratio is 1 + eps for A > 0, 1 - eps for A < 0.
+
+    Simple Policy Optimization: beyond eps it leads the ratio back, where the clipped surrogate is flat and lets it
+    drift. Source: Xie et al. 2025.
+    """
+
+    ratio_range: float = 0.2
+    """eps: how far from 1 the ratio pi / pi_old is led"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "ratio_range", above=True)
+
+    def __call__(self, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
+        ratio = (logp - logp_old).exp()
+        return ratio * advantage - advantage.abs() * (ratio - 1).square() / (2 * self.ratio_range)
+
+
 # What a Config can choose as `entropy`: a bonus per sample, to be maximised, from the new and the old distribution.
 
 
@@ -150,5 +191,60 @@ class OldPolicyCrossEntropy:
         return self.coef * new.cross_entropy(old)
 
 
-Objective = Reinforce | Surrogate | ClippedSurrogate
+# What a Config can choose as `kl_penalty`: a loss per sample from the new and the old distribution.
+
+
+@dataclass(frozen=True)
+class FixedPenalty:
+    """beta KL(pi_old || pi) with a constant coefficient beta. Source: Schulman et al. 2017, equation 8."""
+
+    coef: float = 0.0
+    """beta; 0: no penalty"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "coef")
+
+    def as_adapted(self, coef: float) -> FixedPenalty:
+        """This penalty, which is never adapted."""
+        return self
+
+    def __call__(self, new: Distribution, old: Distribution) -> Tensor | float:
+        return self.coef * new.kl(old) if self.coef else 0.0
+
+
+@dataclass(frozen=True)
+class AdaptivePenalty:
+    """beta KL(pi_old || pi), beta doubled after an iteration that moved the policy too far, halved after too little.
+
+    Source: Schulman et al. 2017, section 4.
+    """
+
+    initial: float = 1.0
+    """beta at the start"""
+    desired_kl: float = 0.01
+    """KL(old || new policy) of an iteration in nats that beta is steered towards, up to a factor of 1.5"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "initial", "desired_kl", above=True)
+
+    @property
+    def coef(self) -> float:
+        """beta at the start."""
+        return self.initial
+
+    def __call__(self, new: Distribution, old: Distribution) -> Tensor | float:
+        return FixedPenalty(self.coef)(new, old)
+
+    def as_adapted(self, coef: float) -> FixedPenalty:
+        """The penalty of an iteration, with beta as adapted so far."""
+        return FixedPenalty(coef)
+
+    def adapted(self, coef: float, kl: float) -> float:
+        """beta after an iteration that had `coef` and moved the policy by `kl`."""
+        factor = 2.0 if kl > 1.5 * self.desired_kl else 0.5 if kl < self.desired_kl / 1.5 else 1.0
+        return min(1e10, max(1e-10, coef * factor))
+
+
+Objective = Reinforce | Surrogate | ClippedSurrogate | DualClip | SPO
+KLPenalty = FixedPenalty | AdaptivePenalty
 EntropyBonus = Entropy | OldPolicyCrossEntropy

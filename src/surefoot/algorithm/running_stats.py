@@ -1,4 +1,4 @@
-"""Running statistics of observations and returns: fixed during collection and updates, then brought up to date."""
+"""Running statistics of observations and returns, and the KL penalty's coefficient: fixed until updates are done."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surefoot.algorithm.advantages import discounted_sum
+from surefoot.algorithm.fast_paths import mlp_twin
+from surefoot.algorithm.objectives import AdaptivePenalty
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.models.layers import VectorEncoder, merge
 
@@ -66,3 +68,16 @@ def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ran
         known = (np.array([x]) for x in state.return_moments)
         total, mean, square = merge(known, counts, moments_per_env(past[..., None], ranks, rollout.valid))
         state.return_moments = float(total[0]), float(mean[0]), float(square[0])
+
+
+@torch.no_grad()
+def adapt_penalty(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
+    """Adapt the KL penalty's coefficient to how far the policy has moved over a rollout, all ranks' together."""
+    if not isinstance(cfg.kl_penalty, AdaptivePenalty):
+        return
+    params, _ = (mlp_twin(state.policy) or state.policy).evaluate_all(rollout.preprocessed.flatten(0, 1))
+    new, old = (state.policy.distribution(x, stored=True) for x in (params, rollout.params.flatten(0, 1)))
+    kl, valid = new.kl(old).double(), rollout.valid
+    counted = torch.ones_like(kl) if valid is None else valid.flatten().to(kl)
+    total, count = ranks.all_reduce_mean(torch.stack(((kl * counted).sum(), counted.sum())))
+    state.kl_coef = cfg.kl_penalty.adapted(state.kl_coef, float(total / count))

@@ -79,12 +79,14 @@ def linear(end_factor: float, progress: float) -> float:
     return 1 + (end_factor - 1) * min(1.0, progress)
 
 
-def annealed(cfg: Config, iteration: int, progress: float) -> Config:
-    """The Config with objective and entropy bonus of this iteration, when `progress` (0 to 1) of the run is done.
+def annealed(cfg: Config, iteration: int, progress: float, kl_coef: float = 0.0) -> Config:
+    """The Config with objective, bonus and penalty of this iteration, when `progress` (0 to 1) of the run is done.
 
-    A part that changes during a run has a method `at(iteration, progress)`.
+    A part that changes during a run has a method `at(iteration, progress)`. `kl_coef`: an AdaptivePenalty's
+    coefficient as adapted so far.
     """
     parts = {"objective": cfg.objective, "entropy": cfg.entropy}
     now = copy(cfg)  # not `replace`, which checks everything again: a hundredth of a rollout of CartPole
     vars(now).update({k: part.at(iteration, progress) for k, part in parts.items() if hasattr(part, "at")})
+    vars(now)["kl_penalty"] = cfg.kl_penalty.as_adapted(kl_coef)
     return now

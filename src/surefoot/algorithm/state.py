@@ -38,6 +38,7 @@ class State:
     mlp: FastMLP | None  # the NumPy twin of an MLP on a processor
     envs: EnvVector
     learning_rate: float  # the learning rate as adapted so far
+    kl_coef: float = 0.0  # the KL penalty's coefficient as adapted so far
     steps: int = 0  # steps taken, all environments together
     iteration: int = 0  # rollouts learned from
     seconds: float = 0.0  # time spent training
@@ -122,6 +123,8 @@ def initial(cfg: Config, ranks: Ranks, heartbeat: Heartbeat | None = None) -> St
     policy = build_policy(cfg, envs.observation_space, envs.action_space)
     envs.reset_all()
     fields = flat_parameters(policy, cfg, ranks) | {"envs": envs, "learning_rate": cfg.learning_rate.initial}
-    state = State(policy, **fields, running_return=torch.zeros(len(envs), dtype=torch.float64))
+    state = State(
+        policy, **fields, kl_coef=cfg.kl_penalty.coef, running_return=torch.zeros(len(envs), dtype=torch.float64)
+    )
     state.snapshot_envs()
     return state

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surefoot.algorithm.advantages import OverMinibatch, compute_advantages
 from surefoot.algorithm.fast_paths import mlp_backward
-from surefoot.algorithm.objectives import ClippedSurrogate, clipped_squared_error, is_clipped, squared_error
+from surefoot.algorithm.objectives import clipped_squared_error, is_clipped, squared_error
 from surefoot.algorithm.schedules import AdaptiveRate
 from surefoot.errors import Fault
 from surefoot.rng import Purpose, stream
@@ -141,10 +141,10 @@ class Samples(NamedTuple):
 def ppo_loss(
     cfg: Config, batch: Batch, dist: Distribution, dist_old: Distribution, value: Tensor
 ) -> tuple[Tensor, Samples]:
-    """L = mean(-J) + c_v mean(L_V) - mean(bonus) over a batch [B]; scalar, and what it was made of.
+    """L = mean(-J) + c_v mean(L_V) - mean(bonus) + mean(penalty) over a batch [B]; scalar, and what it was made of.
 
     J = min(r A, clip(r, 1 - eps, 1 + eps) A) with r = pi(a|s) / pi_old(a|s) for `ClippedSurrogate`; L_V = (V - R)^2;
-    bonus = c_e H(pi). Source: Schulman et al. 2017, equations 7 and 9.
+    bonus = c_e H(pi); penalty = beta KL(pi_old || pi). Source: Schulman et al. 2017, equations 7, 8 and 9.
     """
     logp = dist.log_prob(batch.action)
     policy_loss = -cfg.objective(logp, batch.logp, batch.advantage)
@@ -152,7 +152,7 @@ def ppo_loss(
         value_loss = clipped_squared_error(value, batch.value, batch.returns, cfg.value_clip)
     else:
         value_loss = squared_error(value, batch.returns)
-    loss = policy_loss + cfg.value_coef * value_loss - cfg.entropy(dist, dist_old)
+    loss = policy_loss + cfg.value_coef * value_loss - cfg.entropy(dist, dist_old) + cfg.kl_penalty(dist, dist_old)
     return loss.mean(), Samples(dist, dist_old, logp, value_loss)
 
 
@@ -240,7 +240,7 @@ def update_metrics(updates: Sequence[UpdateInfo], state: State, cfg: Config, ran
     KL(old || new); fraction of ratios outside the clip range (0.2 for objectives without one); entropy; value loss;
     |r - 1|; effective sample size of the ratios (Kish), as a fraction; norm of the gradient.
     """
-    clip_range = cfg.objective.clip_range if isinstance(cfg.objective, ClippedSurrogate) else 0.2
+    clip_range = getattr(cfg.objective, "clip_range", 0.2)
     each = [(s.dist.params, s.dist_old.params, s.logp, old, s.value_loss) for u in updates for s, old in u.microbatches]
     rows = (torch.cat([torch.as_tensor(x) for x in column]) for column in zip(*each, strict=True))
     params, params_old, logp, logp_old, value_loss = rows

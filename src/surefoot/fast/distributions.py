@@ -72,6 +72,11 @@ class NumpyCategorical:
         """KL(old || self), [B]."""
         return row_sum(old.probabilities * (old.params - self.params))
 
+    def grad_kl(self, old: Any) -> Array:
+        """d/d logits of KL(old || self): P - P_old, [B, A]; of several choices side by side."""
+        grad: Array = self.probabilities - old.probabilities
+        return grad
+
 
 class NumpyMultiCategorical(NumpyCategorical):
     """`MultiCategorical`: from log probabilities [B, sum of sizes], actions int64 [B, D]."""
@@ -125,6 +130,11 @@ class NumpyDiagonalGaussian:
         shift = (old.mean - self.mean) * self.precision
         log_ratio = old.log_std - self.log_std
         return row_sum((shift * shift + np.expm1(2 * log_ratio)) / 2 - log_ratio)
+
+    def grad_kl(self, old: Any) -> Array:
+        """d/d (mean, log std) of KL(old || self), [B, 2A]."""
+        shift, ratio = (self.mean - old.mean) * self.precision, self.precision / old.precision
+        return np.concatenate((shift * self.precision, 1 - shift * shift - ratio * ratio), -1)
 
 
 class NumpyHead:

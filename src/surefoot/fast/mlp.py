@@ -93,6 +93,8 @@ class FastMLP:
         grad = dist.grad_log_prob(grad_logp)
         if cfg.entropy.coef:
             grad = grad - each * (cfg.entropy.coef * dist.grad_cross_entropy(dist if true_entropy else old))
+        if cfg.kl_penalty.coef:
+            grad = grad + each * (cfg.kl_penalty.coef * dist.grad_kl(old))
         value_loss, grad_value = value_loss_and_grad(value, batch.value, batch.returns, cfg.value_clip)
         self.backpropagate(inputs, grad, grad_value * (cfg.value_coef * each), add)
         return dist, old, logp, value_loss
@@ -147,6 +149,19 @@ def grad_clipped(objective: Any, logp: Array, logp_old: Array, advantage: Array)
     """d/d logp of min(r A, clip(r) A): r A, or 0 above (1 + eps) A for A > 0, (1 - eps) A for A < 0; [B]."""
     gain: Array = np.exp(logp - logp_old) * advantage
     return np.where(gain > advantage + objective.clip_range * abs(advantage), 0.0, gain)
+
+
+def grad_dual_clip(objective: Any, logp: Array, logp_old: Array, advantage: Array) -> Array:
+    """d/d logp of DualClip: as `grad_clipped`, and 0 where r A < c A for A < 0; [B]."""
+    grad = grad_clipped(objective, logp, logp_old, advantage)
+    return np.where(grad < objective.dual_clip * np.minimum(advantage, 0), 0.0, grad)
+
+
+def grad_spo(objective: Any, logp: Array, logp_old: Array, advantage: Array) -> Array:
+    """d/d logp of r A - abs(A) (r - 1)^2 / (2 eps): r (A - abs(A) (r - 1) / eps), [B]."""
+    ratio: Array = np.exp(logp - logp_old)
+    grad: Array = ratio * (advantage - abs(advantage) * (ratio - 1) / objective.ratio_range)
+    return grad
 
 
 def value_loss_and_grad(value: Array, value_old: Array, returns: Array, clip_range: float) -> tuple[Array, Array]:

@@ -70,8 +70,8 @@ LOOP: list[tuple[str, Callable[..., Any], list[Note]]] = [
             Note("value_loss = squared_error(", r"(V(s_t) - R_t)^2", "The critic learns what to expect.", "gae"),
             Note(
                 "loss = policy_loss",
-                r"L_t = -J_t + c_v L_{V,t} - c_e H(\pi(\cdot \mid s_t))",
-                "Equation 9 of the paper, with signs turned.",
+                r"L_t = -J_t + c_v L_{V,t} - c_e H(\pi(\cdot \mid s_t)) + \beta\, \mathrm{KL}_t",
+                "Equation 9 of the paper, with signs turned; the KL penalty of its equation 8 is 0 if none is chosen.",
             ),
             Note("return loss.mean()", r"L = \frac{1}{B} \sum_t L_t", "A mean over the minibatch."),
         ],

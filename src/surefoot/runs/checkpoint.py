@@ -28,7 +28,10 @@ from surefoot.runs.trust import own_seal
 
 KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
-COUNTERS = ("learning_rate", "steps", "iteration", "seconds", "episodes", "skipped", "return_moments", "advantage_std")
+COUNTERS = (
+    *("learning_rate", "kl_coef", "steps", "iteration", "seconds"),
+    *("episodes", "skipped", "return_moments", "advantage_std"),
+)
 
 
 def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> bytes:
@@ -116,6 +119,7 @@ def read_counters(facts: dict[str, Any]) -> dict[str, Any]:
     """The COUNTERS of a state.json; raises KeyError or ValueError."""
     found: dict[str, Any] = {name: natural(facts[name]) for name in ("steps", "iteration", "episodes", "skipped")}
     found |= {name: finite(facts[name]) for name in ("learning_rate", "seconds", "advantage_std")}
+    found["kl_coef"] = finite(facts.get("kl_coef", 0.0))  # before there were penalties it was not written
     count, mean, square = facts["return_moments"]
     return found | {"return_moments": (finite(count), finite(mean), finite(square))}
 
@@ -187,7 +191,8 @@ def moved(before: Config, cfg: Config, state: State) -> str:
     parts = [(annealed(c, state.iteration, x), c.learning_rate, x) for c, x in ((before, old), (cfg, new))]
     values = []
     for now, rate, progress in parts:
-        found = {f"{name}.{k}": v for name in ("objective", "entropy") for k, v in vars(getattr(now, name)).items()}
+        each = [(f"{name}.{k}", v) for name in ("objective", "entropy") for k, v in vars(getattr(now, name)).items()]
+        found = {name: v for name, v in each if isinstance(v, float)}
         if isinstance(rate, LinearRate):
             found["the learning rate"] = rate(0.0, 0.0, progress)
         elif isinstance(rate, AdaptiveRate):

@@ -199,6 +199,8 @@ class Reporter(Callback):
             "explained_variance": 1 - (error_square - error_mean**2) / spread if spread > 0 else float("nan"),
             "ratio_drift_first": float(metrics[0, METRIC_NAMES.index("ratio_drift")]),
         }
+        if state.kl_coef:
+            row["kl_coef"] = state.kl_coef
         row |= {name: float(metrics[:, i].mean()) for i, name in enumerate(METRIC_NAMES)}
         row |= dict(zip(self.hooks.metrics, own, strict=True))
         self.metrics.add(row)

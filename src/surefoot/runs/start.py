@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from surefoot.algorithm.given_objective import GivenObjective, require_lawful
 from surefoot.config import Config
 from surefoot.envs.gym import is_local
 from surefoot.envs.registrations import registration
@@ -72,14 +73,19 @@ def start(
         run_dir = absolute(run_dir)
         require_no_link(run_dir)
         require_ours(run_dir)
+    own: Any = cfg.objective if isinstance(cfg.objective, GivenObjective) else None
+    if own:
+        require_lawful(own)
     found = checkpoints(run_dir) if run_dir else []
     alone = isinstance(cfg.network, MLP)  # one process updates an MLP faster than several that synchronise
     count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or int(alone), cfg.num_envs)
     known, hooks = None if is_local(cfg.env) else registration(cfg.env), hooks or Hooks()
-    if (known is None or hooks.names() is None) and count > 1 and not world():
+    given_here = own is not None and own.address() is None
+    if (known is None or hooks.names() is None or given_here) and count > 1 and not world():
         what, cure = f"'{getattr(cfg.env, 'id', '')}' can be made", "name module:function"
         if known is not None:
-            what, cure = "a function of stop or metrics can be called", "take it from a module"
+            which = f"the objective {own.name}" if given_here else "a function of stop or metrics"
+            what, cure = f"{which} can be called", "take it from a module"
         if ranks > 1:
             raise UserError(f"{what} in this process alone: for more ranks {cure}")
         note(f"{what} in this process alone, so the run takes one rank; for more {cure}")
@@ -96,7 +102,8 @@ def start(
             if count == 1 or world():
                 stopped = run_here(cfg, run_dir, source, quiet, started, hooks)
             else:
-                about = [quiet, started, sys.argv, hooks.names(), known, [os.path.abspath(path) for path in sys.path]]
+                paths, address = [os.path.abspath(path) for path in sys.path], own and own.address()
+                about = [quiet, started, sys.argv, hooks.names(), address, known, paths]
                 order = json.dumps(
                     [cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about]
                 )
@@ -217,17 +224,30 @@ def is_usable(device: str) -> bool:
 
 
 def resume(
-    run_dir: Path, quiet: bool = False, ranks: int = 0, trust: bool = False, hooks: Hooks | None = None, **changes: Any
+    run_dir: Path,
+    quiet: bool = False,
+    ranks: int = 0,
+    trust: bool = False,
+    hooks: Hooks | None = None,
+    objective: Any = None,
+    **changes: Any,
 ) -> bool:
     """Resume a run; returns whether it has come to its end.
 
     `changes` may move that (total_steps, total_iterations, max_seconds, stop_at), how the run is looked after
     (save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes), and its device. `trust`:
-    run what the run's files say, although it was begun elsewhere.
+    run what the run's files say, although it was begun elsewhere. `objective`: the run's, where it was given from
+    Python.
     """
     run_dir = absolute(run_dir)
     require_no_link(run_dir)
     cfg, file, begun = described(run_dir)
+    if objective is not None:
+        given = replace(cfg, objective=objective)
+        if given.objective != cfg.objective:
+            theirs = getattr(cfg.objective, "name", cfg.objective)
+            raise UserError(f"the objective is {getattr(given.objective, 'name', objective)}; the run's is {theirs}")
+        cfg = given
     permit(cfg.env, file, trust, [(run_dir, begun)], ALLOW)
     if not checkpoints(run_dir):
         raise UserError(f"'{run_dir}' has no checkpoint to resume from")

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from surefoot.algorithm.given_objective import GivenObjective
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
@@ -288,13 +290,15 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
     die_with_launcher()
     adopt_stdout()
-    config, where, typed, origin, silent, began, sys.argv, named, known, paths = json.loads(sys.argv[1])
+    config, where, typed, origin, silent, began, sys.argv, named, own, known, paths = json.loads(sys.argv[1])
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]  # as its launcher finds modules
     try:
         with guarded():
             register(known)
             how = absolute(where, typed), Path(origin) if origin else None, silent, began, Hooks.named(named)
-            stopped = run(Config.from_json(config), *how)
+            cfg = Config.from_json(config)
+            objective: Any = GivenObjective.at_address(*own) if own else cfg.objective
+            stopped = run(replace(cfg, objective=objective), *how)
         exit_now(EXIT_STOPPED if stopped else 0)
     except (UserError, OSError) as error:
         exit_with_error(error if isinstance(error, UserError) else unwritable(error, Path(where)))
