@@ -1,4 +1,4 @@
-"""What a user gives from Python, also in processes of a run's own: functions called after every iteration, an objective."""
+"""What a user gives from Python, also in processes of a run's own: functions that are called, an objective."""
 
 from __future__ import annotations
 
