@@ -57,6 +57,19 @@ class Stranger:
     observation_space, action_space = spaces.Discrete(2), spaces.Discrete(2)
 
 
+class Camera(Catch):
+    """A Dict with a picture, as robots have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict(
+            {"arm": spaces.Box(-1, 1, (6,)), "top": spaces.Box(0, 255, (48, 64, 3), np.uint8)}
+        )
+
+    def _see(self) -> Any:
+        return self.observation_space.sample()
+
+
 class Image(Catch):
     """Catch as a picture."""
 

@@ -513,11 +513,18 @@ def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
         (package / "wild.py").write_text("import gymnasium\ngymnasium.register('Hisspit-v0', hiss)\n")
         with (facts / "RECORD").open("a") as record:
             record.write("clowder/wild.py,,\n")
+        late = source.replace("Clowder-v2", "Mewling-v1").replace("\n", "\n    ")
+        (package / "late.py").write_text(f"def register_envs():\n    {late}")
+        with (facts / "RECORD").open("a") as record:
+            record.write("clowder/late.py,,\n")
+        (facts / "entry_points.txt").write_text("[gymnasium.envs]\n__root__ = clowder.late:register_envs\n")
+        assert find("Mewling-v1").env.make().action_space.n == 3
         with pytest.raises(UserError, match=r"the import of clowder fails: NameError"):
             find("Hisspit-v0")
     finally:
         gymnasium.registry.pop("Purrbox-v0", None)
         gymnasium.registry.pop("Clowder-v2", None)
+        gymnasium.registry.pop("Mewling-v1", None)
 
 
 def test_wrappers_by_name() -> None:
@@ -526,6 +533,11 @@ def test_wrappers_by_name() -> None:
     env = find("Blackjack-v1", wrappers=("FlattenObservation", "TimeLimit:max_episode_steps=3")).env.make()
     assert isinstance(env.env, gymnasium.wrappers.TimeLimit)
     assert isinstance(env.observation_space, spaces.MultiBinary | spaces.Box)
+    camera = find("makers:Camera", wrappers=("ResizeObservation:shape=40x44", "GrayscaleObservation")).env.make()
+    assert camera.observation_space["top"].shape == (40, 44)
+    obs = camera.env.reset(seed=1)[0]
+    assert obs["top"].shape == (40, 44)
+    assert obs["arm"].shape == (6,)
     command: Any = parse(["train", "CarRacing-v3", "--env.wrappers", "ResizeObservation:shape=48x40", "--seed", "3"])
     assert command.config.env.make().observation_space.shape == (48, 40, 3)
     assert type(command.config.network).__name__ == "NatureCNN"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from surefoot.errors import said
 
@@ -82,12 +83,27 @@ def imported(module: str) -> bool:
     """Import another package's module, and remember which ids it has registered, or why it failed."""
     before = known_ids()
     try:
-        importlib.import_module(module)
+        import_package(module)
     except Exception as error:  # the next one may be meant
         FAILED.setdefault(module.partition(".")[0], said(error))
         return False
     REGISTERED_BY.update(dict.fromkeys(known_ids() - before, module))
     return True
+
+
+def import_package(module: str) -> Any:
+    """Import a module; a package that leaves it to Gymnasium's plugin group to register its ids is asked to do so."""
+    found = importlib.import_module(module)
+    for point in metadata.entry_points(group="gymnasium.envs"):  # Gymnasium from 1.0 on asks nobody
+        if point.module.partition(".")[0] == module.partition(".")[0]:
+            ask(point)
+    return found
+
+
+@functools.cache
+def ask(point: metadata.EntryPoint) -> None:
+    """Call the function of a plugin's entry point, once."""
+    point.load()()
 
 
 def known_ids() -> set[str]:

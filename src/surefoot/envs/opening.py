@@ -11,16 +11,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from surefoot.envs.closing import close_env
-from surefoot.envs.ids import in_old_gym, near, registered
+from surefoot.envs.ids import import_package, in_old_gym, near, registered
 from surefoot.envs.makers import LOCAL_MAKERS, parse_kwargs
 from surefoot.envs.old_gym import OldGym, is_old_gym
 from surefoot.envs.screen import draw_offscreen
+from surefoot.envs.spaces import parts
 from surefoot.errors import UserError, note_once
 
 if TYPE_CHECKING:
     from surefoot.envs.gym import Gymnasium
 
 EXTRAS = ("mujoco", "box2d", "classic-control")
+FOR_PICTURES = ("GrayscaleObservation", "ResizeObservation")  # wrappers; of a Dict each picture is wrapped
 
 
 def mujoco_warning(text: str) -> None:
@@ -77,7 +79,7 @@ def maker(id: str, many: bool = False) -> Callable[..., Any]:
         return LOCAL_MAKERS[id]
     module, colon, name = id.rpartition(":")
     if colon:
-        found: Any = importlib.import_module(module)
+        found: Any = import_package(module)
         if not registered(name):
             try:
                 made: Callable[..., Any] = functools.reduce(getattr, name.split("."), found)
@@ -136,11 +138,38 @@ def wrapped(env: Any, spec: Gymnasium) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, gymnasium.Wrapper)):
             raise UserError(f"there is no wrapper '{wrapper}' in gymnasium.wrappers: name one of its classes")
         try:
-            env = kind(env, **{k: sizes(v) for k, v in parse_kwargs(filter(None, given.split(","))).items()})
+            how = {k: sizes(v) for k, v in parse_kwargs(filter(None, given.split(","))).items()}
+            pictures = pictures_of(env.observation_space) if wrapper in FOR_PICTURES else []
+            env = on_pictures(env, pictures, functools.partial(kind, **how)) if pictures else kind(env, **how)
         except (TypeError, ValueError, AssertionError, gymnasium.error.Error) as error:
             raise UserError(f"the wrapper {text} does not fit '{name}': {error}") from error
     normalizing(env, name)
     return env
+
+
+def pictures_of(space: Any) -> list[str]:
+    """The keys of a Dict's parts that are pictures."""
+    import gymnasium
+
+    is_dict = isinstance(space, gymnasium.spaces.Dict)
+    return [part.path[0] for part in parts(space) if len(part.path) == 1 and part.is_image()] if is_dict else []
+
+
+def on_pictures(env: Any, pictures: list[str], wrap: Callable[[Any], Any]) -> Any:
+    """A wrapper of single pictures, such as ResizeObservation, around each of a Dict's."""
+    import gymnasium
+
+    each = dict[str, Any]()
+    for name in pictures:
+        alone = gymnasium.Env[Any, Any]()
+        alone.observation_space = env.observation_space[name]
+        each[name] = wrap(alone)
+    space = gymnasium.spaces.Dict(
+        {**env.observation_space.spaces, **{name: one.observation_space for name, one in each.items()}}
+    )
+    return gymnasium.wrappers.TransformObservation(
+        env, lambda obs: {**obs, **{name: one.observation(obs[name]) for name, one in each.items()}}, space
+    )
 
 
 def sizes(value: Any) -> Any:
