@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-FILE, ALL = 350, 16_950
+FILE, ALL = 350, 17_240
 FOLDERS = {"algorithm": 1700}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from surefoot.parallel.ranks import Alone
 from surefoot.runs.metrics import read
 from surefoot.runs.reporter import Reporter
 
+README = Path(__file__).parent.parent / "README.md"
 TINY: dict[str, Any] = {
     "num_envs": 2,
     "num_steps": (8,),
@@ -30,6 +32,13 @@ TINY: dict[str, Any] = {
     "eval_episodes": 1,
 }
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
+
+
+def readme_block(holding: str) -> str:
+    """The indented block of README that holds this text."""
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", README.read_text(), re.MULTILINE)
+    (block,) = [block for block in blocks if holding in block]
+    return re.sub(r"^    ", "", block, flags=re.MULTILINE)
 
 
 def first_batch(cfg: Config) -> tuple[State, Rollout, Batch]:

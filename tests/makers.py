@@ -159,3 +159,41 @@ class Faulty(Catch):
 
     def __init__(self) -> None:
         self.no_such_field  # noqa: B018
+
+
+class Everything(gymnasium.Env):
+    """A picture, numbers, choices and a mask to see; choices and numbers with bounds of every kind to act in."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Dict(
+            picture=spaces.Box(0, 255, (40, 44, 3), np.uint8),
+            speed=spaces.Box(-np.inf, np.inf, (3,), np.float64),
+            gear=spaces.Discrete(4, start=-1),
+            doors=spaces.Tuple([spaces.MultiBinary(2), spaces.MultiDiscrete([2, 3], start=[1, 0])]),
+            action_mask=spaces.MultiBinary(3 + 2 * 2),
+        )
+        self.action_space = spaces.Dict(
+            turn=spaces.Discrete(3, start=5),
+            lamps=spaces.MultiBinary(2),
+            push=spaces.Box(np.array([-3, 1]), np.array([5, 1.5]), dtype=np.float64),
+            count=spaces.Box(-7, 9, (1,), np.int32),
+            free=spaces.Box(np.array([-np.inf, -1], np.float32), np.inf, dtype=np.float32),
+        )
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self._see(), {}
+
+    def _see(self) -> Any:
+        seen = self.observation_space.sample()
+        seen["action_mask"][[0, 3, 5]] = 1
+        return seen
+
+    def step(self, action: Any):
+        assert self.action_space.contains(action)
+        return self._see(), 0.0, False, False, {}
+
+
+def make_all() -> gymnasium.Env[Any, Any]:
+    return Everything()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,21 +13,13 @@ import pytest
 import torch
 
 import surefoot
+from helpers import readme_block
 from hooks import Halved, first_env, third_iteration
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError
 from surefoot.loop import advantages, begin, collect, finish, minibatches, update
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.hooks import TAKEN
-
-README = Path(__file__).parent.parent / "README.md"
-
-
-def readme_block(holding: str) -> str:
-    """The indented block of README that holds this text."""
-    blocks = re.findall(r"(?:^(?:    .*)?\n)+", README.read_text(), re.MULTILINE)
-    (block,) = [block for block in blocks if holding in block]
-    return re.sub(r"^    ", "", block, flags=re.MULTILINE)
 
 
 def test_a_run_is_an_object(small: Config, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "bench",
     "configure",
     "evaluate",
+    "export",
     "ladder",
     "load",
     "load_policy",
@@ -235,6 +236,18 @@ def video(
     from surefoot.runs import video as videos
 
     return videos.video(run, out, seed, greedy, every, max_steps, spec_of(env), trust)
+
+
+def export(run: Path | str, onnx: Path | str, *, env: GivenEnv = None, trust: bool = False) -> Path:
+    """Write the policy as an ONNX graph from the environment's own observation to its own action.
+
+    Inputs, outputs and metadata are described in `surefoot.connect.export`; `env`, `trust`: as for `evaluate`. Raises
+    Fault where the graph, run by onnxruntime, differs from the policy.
+    """
+    from surefoot.connect.export import export as write
+    from surefoot.connect.run import spec_of
+
+    return write(run, onnx, spec_of(env), trust)[0]
 
 
 def summary(task: str | Config) -> str:

@@ -22,6 +22,7 @@ import tyro
 from surefoot.commands.complaints import following, sentence
 from surefoot.commands.exits import exit_code
 from surefoot.commands.lessons import Exercise, Ladder, Lesson, Notebook, Watch, watched
+from surefoot.commands.tools import Export
 from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
 from surefoot.errors import UserError
@@ -226,10 +227,24 @@ class Bench:
         print_bench(self.config, self.seconds, self.ranks, self.json)
 
 
-Command = Train | Resume | Evaluate | Video | Summary | Bench | Picture | Lesson | Watch | Exercise | Notebook | Ladder
+Command = (
+    Train
+    | Resume
+    | Evaluate
+    | Video
+    | Export
+    | Summary
+    | Bench
+    | Picture
+    | Lesson
+    | Watch
+    | Exercise
+    | Notebook
+    | Ladder
+)
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
 TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": "", "notebook": " FILE", "ladder": ""}
-WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "summary", "bench")
+WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "export", "summary", "bench")
 QUIET = {"--quiet", "--json", "-h", "--help"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from surefoot.errors import UserError, note_once
 
@@ -75,8 +76,12 @@ def action_converter(space: spaces.Space[Any]) -> Callable[[Any], Any] | None:
     )
 
 
-def _box_converter(space: spaces.Box) -> Callable[[Any], Any]:
-    shape, dtype, cure = space.shape, space.dtype, "gymnasium.wrappers.TransformAction changes them"
+def box_scale(space: spaces.Box) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Middle, half the range, lower and upper bound of each number of a Box, float64 [A]; inf where there is no bound.
+
+    Raises UserError where its bounds or its dtype cannot be acted in.
+    """
+    dtype, cure = space.dtype, "gymnasium.wrappers.TransformAction changes them"
     if dtype is None or dtype.kind not in "fiu":
         raise UserError(f"actions are {space}: a Box to act in has numbers; {cure}")
     low, high = (bound.astype(np.float64).reshape(-1) for bound in (space.low, space.high))
@@ -90,6 +95,13 @@ def _box_converter(space: spaces.Box) -> Callable[[Any], Any]:
         middle = np.where(below & above, middle, np.where(below, low + 1, np.where(above, high - 1, 0.0)))
         half = np.where(below & above, half, 1.0)
         low, high = np.where(below, low, -np.inf), np.where(above, high, np.inf)
+    return middle, half, low, high
+
+
+def _box_converter(space: spaces.Box) -> Callable[[Any], Any]:
+    middle, half, low, high = box_scale(space)
+    shape, dtype = space.shape, space.dtype
+    if not (np.isfinite(low) & np.isfinite(high)).all():
         return lambda action: _typed((middle + half * np.asarray(action)).clip(low, high), dtype).reshape(shape)
     if (middle == 0).all() and (half == 1).all() and len(shape) == 1 and dtype.kind == "f":
         lower, upper = space.low.reshape(-1), space.high.reshape(-1)  # takes half the time of np.clip

@@ -181,10 +181,14 @@ def merge(known: Iterable[Array], counts: Sequence[int], parts: Array) -> tuple[
     return count, mean, square
 
 
-def part_of(row: Tensor, part: Part) -> Tensor:
-    """One part of Dict observations [B, bytes], in its own dtype and shape; `row` itself where there is only one."""
-    if not part.path:
-        return row
+def part_of(row: Any, part: Part) -> Tensor:
+    """One part of Dict observations [B, bytes], in its own dtype and shape; `row` itself where there is only one.
+
+    `row` may also be a dict of the parts by their paths, as in a graph for ONNX, which knows no views of bytes.
+    """
+    if not part.path or isinstance(row, dict):
+        own: Tensor = row[part.path] if part.path else row
+        return own
     dtype = torch.from_numpy(np.zeros(0, part.dtype)).dtype
     own = row[:, part.start : part.stop].clone(memory_format=torch.contiguous_format)  # a single row keeps its stride
     return own.view(dtype).view(len(row), *part.shape)
@@ -214,7 +218,7 @@ class VectorEncoder(nn.Module):
 
     def numbers(self, obs: Tensor) -> Tensor:
         """What running statistics are of, [B, K]."""
-        return torch.cat([part_of(obs, part).reshape(len(obs), -1) for part in self.floats], 1)
+        return torch.cat([part_of(obs, part).flatten(1) for part in self.floats], 1)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Observations [B, ...] to [B, width]."""
@@ -223,8 +227,7 @@ class VectorEncoder(nn.Module):
             x = obs.flatten(1) if self.is_float_vector else self.numbers(obs)
             rows.append(x if self.moments is None else self.moments(x))
         for part in self.layout:
-            x = part_of(obs, part)
-            x = x.reshape(len(x), -1)
+            x = part_of(obs, part).flatten(1)
             if part.sizes:
                 rows += [F.one_hot(x[:, d], size).float() for d, size in enumerate(part.sizes)]
             elif isinstance(part.space, spaces.MultiBinary) or part.path == MASK:

@@ -84,8 +84,12 @@ class Policy(nn.Module):
         x, allowed = self.split_mask(preprocessed)
         with torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext():
             features = self.features(x).to(self.actor.weight.dtype)
+        return self.heads(features, allowed)
+
+    def heads(self, features: Tensor, allowed: Tensor | None) -> tuple[Distribution, Tensor]:
+        """Distribution over B actions, and value [B], from the body's output and the allowed actions."""
         actor, critic = features if self.hidden else (features, features)
-        value = actor.new_zeros(len(actor)) if self.critic is None else self.critic(critic)[:, 0]
+        value = actor.new_zeros(actor.shape[0]) if self.critic is None else self.critic(critic)[:, 0]
         return self.distribution_of(self.actor(actor), allowed), value
 
     @torch.no_grad()
@@ -138,7 +142,7 @@ class Policy(nn.Module):
             choices = torch.where(allowed, output[:, : self.masks], MASKED_LOGIT)
             output = torch.cat((choices, output[:, self.masks :]), -1) if self.log_std is not None else choices
         if self.log_std is not None:
-            output = torch.cat((output, self.log_std.expand(len(output), -1)), -1)
+            output = torch.cat((output, self.log_std.expand(output.shape[0], -1)), -1)
         dist: Distribution = self.distribution(output[:, 0] if self.distribution is Bernoulli else output)
         return dist
 

@@ -1,0 +1,161 @@
+"""ONNX: the exported graph sees what the environment shows and answers what the policy answers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import surefoot
+from helpers import TINY, readme_block
+from surefoot.commands.cli import main
+from surefoot.connect.export import Graph, as_bytes, feed, to_onnx
+from surefoot.envs.atari import Atari, Pong
+from surefoot.envs.gym import Gymnasium
+from surefoot.envs.interface import make
+from surefoot.envs.spaces import own_row
+from surefoot.models.distributions import Mixed
+from surefoot.models.layers import RunningNorm
+from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, SmallCNN
+from surefoot.models.policy import Policy
+
+LESSON = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), palette=True)
+CASES = [
+    *((Gymnasium(f"worlds:{name}-v0"), MLP(running=True)) for name in ("Target", "Switches", "Doors", "Nested")),
+    (Gymnasium("Pendulum-v1"), MLP((32,), running=True)),
+    (Gymnasium("CartPole-v1"), MLP()),
+    (Gymnasium("Blackjack-v1"), MLP()),  # a Tuple of choices
+    (Gymnasium("FrozenLake-v1"), MLP()),
+    (Gymnasium("Taxi-v4"), MLP()),  # a mask in its info
+    (Gymnasium("makers:make_all"), SmallCNN()),  # a picture, numbers, choices and a mask; to act: a Dict of everything
+    (Gymnasium("makers:Image"), NatureCNN()),
+    (Pong(), SmallCNN(hidden=32)),
+    (LESSON, LessonCNN(critic=True)),
+    (LESSON, LessonCNN()),
+    (Atari("breakout"), NatureCNN()),
+    (Atari("breakout"), ImpalaCNN()),
+]
+NAMES = [f"{getattr(env, 'id', type(env).__name__)}-{type(network).__name__}" for env, network in CASES]
+
+
+def played(env: Any, network: Any, steps: int = 6) -> tuple[Policy, list[tuple[Any, Any]]]:
+    """A policy with random weights, and own observations of the environment, each with the mask of its info."""
+    game, rng = make(env), np.random.default_rng(0)
+    torch.manual_seed(0)
+    policy = network.build(game.observation_space, game.action_space)
+    policy.spaces = game.observation_space, game.action_space
+    policy.actor.weight.data.mul_(100)  # no longer nearly uniform
+    for norm in policy.modules():
+        if isinstance(norm, RunningNorm):
+            size = len(norm.mean)
+            norm.assign(torch.tensor(9.0), torch.randn(size).double(), 1 + torch.rand(size).double() * 20)
+    seen = list[tuple[Any, Any]]()
+    if not isinstance(env, Gymnasium):
+        row = np.zeros(game.observation_space.shape, np.uint8)
+        game.reset(3, row)
+        for _ in range(steps):
+            seen.append((row.copy(), None))
+            game.step(policy.act(row, rng=rng), row)
+    else:
+        obs, info = game.env.reset(seed=3)  # type: ignore[attr-defined]
+        for _ in range(steps):
+            mask = info.get("action_mask")
+            seen.append((obs, mask))
+            obs, _, over, cut, info = game.env.step(policy.act(obs, mask=mask, rng=rng))  # type: ignore[attr-defined]
+            if over or cut:
+                obs, info = game.env.reset()  # type: ignore[attr-defined]
+    game.close()
+    return policy.eval(), seen
+
+
+def fed(policy: Policy, obs: Any, mask: Any) -> dict[str, Any]:
+    assert policy.spaces is not None
+    return feed(policy.spaces[0], obs if mask is None else {"observation": obs, "action_mask": mask})
+
+
+def assert_alike(policy: Policy, seen: list[tuple[Any, Any]], outputs: list[dict[str, Any]]) -> None:
+    assert policy.spaces is not None
+    for (obs, mask), got in zip(seen, outputs, strict=True):
+        with torch.no_grad():
+            dist, value, _ = policy(torch.from_numpy(own_row(policy.spaces[0], obs, mask)[None]))
+        assert got["value"] == pytest.approx(value.numpy(), abs=1e-5, rel=1e-5)
+        params: Any = dist.parts if isinstance(dist, Mixed) else (dist, dist)
+        if "probabilities" in got:
+            assert got["probabilities"] == pytest.approx(params[0].probabilities().numpy(), abs=1e-5)
+            if mask is not None:
+                assert not got["probabilities"][0][np.asarray(mask) == 0].any()
+        if "mean" in got:
+            assert got["mean"] == pytest.approx(params[1].mean.numpy(), abs=1e-5)
+            assert got["std"] == pytest.approx(params[1].log_std.exp().numpy(), abs=1e-5)
+        flat = dict(leaf_values(policy.act(obs, greedy=True, mask=mask)))
+        assert flat.keys() == {name for name in got if name.startswith("action")}
+        for name, action in flat.items():
+            assert got[name].dtype == np.asarray(action).dtype
+            assert got[name][0] == pytest.approx(np.asarray(action), abs=1e-5)
+
+
+def leaf_values(action: Any, name: str = "action") -> Any:
+    if isinstance(action, dict | tuple):
+        for key, inner in action.items() if isinstance(action, dict) else enumerate(action):
+            yield from leaf_values(inner, f"{name}.{key}")
+    else:
+        yield name, action
+
+
+@pytest.mark.parametrize(("env", "network"), CASES, ids=NAMES)
+def test_the_graph_answers_as_the_policy_does(env: Any, network: Any) -> None:
+    policy, seen = played(env, network)
+    graph, outputs = Graph(policy).eval(), list[dict[str, Any]]()
+    for obs, mask in seen:
+        with torch.no_grad():
+            found = graph(*map(torch.from_numpy, fed(policy, obs, mask).values()))
+        outputs.append({name: x.numpy() for name, x in zip(graph.outputs, found, strict=True)})
+    assert_alike(policy, seen, outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env", "network"), CASES, ids=NAMES)
+def test_onnxruntime_answers_as_the_policy_does(env: Any, network: Any) -> None:
+    import onnxruntime
+
+    policy, seen = played(env, network)
+    graph, rows = Graph(policy).eval(), [fed(policy, obs, mask) for obs, mask in seen]
+    batch = {name: np.concatenate([row[name] for row in rows]) for name in graph.inputs}
+    session = onnxruntime.InferenceSession(as_bytes(to_onnx(graph, tuple(map(torch.from_numpy, batch.values())))))
+    outputs = [dict(zip(graph.outputs, session.run(graph.outputs, row), strict=True)) for row in rows]
+    assert_alike(policy, seen, outputs)
+    together = session.run(graph.outputs, batch)  # any number at once
+    for k, name in enumerate(graph.outputs):
+        assert together[k] == pytest.approx(np.concatenate([output[name] for output in outputs]), abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_the_readmes_way_from_a_run_to_an_action(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    monkeypatch.chdir(tmp_path)
+    surefoot.train("Pendulum-v1", run_dir="runs/pendulum", quiet=True, **{**TINY, "eval_episodes": 0})
+    assert main(["export", "runs/pendulum"]) == 2
+    assert main(["export", "runs/pendulum", "--onnx", "policy.pt"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("surefoot: name what to write: --onnx FILE\n")
+    assert said.endswith("surefoot: 'policy.pt' must end in .onnx\n")
+    assert main(["export", "runs/pendulum", "--onnx", "policy.onnx"]) == 0
+    found = re.fullmatch(r"policy.onnx, which differs from PyTorch by at most (\S+)\n", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[1]) < 1e-5
+    meta = onnxruntime.InferenceSession("policy.onnx").get_modelmeta().custom_metadata_map
+    assert (meta["task"], meta["surefoot"], meta["steps"]) == ("Pendulum-v1", surefoot.__version__, "48")
+    assert meta["action_space"] == "Box(-2.0, 2.0, (1,), float32)"
+    names: dict[str, Any] = {}
+    exec(readme_block("onnxruntime.InferenceSession"), names)
+    assert names["truncated"]
+    policy = surefoot.load("runs/pendulum").policy
+    action = names["session"].run(["action"], {"obs": names["obs"][None]})[0][0]
+    assert action == pytest.approx(policy.act(names["obs"], greedy=True), abs=1e-5)
