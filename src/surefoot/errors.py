@@ -5,7 +5,8 @@ import math
 import numbers
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 LONGEST = 2_000  # characters of a sentence that is shown; of an environment's own words in it a fifth
@@ -71,6 +72,18 @@ def note(sentence: str) -> None:
 
 
 note_once = functools.cache(note)
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Turn a missing library of an extra into a sentence on how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "surefoot":
+            raise
+        raise UserError(f"{package} is not installed: pip install 'surefoot[{name}]'") from error
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:

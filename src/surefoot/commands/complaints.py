@@ -6,24 +6,11 @@ import dataclasses
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from surefoot.config import Config
-from surefoot.errors import UserError
 from surefoot.other_words import on_command_line
-
-
-@contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Turn a missing library of an extra into a sentence on how to install it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("surefoot"):
-            raise
-        raise UserError(f"{error.name} is not installed: pip install 'surefoot[{name}]'") from error
 
 
 def sentence(complaint: str, command: type, default: Any) -> str:

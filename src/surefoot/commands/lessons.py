@@ -13,8 +13,7 @@ from typing import Any
 
 import tyro
 
-from surefoot.commands.complaints import needs_extra
-from surefoot.errors import UserError
+from surefoot.errors import UserError, needs_extra
 from surefoot.presets import find
 
 

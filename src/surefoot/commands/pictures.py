@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from surefoot.algorithm.objectives import ClippedSurrogate, Objective, Surrogate
-from surefoot.errors import UserError
+from surefoot.errors import UserError, needs_extra
 from surefoot.lesson.cliff import EPSILON, START, ascend, average_reward, model
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _term() -> Figure:
 
 
 def _figure(panels: int) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
+    with needs_extra("plots"):
+        from matplotlib.figure import Figure
 
     figure = Figure((7 if panels == 1 else 9, 4.2), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from surefoot.envs.console import Console, require_randomness
-from surefoot.errors import require, require_range
+from surefoot.errors import needs_extra, require, require_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,6 +89,8 @@ class Atari:
 
     def make(self, render: bool = False) -> AtariEnv:
         """The environment; it can always be rendered."""
+        with needs_extra("atari"):
+            import cv2  # noqa: F401 (resizes the frames)
         return AtariEnv(self)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from surefoot.errors import needs_extra
 from surefoot.lesson.ladder_rungs import Job, frames_per_step, read_noise
 from surefoot.runs.directory import checkpoints, read_evaluation
 from surefoot.runs.files import replace_file
@@ -149,7 +150,8 @@ def _first(rows: list[Row], goal: float, per_step: int) -> int | None:
 
 def picture(figures: Sequence[RungFigures], goal: float, unit: str) -> bytes:
     """A panel for each rung as a PNG: mean and range of its seeds, and the mean of the rung before it in gray."""
-    from matplotlib.figure import Figure
+    with needs_extra("plots"):
+        from matplotlib.figure import Figure
 
     columns = min(3, len(figures))
     rows = math.ceil(len(figures) / columns)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import io
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from surefoot.envs.interface import EnvSpec, make
 from surefoot.envs.spaces import blank, parts
@@ -61,11 +63,9 @@ def channels(image: Array) -> Array:
 def as_url(picture: Array) -> str:
     """A picture [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA as a data: address; a large RGB one as JPEG."""
     large = picture.ndim == 3 and picture.shape[2] == 3 and picture.size > LARGE
-    if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR)
-    kind, how = ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, 85]) if large else ("png", [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    _, data = cv2.imencode(f".{kind}", picture, how)
-    return f"data:image/{kind};base64," + base64.b64encode(data.tobytes()).decode()
+    kind = "jpeg" if large else "png"
+    Image.fromarray(picture).save(data := io.BytesIO(), kind, quality=85, compress_level=1)
+    return f"data:image/{kind};base64," + base64.b64encode(data.getvalue()).decode()
 
 
 class Frames:
@@ -200,7 +200,7 @@ class Player:
 def heat(slope: Array, color: bool) -> Picture:
     """Where the derivative [C, H, W] is large, as orange of that strength, RGBA; the channels side by side."""
     rows = slope.max(0) if color else np.concatenate(list(slope), 1)
-    soft = cv2.GaussianBlur(rows.astype(np.float32), (0, 0), 1.5)
+    soft = avg_pool2d(torch.from_numpy(rows).float()[None], 5, 1, 2)[0].numpy()
     strength = soft / max(float(np.percentile(soft, 99.5)), 1e-12)
     picture = np.zeros((*rows.shape, 4), np.uint8)
     picture[..., :3] = (255, 120, 30)

@@ -21,7 +21,7 @@ from surefoot.algorithm.advantages import future_return, normalize_over_games
 from surefoot.algorithm.objectives import ClippedSurrogate, Objective, OldPolicyCrossEntropy
 from surefoot.algorithm.objectives import Surrogate as PlainSurrogate
 from surefoot.envs.atari import BACKGROUND, CROP
-from surefoot.errors import UserError
+from surefoot.errors import UserError, needs_extra
 from surefoot.models.distributions import Bernoulli
 from surefoot.models.networks import LessonCNN
 
@@ -234,7 +234,8 @@ def animate_frames(frames: Sequence[Array]) -> None:
 
 def _film(frames: Sequence[Array]) -> bytes:
     """The frames as an mp4 file."""
-    import imageio.v2 as imageio
+    with needs_extra("notebook"):
+        import imageio.v2 as imageio
 
     if not len(frames):
         raise UserError("there are no frames to show")

@@ -60,11 +60,14 @@ class Metrics:
     def show(self) -> None:
         """Write pending events for TensorBoard, whose own writer is a thread that fails where nobody can catch it.
 
-        Called every 5 s, and before a checkpoint, which a run may go on from.
+        Called every 5 s, and before a checkpoint, which a run may go on from. Nothing is written where TensorBoard is
+        not installed.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ModuleNotFoundError:
+            self.board = None
         try:
             if self.board == -1:
                 with self.folder.inside("tb", make=True) as folder:

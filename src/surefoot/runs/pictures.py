@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from surefoot.errors import Fault
 
@@ -61,8 +62,6 @@ class Screen:
 
     def show(self, frame: Any) -> Picture:
         """A frame as a picture [420, width, 3]; raises Fault where it is none."""
-        import cv2
-
         picture = to_picture(frame, self.largest)
         if isinstance(frame, np.ndarray) and frame.dtype.kind == "f":
             self.largest = max(self.largest, float(np.nan_to_num(frame).max()))
@@ -70,10 +69,10 @@ class Screen:
         self.width = self.width or int(np.clip(width * HEIGHT / height, *WIDTH)) // 2 * 2
         scale = min(HEIGHT / height, self.width / width)
         size = max(1, int(width * scale) // 2 * 2), max(1, round(height * scale))
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-        fitted = cv2.resize(picture, size, interpolation=how)
+        how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+        fitted = np.asarray(Image.fromarray(picture).resize(size, how))
         if fitted.shape[:2] == (HEIGHT, self.width):
-            return np.asarray(fitted, np.uint8)
+            return fitted
         paper = np.full((HEIGHT, self.width, 3), PAPER, np.uint8)
         top, left = (HEIGHT - size[1]) // 2, (self.width - size[0]) // 2
         paper[top : top + size[1], left : left + size[0]] = fitted

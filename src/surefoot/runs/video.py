@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from surefoot.envs.interface import Environment, EnvSpec, make
 from surefoot.envs.screen import drawing_hint
 from surefoot.envs.spaces import blank
-from surefoot.errors import Fault, UserError, note
+from surefoot.errors import Fault, UserError, needs_extra, note
 from surefoot.models.distributions import DiagonalGaussian, Distribution, Mixed, MultiCategorical
 from surefoot.models.policy import Policy
 from surefoot.output import doing
@@ -24,7 +24,7 @@ from surefoot.parallel.guard import guarded
 from surefoot.paths import absolute, shown
 from surefoot.rng import Purpose, integer, stream
 from surefoot.runs.files import read_named, replace_file
-from surefoot.runs.pictures import HEIGHT, Picture, Screen
+from surefoot.runs.pictures import HEIGHT, PAPER, Picture, Screen
 from surefoot.runs.policy_file import load_policy
 
 PANEL = 200
@@ -178,10 +178,11 @@ def bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
 
 
 def _writer(path: Path, fps: float) -> Any:
-    import imageio.v2 as imageio
-
     if path.suffix == ".gif":
         return Gif(path, fps)
+    with needs_extra("mp4"):
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401 (imageio says it in its own words, later)
     return imageio.get_writer(path, fps=fps, macro_block_size=2, codec="libx264", quality=7)
 
 
@@ -195,15 +196,13 @@ def _frame(
     step: int,
 ) -> Picture:
     """A picture with bars for the actions (the most probable ones of many) and the value's last 200 decisions."""
-    import cv2
+    panel = Image.new("RGB", (PANEL, HEIGHT), (PAPER,) * 3)
+    draw = ImageDraw.Draw(panel)
 
-    height = HEIGHT
-    panel = np.full((height, PANEL, 3), 250, np.uint8)
+    def write(text: str, x: int, y: int, color: tuple[int, int, int] = INK, size: int = 12) -> None:
+        draw.text((x, y), text, color, ImageFont.load_default(size), anchor="ls")
 
-    def write(text: str, x: int, y: int, color: tuple[int, int, int] = INK, size: float = 0.42) -> None:
-        cv2.putText(panel, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
-
-    write(f"score {score:+g}", 10, 24, size=0.6)
+    write(f"score {score:+g}", 10, 24, size=18)
     write(f"step {step}", 10, 44)
     order = sorted(range(len(names)), key=lambda i: (i not in taken, -odds[i]))
     shown = range(len(names)) if len(names) <= 2 * MOST_ROWS else sorted(order[:MOST_ROWS])
@@ -212,16 +211,16 @@ def _frame(
         y, name, p = 62 + row * room, names[i], odds[i]
         color = ORANGE if i in taken else BLUE
         write(name, 10, y + 12, color if i in taken else INK)
-        write(f"{p:.2f}", PANEL - 44, y + 12)
-        cv2.rectangle(panel, (10, y + 17), (PANEL - 10, y + 25), PALE, -1)
-        cv2.rectangle(panel, (10, y + 17), (10 + int(p * (PANEL - 20)), y + 25), color, -1)
-    top, bottom = 300, height - 12
+        write(f"{p:.2f}", PANEL - 36, y + 12)
+        draw.rectangle((10, y + 17, PANEL - 10, y + 25), PALE)
+        draw.rectangle((10, y + 17, 10 + int(p * (PANEL - 20)), y + 25), color)
+    top, bottom = 300, HEIGHT - 12
     write(f"value {values[-1]:+.2f}", 10, top - 10)
-    cv2.rectangle(panel, (10, top), (PANEL - 10, bottom), PALE, 1)
+    draw.rectangle((10, top, PANEL - 10, bottom), outline=PALE)
     last = np.array(values[-200:])
     limit = max(1.0, float(np.abs(values).max()))
-    cv2.line(panel, (10, (top + bottom) // 2), (PANEL - 10, (top + bottom) // 2), PALE, 1)
+    draw.line((10, (top + bottom) // 2, PANEL - 10, (top + bottom) // 2), PALE)
     x = 10 + np.arange(len(last)) * (PANEL - 20) / 200
     heights = (top + bottom) / 2 - last / limit * (bottom - top) / 2
-    cv2.polylines(panel, [np.stack((x, heights), 1).astype(np.int32)], False, BLUE, 1, cv2.LINE_AA)
-    return np.concatenate((screen, panel), 1)
+    draw.line(np.stack((x, heights), 1).ravel().tolist(), BLUE)
+    return np.concatenate((screen, np.asarray(panel)), 1)

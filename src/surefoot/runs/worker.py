@@ -25,7 +25,7 @@ from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
 from surefoot.envs.registrations import register
 from surefoot.envs.vector import replays
-from surefoot.errors import OURS, Fault, UserError, note, said
+from surefoot.errors import OURS, Fault, UserError, needs_extra, note, said
 from surefoot.models.policy import Policy, bf16_units
 from surefoot.output import Progress, adopt_stdout, doing, signs_of_life
 from surefoot.parallel.guard import guarded
@@ -266,8 +266,12 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         return
     if result is not None:
         replace_file(run_dir / "evaluation.json", json.dumps(result.to_json()).encode())
-    with doing("drawing the curve"):
-        curve(run_dir, run_dir / "curve.png")
+    try:
+        with doing("drawing the curve"), needs_extra("plots"):
+            curve(run_dir, run_dir / "curve.png")
+    except UserError as error:
+        pictures = []
+        note(f"no curve: {error}")
     if result is not None:
         progress.show("filming an episode", True)
         try:
@@ -276,7 +280,7 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         except OURS:
             raise
         except BaseException as error:  # a film is not worth a run
-            progress.show(f"no film: {said(error)}", True)
+            note(f"no film: {said(error)}")
     text = card(run_dir, cfg, state, result, pictures)
     if not progress.quiet:
         from rich.console import Console
