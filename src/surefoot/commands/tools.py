@@ -7,8 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from surefoot.commands.complaints import needs_extra
-from surefoot.errors import UserError
+from surefoot.errors import UserError, needs_extra
 from surefoot.output import out
 from surefoot.presets import find
 
