@@ -166,8 +166,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("valid.flatten().to(kl)", "torch.ones_like(kl)", "test_update.py::test_the_penaltys"),
     ],
     ("algorithm/state.py", AVERAGE): [
-        ("max(1 - decay, 1 / self.iteration)", "max(decay, 1 / self.iteration)"),
-        ("max(1 - decay, 1 / self.iteration)", "1 - decay"),
+        ("max(1 - decay, 10 / (9 + self.iteration))", "max(decay, 10 / (9 + self.iteration))"),
+        ("max(1 - decay, 10 / (9 + self.iteration))", "1 - decay"),
         ("math.sqrt(square / count + 1e-8)", "math.sqrt(square + 1e-8)", "test_running"),
         ("math.sqrt(square / count + 1e-8)", "square / count + 1e-8", "test_running"),
         ("int(self.progress(cfg) * len(cfg.num_steps))", "int(self.progress(cfg))", "test_update"),

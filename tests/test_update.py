@@ -229,9 +229,8 @@ def test_the_loop_anneals_averages_and_remembers(small: Config, monkeypatch: pyt
     assert state.steps == 3 * 8 * 16
     first, second, third = parameters
     assert torch.equal(averages[0], first)
-    # a new one counts three quarters
-    torch.testing.assert_close(averages[1], 0.25 * first + 0.75 * second)
-    torch.testing.assert_close(averages[2], 0.25 * averages[1] + 0.75 * third)
+    torch.testing.assert_close(averages[1], first + 10 / 11 * (second - first))
+    torch.testing.assert_close(averages[2], averages[1] + 10 / 12 * (third - averages[1]))
 
 
 def test_a_runs_stages_follow_its_progress(small: Config) -> None:

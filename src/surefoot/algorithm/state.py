@@ -59,12 +59,13 @@ class State:
         return self.flat.grad
 
     def update_ema(self, decay: float) -> None:
-        """m <- decay m + (1 - decay) theta with this iteration's parameters theta; a plain mean while they are few.
+        """m <- m + w (theta - m), w = max(1 - decay, 10 / (9 + k)), at most 1, theta of iteration k.
 
-        The noise of single steps averages out, as with small steps, while learning goes on with large ones.
+        The noise of single steps averages out, as with small steps, while learning goes on with large ones. In a short
+        run it is about the last tenth, since what learns fast has left the older parameters far behind.
         Source: Polyak & Juditsky 1992.
         """
-        self.ema_params.lerp_(self.flat.detach(), max(1 - decay, 1 / self.iteration))
+        self.ema_params.lerp_(self.flat.detach(), min(1.0, max(1 - decay, 10 / (9 + self.iteration))))
 
     def ema_policy(self) -> Policy:
         """The policy with the averaged parameters."""
