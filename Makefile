@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TOO_OLD := surefoot needs Python 3.11 or newer, and $(PYTHON) is %s: name another one, as in make PYTHON=python3.12 install
 
-.PHONY: install pong test check long slow mutants lock clean
+.PHONY: install pong test check long slow mutants site lock clean
 
 install: $(STAMP)
 
@@ -36,6 +36,9 @@ slow: $(STAMP)
 mutants: $(STAMP)  # faults planted in the mathematics, one at a time: each must fail a test
 	$(BIN)/python tests/mutants.py
 
+site: $(STAMP)  # the documentation, in site/
+	$(BIN)/python scripts/site.py
+
 lock: $(STAMP)  # torch without its local version (+cpu): the same lock serves every platform's wheel
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --upgrade-package torch==$(TORCH) \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --unsafe-package pip \
@@ -43,4 +46,4 @@ lock: $(STAMP)  # torch without its local version (+cpu): the same lock serves e
 	sed -i.bak 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock && rm requirements.lock.bak
 
 clean:
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
