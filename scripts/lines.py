@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-FILE, ALL = 350, 17_240
-FOLDERS = {"algorithm": 1700}
+FILE, ALL = 350, 17_600
+FOLDERS = {"algorithm": 1720}
 
 
 def main() -> int:

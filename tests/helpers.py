@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import surefoot
 from surefoot.algorithm.callback import Callback
@@ -17,6 +19,7 @@ from surefoot.algorithm.rollout import Rollout, collect
 from surefoot.algorithm.state import State, flat_parameters, initial
 from surefoot.algorithm.update import Batch, minibatches
 from surefoot.config import Config
+from surefoot.envs.gym import Gymnasium, describe
 from surefoot.models.policy import Policy
 from surefoot.parallel.ranks import Alone
 from surefoot.runs.metrics import read
@@ -104,3 +107,14 @@ def interrupt_at(iteration: int) -> type[Reporter]:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     return Interrupted
+
+
+def vector(id: str, mode: AutoresetMode | str = "SameStep", kind: Any = SyncVectorEnv) -> Gymnasium:
+    """A VectorEnv of Gymnasium's that takes any number of environments."""
+
+    def make(num_envs: int) -> Any:
+        env = kind([lambda: gymnasium.make(id)] * num_envs, autoreset_mode=mode)
+        env.spec = gymnasium.spec(id)
+        return env
+
+    return describe(make)

@@ -25,7 +25,7 @@ from surefoot.parallel.ranks import LINE, Alone, Gloo, SharedMemory
 from surefoot.runs.checkpoint import read_checkpoint
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.metrics import read
-from twin import EVERYTHING
+from twin import EVERYTHING, KINDS
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +106,16 @@ def test_a_barrier_does_not_count_time_in_which_it_did_not_run(monkeypatch: pyte
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["continuing", "lesson", "running", "within", "images", "control", "whole"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None:
     """The same games, gradients within 1e-10, the same bits on all ranks."""
     runs = {n: [load_file(twins / f"{kind}-{n}-{rank}.safetensors") for rank in range(n)] for n in (1, 2, 4)}
     alone = runs[1][0]
     iterations = sorted({key.split("/")[0] for key in alone})
     assert len(iterations) == {"lesson": 6}.get(kind, 3)
-    bits = 1e-9 if kind in ("within", "control", "whole") else 0  # float sums decide continuous actions
+    bits = (
+        1e-9 if kind in ("within", "control", "whole", "memory of all") else 0
+    )  # float sums decide continuous actions
     for count in (2, 4):
         parts = runs[count]
         for iteration in iterations:
@@ -130,7 +132,7 @@ def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None
             for name in ("gradient", "parameters"):
                 key = f"{iteration}/{name}"
                 found = [part[key] for part in parts]
-                if name == "gradient" and kind == "images":  # each rank has summed a part
+                if name == "gradient" and kind in ("images", "memory"):  # each rank has summed a part
                     found = [torch.cat(found)]
                 assert all(torch.equal(some, found[0]) for some in found), key
                 assert (found[0] - alone[key]).abs().max() < 1e-10, key

@@ -241,7 +241,7 @@ def test_every_seed_iteration_and_epoch_shuffles_anew(small) -> None:
 
 
 def test_every_seed_iteration_and_environment_has_noise_of_its_own(small, monkeypatch: pytest.MonkeyPatch) -> None:
-    def keep(_policy, _envs, noise: torch.Tensor, _episode):
+    def keep(_policy, _envs, noise: torch.Tensor, *_):
         return SimpleNamespace(reward=noise)
 
     monkeypatch.setattr("surefoot.algorithm.rollout.collect", keep)

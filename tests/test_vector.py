@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 import makers
 import surefoot
-from helpers import TINY
+from helpers import TINY, vector
 from surefoot.algorithm.advantages import OverBatch, OverGames, OverMinibatch, Unnormalized, compute_advantages
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.rewards import ScaledReward
@@ -46,15 +46,6 @@ class Once(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: Any = None):
         seed, self.first = self.first, None
         return super().reset(seed=seed)
-
-
-def vector(id: str, mode: AutoresetMode | str = "SameStep", kind: Any = SyncVectorEnv) -> Gymnasium:
-    def make(num_envs: int) -> Any:
-        env = kind([lambda: gymnasium.make(id)] * num_envs, autoreset_mode=mode)
-        env.spec = gymnasium.spec(id)
-        return env
-
-    return describe(make)
 
 
 def env_vector(env: Gymnasium, indices: range = range(3)) -> EnvVector:
@@ -236,18 +227,19 @@ def test_the_numbers_in_those_rows_change_nothing(normalize: Any, network: Any) 
     assert all(same(a, b) for a, b in zip(*results, strict=True))  # other windows of pictures are convolved together
 
 
-def test_ranks_with_unequal_numbers_of_rows_weigh_them_rightly() -> None:
+@pytest.mark.parametrize("length", [1, 2])
+def test_ranks_with_unequal_numbers_of_rows_weigh_them_rightly(length: int) -> None:
     """The mean over the ranks of weight times mean is the mean over all valid rows of the minibatch."""
     rng = np.random.default_rng(0)
     draws, valid, x = rng.random((8, 6)), rng.random((8, 6)) < 0.6, rng.normal(size=(8, 6))
-    means = np.zeros(2)
+    steps, means = draws.argsort(0), np.zeros(2)
     for columns in (slice(0, 3), slice(3, 6)):
-        order, ends, weights = only_valid(draws, columns, valid, 2)
+        order, ends, weights = only_valid(steps, columns, valid, 2, length)
         own = x[:, columns].ravel()
         assert valid[:, columns].ravel()[order].all()
         spans = zip([0, *ends], ends, weights, strict=False)
         means += [weight * own[order[i:j]].mean() / 2 for i, j, weight in spans]
-    chunks = [np.take_along_axis(a, s, 0) for s in np.array_split(draws.argsort(0), 2) for a in (x, valid)]
+    chunks = [np.take_along_axis(a, s, 0) for s in np.array_split(steps, 2) for a in (x, valid)]
     assert means == pytest.approx([chunks[0][chunks[1]].mean(), chunks[2][chunks[3]].mean()])
 
 

@@ -21,6 +21,7 @@ from surefoot.algorithm.state import flat_parameters, initial
 from surefoot.algorithm.train import train
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
+from surefoot.models.memory import GRU, LSTM
 from surefoot.models.networks import MLP, SmallCNN
 from surefoot.models.optimizers import Muon
 from surefoot.parallel.launch import die_with_launcher, exit_now
@@ -59,7 +60,12 @@ CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
 PENALTY = replace(CFG, objective=Surrogate(), kl_penalty=AdaptivePenalty(1.0, 1e-4))
 # As `pong` learns: convolutions over pictures, and Muon.
 IMAGES = replace(CFG, env=Gymnasium("makers:Image"), network=SmallCNN((4, 8), hidden=32), optimizer=Muon(units=16))
-EVERYTHING = ("running", "whole")  # every rank learns from all games; in the others each gives its share of a minibatch
+MEMORY = replace(IMAGES, memory=GRU(6), recompute=True)
+EVERYTHING = (
+    "running",
+    "whole",
+    "memory of all",
+)  # every rank learns from all games; in the others each gives its share of a minibatch
 WHOLE = replace(CONTROL, normalize=OverMinibatch())
 KINDS = {
     "continuing": CFG,
@@ -68,6 +74,8 @@ KINDS = {
     "running": RUNNING,
     "within": WHOLE,
     "images": IMAGES,
+    "memory": MEMORY,
+    "memory of all": replace(CONTROL, memory=LSTM(6, length=2)),
     "control": CONTROL,
     "whole": WHOLE,
 }
@@ -102,7 +110,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     ranks = join()
     state = initial(cfg, ranks)
     state.policy.double()
-    vars(state).update(flat_parameters(state.policy, cfg, ranks))
+    vars(state).update(flat_parameters(state.policy, cfg, ranks), memory=state.policy.no_memory(len(state.envs)))
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
     if ranks.count > 1 and sys.platform == "linux":  # all ways of exchanging are really taken

@@ -113,6 +113,17 @@ class Scripted(World):
         return self._see(action), self.t + 10.0 * action, terminated, truncated, {}
 
 
+class Uneven(Scripted):
+    """Episodes of 1 to 7 steps, as their seed says, that are truncated."""
+
+    def __init__(self) -> None:
+        super().__init__(ending="truncated")
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        self.lengths = (1 + (seed or 0) % 7,)
+        return super().reset(seed=seed)
+
+
 class Carrying(Identity):
     """Breaks the promise that an episode depends on seed and actions alone: it carries a count across episodes."""
 
@@ -328,6 +339,23 @@ class Nested(Target):
         return {"inner": {"seen": super()._see(action)}, "picture": picture}
 
 
+class Recall(World):
+    """Shows -1 or 1 at first, then nothing for 19 steps, then asks which it was: 1 for the right action, else -1."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.cue, self.left = int(self.np_random.integers(2)), 20
+        return np.array([2 * self.cue - 1, 0], np.float32), {}
+
+    def step(self, action: int):
+        over, self.left = self.left == 0, self.left - 1
+        reward = (1.0 if action == self.cue else -1.0) if over else 0.0
+        return np.array([0, self.left == 0], np.float32), reward, over, False, {}
+
+
 KINDS = (Target, Switches, Doors, Nested)
 for world in (
     Identity,
@@ -341,6 +369,8 @@ for world in (
     Diverging,
     Unwilling,
     Unmakeable,
+    Recall,
+    Uneven,
     *KINDS,
 ):
     gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)

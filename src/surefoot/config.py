@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surefoot.algorithm.advantages import GAE, Advantage, Normalize, OverBatch
 from surefoot.algorithm.given_objective import GivenObjective
@@ -18,8 +18,14 @@ from surefoot.algorithm.schedules import AdaptiveRate, LearningRate
 from surefoot.envs.atari import Pong
 from surefoot.envs.interface import EnvSpec
 from surefoot.errors import UserError, builtin, require
+from surefoot.models.memory import Memory, NoMemory, Unit
 from surefoot.models.networks import Network, SmallCNN
 from surefoot.models.optimizers import Adam, Optimizer
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
+
+    from surefoot.models.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Config:
     """the environment"""
     network: Network = field(default_factory=SmallCNN)
     """network of the policy and the value function"""
+    memory: Memory = field(default_factory=NoMemory)
+    """what the policy remembers of the episode so far"""
     num_envs: int = 32
     """parallel environments, all ranks together"""
     num_steps: tuple[int, ...] = (64,)
@@ -124,6 +132,16 @@ class Config:
         require(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
         require(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
         require(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
+        self._check_minibatches()
+        if isinstance(self.memory, Unit):
+            name, length = type(self.memory).__name__, self.memory.length
+            require(not self.from_reset, "memory", name, "NoMemory with from_reset, whose rollouts vary")
+            for num_steps in self.num_steps:
+                most = num_steps // self.minibatches(num_steps)
+                allowed = f"0, or a divisor of {most}: the steps that one environment has in a minibatch"
+                require(most % (length or 1) == 0, f"{name}.length", length, allowed)
+
+    def _check_minibatches(self) -> None:
         if not self.minibatch_size:
             return
         require(not self.from_reset, "minibatch_size", self.minibatch_size, "0 with from_reset, whose rollouts vary")
@@ -137,6 +155,16 @@ class Config:
     def minibatches(self, num_steps: int) -> int:
         """Minibatches in one epoch over a rollout of `num_steps`."""
         return self.num_envs * num_steps // self.minibatch_size if self.minibatch_size else 1
+
+    def sequence(self, num_steps: int) -> int:
+        """Steps of a sequence that is learned from as a whole, in a rollout of `num_steps`; 1 without a memory."""
+        if isinstance(self.memory, Unit):
+            return self.memory.length or num_steps // self.minibatches(num_steps)
+        return 1
+
+    def build(self, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
+        """The policy for these spaces, with new weights: the network with its memory."""
+        return self.memory.build(self.network.build(observation, action))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; each chosen part has its class name as `type`."""

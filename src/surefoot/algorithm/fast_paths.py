@@ -63,14 +63,14 @@ def inference_policy(policy: Policy) -> Policy:
     return packed.packed_policy(policy) if FAST else policy
 
 
-def make_actor(policy: Policy, noise: Tensor) -> Actor:
-    """What acts in a rollout with this noise."""
+def make_actor(policy: Policy, noise: Tensor, memory: Tensor | None = None) -> Actor:
+    """What acts in a rollout with this noise; `memory` [N, M]: at its beginning."""
     if twin := mlp_twin(policy):
         return mlp.MLPActor(twin, noise)
-    here = policy.actor.weight.is_cpu
+    here = policy.actor.weight.is_cpu and policy.memory is None
     if FAST and here and policy.critic is not None and isinstance(policy.preprocess, Patches):
         return packed.PackedActor(policy, noise)
-    return Actor(inference_policy(policy), noise)
+    return Actor(inference_policy(policy), noise, memory)
 
 
 def distinct_windows(policy: Policy, *images: Tensor) -> DistinctWindows | None:

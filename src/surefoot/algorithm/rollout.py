@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
 from surefoot.algorithm.fast_paths import distinct_windows, make_actor, mlp_twin
 from surefoot.envs.interface import Episode
 from surefoot.errors import Fault, Interrupted
+from surefoot.models.recurrent import Sequences
 from surefoot.parallel.ranks import Alone, Ranks
 from surefoot.rng import Purpose, stream
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from surefoot.envs.vector import EnvVector
     from surefoot.models.policy import DistinctWindows, Policy
 
+Array = NDArray[Any]
 MIN_SHARE = 128  # samples of a minibatch: fewer take an MLP nearly as long
 
 
@@ -47,6 +50,7 @@ class Rollout:
     env_s: float  # seconds in the environments
     act_s: float  # seconds in the policy
     valid: Tensor | None = None  # [T, N] bool: False where a step was a reset and no transition; None where all are
+    memory: Tensor | None = None  # [T + 1, N, M] what was remembered before each step, and is after the last
     windows: DistinctWindows | None = None  # `preprocessed`, then `bootstrap_obs`; where learning is faster so
 
     @property
@@ -61,10 +65,36 @@ class Rollout:
     def with_values_of(self, policy: Policy) -> Rollout:
         """The same rollout with the values that `policy` gives it."""
         obs: Any = self.windows or torch.cat((self.preprocessed.flatten(0, 1), self.bootstrap_obs))
-        values, count = (mlp_twin(policy) or policy).evaluate_all(obs)[1], self.value.numel()
+        count = self.value.numel()
+        if self.memory is None:
+            values = (mlp_twin(policy) or policy).evaluate_all(obs)[1]
+        else:
+            order, sequences = self.whole_episodes()
+            found = policy.evaluate_all(obs[order if self.windows else torch.from_numpy(order)], sequences)[1]
+            values = found.new_empty(len(found)).index_copy(0, torch.from_numpy(order).to(found.device), found)
         value = values[:count].view_as(self.value)
         next_value = next_values(value, values[count:], self.bootstrap_index, self.terminated)
         return replace(self, value=value, next_value=next_value)
+
+    def begins(self, length: int) -> Array:
+        """[T, N] bool: rows where a sequence of at most `length` steps begins; none goes on over an ending."""
+        begins = np.ones(self.reward.shape, np.bool_)
+        begins[1:] = self.ended[:-1].numpy(force=True)
+        begins[::length] = True
+        return begins
+
+    def whole_episodes(self) -> tuple[Array, Sequences]:
+        """All rows [T N], then the bootstrap observations, in the order of their episodes, and which are one sequence.
+
+        An observation that follows the last row of an episode is remembered with it.
+        """
+        assert self.memory is not None
+        (num_steps, n), (t, env) = self.reward.shape, self.bootstrap_index.numpy(force=True)
+        at = np.arange(num_steps)[:, None] + (num_steps + 1) * np.arange(n)
+        order = np.argsort(np.append(at.ravel(), (num_steps + 1) * env + t + 0.5), kind="stable")
+        begins = np.append(self.begins(num_steps).ravel(), np.zeros(len(t), np.bool_))[order]
+        first = torch.from_numpy(order[begins]).to(self.memory.device)
+        return order, Sequences.of(begins, self.memory.flatten(0, 1).index_select(0, first))
 
     def of_all_envs(self, ranks: Ranks) -> Rollout:
         """All ranks' environments side by side, the same on every rank."""
@@ -97,7 +127,7 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
     rollout, cause = None, None
     try:
         with callback.collecting():
-            rollout = collect(state.policy, state.envs, torch.from_numpy(noise).to(cfg.device), episode)
+            rollout = collect(state.policy, state.envs, torch.from_numpy(noise).to(cfg.device), episode, state.memory)
     except (Interrupted, Fault) as error:
         cause = error
     length = ranks.all_reduce_min(0 if rollout is None else len(rollout.reward))
@@ -130,15 +160,19 @@ def next_values(value: Tensor, bootstrap_value: Tensor, index: Tensor, terminate
 
 
 @torch.no_grad()
-def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None = None) -> Rollout:
+def collect(
+    policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None = None, memory: Tensor | None = None
+) -> Rollout:
     """Act for len(noise) steps in every environment, from where they are.
 
     `noise` [T, N] uniform in [0, 1): one number decides one action; [T, N, K] where an action takes K of them.
     `episode`: the lesson's way: all environments begin this episode, and all stop where the first one ends.
+    `memory` [N, M]: what the policy remembers of the episodes so far; None: nothing.
     """
     start = perf_counter()
     num_steps, n = noise.shape[:2]
-    actor = make_actor(policy, noise)
+    actor = make_actor(policy, noise, policy.no_memory(n) if memory is None else memory)
+    actor.forget(0, [i for i, length in enumerate(envs.length) if length == 0])
     if episode is not None:
         envs.reset_all(episode)
     obs = np.empty((num_steps + 1, *envs.obs.shape), envs.obs.dtype)
@@ -159,8 +193,11 @@ def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None 
                 if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
                     truncated[t - 1, i], finals[t - 1, i] = True, obs[t, i].copy()
             obs[t, lost] = obs[t + 1, lost]
+            actor.forget(t, lost)
             step.update(lost, envs.step(actor.act(t, obs[t]), obs[t + 1], lost))
         env_s += perf_counter() - before
+        if over := [*step.final, *step.skipped]:
+            actor.forget(t + 1, over)
         reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
         if valid is not None:
             valid[t, step.skipped], terminated[t, step.skipped] = False, True  # nothing flows over these rows
@@ -169,7 +206,7 @@ def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None 
             break
     length = t + 1
     bootstrap = {(length - 1, i): last for i, last in enumerate(obs[length])} | finals
-    done = actor.decisions(obs[:length], np.stack(list(bootstrap.values())))
+    done = actor.decisions(obs[:length], np.stack(list(bootstrap.values())), list(bootstrap))
     device = done.value.device
     index = torch.tensor(list(bootstrap), device=device).T
     ended = torch.from_numpy(terminated[:length]).to(device)
@@ -190,5 +227,6 @@ def collect(policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None 
         env_s=env_s,
         act_s=perf_counter() - start - env_s,
         valid=None if valid is None else torch.from_numpy(valid[:length]).to(device),
+        memory=done.memory,
     )
     return rollout if episode is None else rollout.cut(length, envs.indices)

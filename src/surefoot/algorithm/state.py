@@ -48,6 +48,7 @@ class State:
     advantage_std: float = 0.0  # running std of the advantages (`advantages.OverBatch` with a memory)
     running_return: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """discounted return so far of each of this rank's present episodes"""
+    memory: torch.Tensor | None = None  # [environments, M] what the policy remembers of this rank's present episodes
     ranks: int = 0  # that wrote the checkpoint this state came from; 0 where it is new
     env_snapshot: dict[str, Any] = field(default_factory=dict)  # the environments at the iteration's beginning
     recent_episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))  # the last 100 finished episodes
@@ -93,6 +94,9 @@ class State:
         """Keep where the environments are now."""
         pairs = zip(self.envs.indices, self.running_return.tolist(), strict=True)
         self.env_snapshot = self.envs.snapshot() | {f"{n}/carry": np.array([x]) for n, x in pairs}
+        if self.memory is not None:
+            rows = zip(self.envs.indices, self.memory.numpy(force=True), strict=True)
+            self.env_snapshot |= {f"{n}/memory": row for n, row in rows}
 
     def mean_score(self) -> float:
         """Mean raw score of the last 100 finished episodes; NaN before the first."""
@@ -124,8 +128,7 @@ def initial(cfg: Config, ranks: Ranks, heartbeat: Heartbeat | None = None) -> St
     policy = build_policy(cfg, envs.observation_space, envs.action_space)
     envs.reset_all()
     fields = flat_parameters(policy, cfg, ranks) | {"envs": envs, "learning_rate": cfg.learning_rate.initial}
-    state = State(
-        policy, **fields, kl_coef=cfg.kl_penalty.coef, running_return=torch.zeros(len(envs), dtype=torch.float64)
-    )
+    fields |= {"running_return": torch.zeros(len(envs), dtype=torch.float64), "memory": policy.no_memory(len(envs))}
+    state = State(policy, **fields, kl_coef=cfg.kl_penalty.coef)
     state.snapshot_envs()
     return state

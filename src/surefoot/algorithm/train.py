@@ -59,6 +59,7 @@ def finish_iteration(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) 
     """Update running statistics, counters and the parameters' EMA; returns the episodes that all ranks finished."""
     adapt_penalty(state, rollout, cfg, ranks)
     update_running_stats(state, rollout, cfg, ranks)
+    state.memory = None if rollout.memory is None else rollout.memory[-1]
     state.snapshot_envs()
     state.steps += len(rollout.reward) * cfg.num_envs
     state.iteration += 1

@@ -19,6 +19,7 @@ from surefoot.algorithm.fast_paths import mlp_backward
 from surefoot.algorithm.objectives import clipped_squared_error, is_clipped, squared_error
 from surefoot.algorithm.schedules import AdaptiveRate
 from surefoot.errors import Fault
+from surefoot.models.recurrent import Sequences
 from surefoot.rng import Purpose, stream
 
 if TYPE_CHECKING:
@@ -43,18 +44,28 @@ class Batch:
     weight: float = field(
         default=1.0, kw_only=True
     )  # of the batch's mean in that of all ranks: 1 unless they have different numbers of rows
+    sequences: Sequences | None = field(default=None, kw_only=True)  # which rows a memory takes one after another
 
     def each(self, change: Callable[[Any], Any]) -> Batch:
         """The batch with every array changed in the same way."""
-        *rows, weight = vars(self).values()
-        return Batch(*map(change, rows), weight=weight)
+        *rows, weight, sequences = vars(self).values()
+        return Batch(*map(change, rows), weight=weight, sequences=sequences)
 
     def microbatches(self, most: int) -> Iterator[tuple[Batch, float]]:
-        """The batch in nearly equal parts of at most `most` rows, each with its share of the batch."""
+        """The batch in nearly equal parts of at most `most` rows, each with its share of the batch.
+
+        Sequences stay whole.
+        """
         count = len(self.obs)
         size = math.ceil(count / math.ceil(count / most))
-        for i in range(0, count, size):
-            part = self.each(itemgetter(slice(i, i + size))) if size < count else self
+        parts = (
+            self.sequences.split(most)
+            if self.sequences
+            else ((slice(i, i + size), None) for i in range(0, count, size))
+        )
+        for rows, sequences in parts:
+            whole = rows.stop - rows.start >= count
+            part = self if whole else replace(self.each(itemgetter(rows)), sequences=sequences)
             yield part, self.weight * len(part.obs) / count
 
 
@@ -84,22 +95,24 @@ def minibatches(
 ) -> Iterator[Batch]:
     """One epoch: the rollout [T, N] in shuffled minibatches [B]; of NumPy arrays for MLPs (fast/mlp.py).
 
-    The steps of each environment are permuted, and each gives every minibatch the same number of them, so a rank needs
-    only its own environments (`columns`) to give its share of a minibatch that all ranks learn from. Rows that are not
-    `valid` [T, all environments] are left out.
+    The steps of each environment are permuted (with a memory: its sequences), and each gives every minibatch the same
+    number of them, so a rank needs only its own environments (`columns`) to give its share of a minibatch that all
+    ranks learn from. Rows that are not `valid` [T, all environments] are left out.
     """
     num_steps, n = rollout.action.shape[:2]
     rows = (rollout.preprocessed, rollout.action, rollout.logp, rollout.params, advantage, returns, rollout.value)
     flat: list[Any] = [x.numpy().reshape(num_steps * n, *x.shape[2:]) if as_numpy else x.flatten(0, 1) for x in rows]
     parts, windows = cfg.minibatches(num_steps), rollout.windows
-    if parts == 1 and valid is None:  # one full batch, not shuffled (the lesson's presets)
+    if parts == 1 and valid is None and rollout.memory is None:  # one full batch, not shuffled (the lesson's presets)
         yield Batch(windows[: num_steps * n] if windows else flat[0], *flat[1:])
         return
-    draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((num_steps, cfg.num_envs))
-    order: Any = (draws[:, columns].argsort(0) * n + np.arange(n)).ravel()
+    length = cfg.sequence(num_steps)
+    draws = stream(cfg.seed, Purpose.MINIBATCHES, iteration, epoch).random((num_steps // length, cfg.num_envs))
+    steps = (draws.argsort(0)[:, None] * length + np.arange(length)[:, None]).reshape(num_steps, cfg.num_envs)
+    order: Any = by_sequence(steps[:, columns] * n + np.arange(n), length)
     ends, weights = [len(order) // parts * (k + 1) for k in range(parts)], [1.0] * parts
     if valid is not None:
-        order, ends, weights = only_valid(draws, columns, valid.numpy(force=True), parts)
+        order, ends, weights = only_valid(steps, columns, valid.numpy(force=True), parts, length)
     spans = list(zip([0, *ends], ends, weights, strict=False))
     if as_numpy:  # small: all minibatches are shuffled at once
         shuffled = [x.take(order, 0) for x in flat]
@@ -108,21 +121,29 @@ def minibatches(
     order = torch.from_numpy(order).to(advantage.device)
     shuffled = [x.index_select(0, order) for x in flat[1:]]
     for i, j, weight in spans:
-        some = order[i:j]
+        some, sequences = order[i:j], None
         obs = windows[some.numpy()] if windows else flat[0].index_select(0, some)
-        yield Batch(obs, *(x[i:j] for x in shuffled), weight=weight)
+        if rollout.memory is not None:
+            begins = rollout.begins(length).ravel()[some.numpy(force=True)]
+            sequences = Sequences.of(begins, rollout.memory.flatten(0, 1)[some[torch.from_numpy(begins)]])
+        yield Batch(obs, *(x[i:j] for x in shuffled), weight=weight, sequences=sequences)
 
 
-def only_valid(draws: Any, columns: slice, valid: Any, parts: int) -> tuple[Any, list[int], list[float]]:
+def by_sequence(x: Any, length: int) -> Any:
+    """What stands at T steps of N environments, [T, N], as one row: `length` steps of an environment are together."""
+    return x.reshape(-1, length, x.shape[1]).swapaxes(1, 2).ravel()
+
+
+def only_valid(steps: Any, columns: slice, valid: Any, parts: int, length: int) -> tuple[Any, list[int], list[float]]:
     """The order of this rank's valid rows, where each minibatch ends in it, and the weight of each.
 
-    `draws` [T, all environments], `valid` alike. A minibatch without a valid row here has row 0 with weight 0.
+    `steps` [T, all environments], `valid` alike, in their order. A minibatch without a valid row here: row 0, weight 0.
     """
-    steps, order, ends, weights = draws.argsort(0), [], [0], []
-    n, share = columns.stop - columns.start, (columns.stop - columns.start) / draws.shape[1]
+    order, ends, weights = [], [0], []
+    n, share = columns.stop - columns.start, (columns.stop - columns.start) / steps.shape[1]
     for chunk in np.array_split(steps, parts):
         here = np.take_along_axis(valid, chunk, 0)
-        rows = (chunk[:, columns] * n + np.arange(n))[here[:, columns]]
+        rows = by_sequence(chunk[:, columns] * n + np.arange(n), length)[by_sequence(here[:, columns], length)]
         weights.append(len(rows) / max(1.0, share * here.sum()))
         order.append(rows if len(rows) else np.zeros(1, np.intp))
         ends.append(ends[-1] + len(order[-1]))
@@ -162,7 +183,7 @@ def loss_backward(state: State, cfg: Config, batch: Batch, scale: float, add: bo
     if not add:
         state.gradient.zero_()
     with torch.enable_grad():
-        dist, value = policy.evaluate(batch.obs)
+        dist, value = policy.evaluate(batch.obs, batch.sequences)
         loss, samples = ppo_loss(cfg, batch, dist, policy.distribution(batch.params, stored=True), value)
         (scale * loss).backward()  # type: ignore[no-untyped-call]
     new = policy.distribution(dist.params.detach(), stored=True)

@@ -17,7 +17,7 @@ def layers(policy: Policy, obs: Tensor) -> list[tuple[str, tuple[int, ...], int,
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         parameters = sum(p.numel() for p in module.parameters())
-        shape = list(out.shape)
+        shape = list((out[0] if isinstance(out, tuple) else out).shape)  # an LSTM's is h and c
         shape.remove(1)  # batch dimension
         rows.append((repr(module), tuple(shape), inputs[0].numel(), parameters))
 
@@ -33,7 +33,7 @@ def layers(policy: Policy, obs: Tensor) -> list[tuple[str, tuple[int, ...], int,
 def table(cfg: Config) -> str:
     """The network of a Config as a table."""
     env = make(cfg.env)
-    policy = cfg.network.build(env.observation_space, env.action_space)
+    policy = cfg.build(env.observation_space, env.action_space)
     obs = torch.from_numpy(blank(env.observation_space)[None])
     env.close()
     rows = [("layer", "output shape", "outputs", "parameters")]

@@ -7,7 +7,7 @@ arithmetic. The chain rule is therefore written out here, and nowhere else; a te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +47,8 @@ class FastMLP:
     def of(policy: Policy) -> FastMLP | None:
         """The twin of a policy, where it is an MLP on a processor that chooses alternatives or numbers, not both."""
         mixed = policy.log_std is not None and len(policy.log_std) < policy.actor.out_features
-        return FastMLP(policy) if policy.hidden and policy.actor.weight.is_cpu and not mixed else None
+        plain = policy.hidden and policy.memory is None
+        return FastMLP(policy) if plain and policy.actor.weight.is_cpu and not mixed else None
 
     def split_mask(self, preprocessed: Array) -> tuple[Array, Array | None]:
         """`Policy.split_mask`."""
@@ -220,7 +221,7 @@ class MLPActor(Actor):
         self.steps[t] = action
         return action.tolist() if action.ndim == 1 else action
 
-    def decisions(self, obs: Array, bootstrap: Array) -> Decisions:
+    def decisions(self, obs: Array, bootstrap: Array, at: Sequence[tuple[int, int]] = ()) -> Decisions:
         """Distributions and values of the whole rollout, computed as the first update will compute them."""
         num_steps, n = obs.shape[:2]
         encode = self.policy.preprocess

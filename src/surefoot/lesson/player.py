@@ -39,7 +39,7 @@ def policy_file(run: Path) -> Path:
     return newest if newest.exists() else run
 
 
-def saliency(policy: Policy, obs: Tensor, action: Tensor) -> Array | None:
+def saliency(policy: Policy, obs: Tensor, action: Tensor, memory: Tensor | None = None) -> Array | None:
     """|d log pi(action|s) / d input| of an observation [...], in its shape; None where inputs are no numbers.
 
     Palette indices are no numbers: for them it is the derivative by the colours. Source: Simonyan et al. 2013.
@@ -47,7 +47,7 @@ def saliency(policy: Policy, obs: Tensor, action: Tensor) -> Array | None:
     x = policy.preprocess(obs[None]) if isinstance(policy.preprocess, Palette) else obs[None].float()
     x = x.detach().requires_grad_()
     with torch.enable_grad(), suppress(RuntimeError, ValueError):  # a network of indices has no such derivative
-        dist, _ = policy.evaluate(x if isinstance(policy.preprocess, Palette) else policy.preprocess(x))
+        dist, *_ = policy.step(x if isinstance(policy.preprocess, Palette) else policy.preprocess(x), memory)
         (slope,) = torch.autograd.grad(dist.log_prob(action[None]).sum(), x)
         return np.asarray(slope[0].abs().numpy())
     return None
@@ -131,6 +131,7 @@ class Player:
     def begin(self, seed: int) -> None:
         """Begin an episode of this seed, which decides all of it."""
         self.seed, self.score, self.step, self.over = seed, 0.0, 0, False
+        self.memory: Tensor | None = None
         if self.game is not None:
             with naming_what_fails("reset"):
                 self.game.reset(integer(seed, Purpose.EVALUATION, 2), self.obs)
@@ -142,9 +143,9 @@ class Player:
             return {"says": self.says, "waiting": True}
         if self.over:
             self.begin(self.seed + 1)
-        obs = torch.from_numpy(self.obs)
+        obs, memory = torch.from_numpy(self.obs), self.memory
         with torch.no_grad():
-            dist, value, _ = self.policy(obs[None])
+            dist, value, self.memory = self.policy(obs[None], memory)
             noise = torch.from_numpy(self.noise.random((1, *self.policy.noise_shape), np.float32))
             action = (dist.greedy() if self.greedy else dist.sample(noise))[0]
         with naming_what_fails("render"):
@@ -158,20 +159,21 @@ class Player:
             "value": round(float(value), 4) if self.policy.critic is not None else None,
             "step": self.step,
             "seed": self.seed,
-            **self.sight(obs, action),
+            **self.sight(obs, action, memory),
         }
         with naming_what_fails("step"):
             reward, terminated, truncated = self.game.step(action.tolist(), self.obs)
         self.score, self.step = self.score + reward, self.step + 1
         self.over = (terminated or truncated) and not self.game.life_lost
+        self.memory = None if terminated or truncated else self.memory
         return message | {"score": self.score, "over": self.over, "says": self.says}
 
-    def sight(self, obs: Tensor, action: Tensor) -> dict[str, Any]:
+    def sight(self, obs: Tensor, action: Tensor, memory: Tensor | None = None) -> dict[str, Any]:
         """What the network sees: an image with what decided it laid over, or numbers beside their weight."""
         assert self.policy is not None
         if len(self.parts) > 1:
             return {"sees": "several parts, which are not shown"}
-        found = saliency(self.policy, obs, action) if self.saliency else None
+        found = saliency(self.policy, obs, action, memory) if self.saliency else None
         if self.parts[0].is_image():
             colours = isinstance(self.policy.preprocess, Palette)
             plain = self.policy.preprocess(obs[None])[0].numpy() if colours else obs.numpy()

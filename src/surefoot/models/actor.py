@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,27 +29,48 @@ class Decisions(NamedTuple):
     """[K, ...] further observations, preprocessed"""
     bootstrap_value: Tensor
     """[K] their values"""
+    memory: Tensor | None = None
+    """[T + 1, N, M] what was remembered before each step, and is after the last; None without a memory"""
 
 
 class Actor:
-    """Acts with a policy for T steps in N environments; `noise` [T, N, ...]: uniform in [0, 1)."""
+    """Acts with a policy for T steps in N environments; `noise` [T, N, ...]: uniform in [0, 1).
 
-    def __init__(self, policy: Policy, noise: Tensor) -> None:
+    `memory` [N, M]: what is remembered of the episodes that go on.
+    """
+
+    def __init__(self, policy: Policy, noise: Tensor, memory: Tensor | None = None) -> None:
         self.policy, self.device = policy, policy.actor.weight.device
         self.noise: Any = noise.to(self.device).unbind()
         self.steps: list[Any] = [None] * len(noise)
+        self.memory: list[Any] = [memory, *self.steps]
+        """before each step"""
+        self.after: list[Any] = list(self.steps)
+        """after each step, where no episode has been forgotten"""
 
     def act(self, t: int, obs: Array) -> Any:
         """The actions of step t: a list of numbers, or rows of them. Called again for the same t, it replaces them."""
         x = self.policy.preprocess(torch.from_numpy(obs).to(self.device))
-        dist, value = self.policy.evaluate(x)
+        dist, value, after = self.policy.step(x, self.memory[t])
+        self.after[t] = self.memory[t + 1] = after
         action = dist.sample(self.noise[t])
         self.steps[t] = x, action, dist.params, value
         return action.tolist() if action.ndim == 1 else action.numpy(force=True)
 
-    def decisions(self, obs: Array, bootstrap: Array) -> Decisions:
-        """Everything decided for `obs` [T, N, ...], and the values of the observations `bootstrap` [K, ...]."""
+    def forget(self, t: int, envs: Sequence[int]) -> None:
+        """Episodes of these environments begin at step t."""
+        if (memory := self.memory[t]) is not None and envs:
+            self.memory[t] = memory.index_fill(0, torch.tensor(envs, device=memory.device), 0.0)
+
+    def decisions(self, obs: Array, bootstrap: Array, at: Sequence[tuple[int, int]] = ()) -> Decisions:
+        """Everything decided for `obs` [T, N, ...], and the values of the observations `bootstrap` [K, ...].
+
+        `at`: (t, n) of each of these, which follows step t in environment n: a memory needs it.
+        """
         columns = zip(*self.steps[: len(obs)], strict=True)
         preprocessed, action, params, value = (torch.stack([*map(torch.as_tensor, column)]) for column in columns)
         further = self.policy.preprocess(torch.from_numpy(bootstrap).to(self.device))
-        return Decisions(preprocessed, action, params, value, further, self.policy.evaluate(further)[1])
+        memory = after = None
+        if self.policy.memory is not None:
+            memory, after = torch.stack(self.memory[: len(obs) + 1]), torch.stack([self.after[t][n] for t, n in at])
+        return Decisions(preprocessed, action, params, value, further, self.policy.step(further, after)[1], memory)

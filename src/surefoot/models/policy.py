@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
     from surefoot.config import Config
+    from surefoot.models.recurrent import Recurrent, Sequences
 
 MICROBATCH = 512  # samples: what fits the cache is computed twice as fast
 KEPT_BYTES = 1 << 25  # malloc maps larger blocks anew each time, which is slow
@@ -70,24 +72,49 @@ class Policy(nn.Module):
         """of an action's continuous numbers, the same for every observation"""
         self.spaces: tuple[spaces.Space[Any], spaces.Space[Any]] | None = None
         """the environment's observations and actions, for `act`"""
+        self.memory: Recurrent | None = None
+        """what it remembers of an episode; None: nothing"""
+        self.remembered: Tensor | None = None
+        """its memory between two calls of `act`"""
         self.bf16 = False
         """compute the body in bfloat16; the heads stay as exact as their weights"""
         self.register_state_dict_post_hook(_to_names_in_files)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_names_in_files)  # type: ignore[no-untyped-call]
 
-    def forward(self, obs: Tensor, memory: None = None) -> tuple[Distribution, Tensor, None]:
-        """`obs` [B, ...] to (distribution over B actions, value [B], memory); V = 0 for a policy without a critic."""
-        return *self.evaluate(self.preprocess(obs)), memory
+    def forward(self, obs: Tensor, memory: Tensor | None = None) -> tuple[Distribution, Tensor, Tensor | None]:
+        """`obs` [B, ...] to (distribution over B actions, value [B], memory); V = 0 for a policy without a critic.
 
-    def evaluate(self, preprocessed: Tensor | DistinctWindows) -> tuple[Distribution, Tensor]:
-        """`forward` for preprocessed observations: distribution over B actions, value [B]."""
-        x, allowed = self.split_mask(preprocessed)
-        with torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext():
-            features = self.features(x).to(self.actor.weight.dtype)
+        `memory` [B, M]: what was returned for the observations before; rows of 0, or None, where an episode begins.
+        """
+        return self.step(self.preprocess(obs), memory)
+
+    def step(self, preprocessed: Tensor, memory: Tensor | None = None) -> tuple[Distribution, Tensor, Tensor | None]:
+        """`forward` for preprocessed observations."""
+        features, allowed = self.encode(preprocessed)
+        if self.memory is not None:
+            start = self.no_memory(len(preprocessed)) if memory is None else memory
+            assert start is not None
+            features, memory = self.memory.step(features, start)
+        return *self.heads(features, allowed), memory
+
+    def evaluate(
+        self, preprocessed: Tensor | DistinctWindows, sequences: Sequences | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """Distribution over B actions and value [B] for preprocessed observations; a memory needs whole sequences."""
+        features, allowed = self.encode(preprocessed)
+        if self.memory is not None:
+            assert sequences is not None
+            features = self.memory.over(features, sequences)
         return self.heads(features, allowed)
 
+    def encode(self, preprocessed: Tensor | DistinctWindows) -> tuple[Tensor, Tensor | None]:
+        """What the body makes of observations, in the heads' precision, and which actions are allowed."""
+        x, allowed = self.split_mask(preprocessed)
+        with torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext():
+            return self.features(x).to(self.actor.weight.dtype), allowed
+
     def heads(self, features: Tensor, allowed: Tensor | None) -> tuple[Distribution, Tensor]:
-        """Distribution over B actions, and value [B], from the body's output and the allowed actions."""
+        """Distribution over B actions, value [B]."""
         actor, critic = features if self.hidden else (features, features)
         value = actor.new_zeros(actor.shape[0]) if self.critic is None else self.critic(critic)[:, 0]
         return self.distribution_of(self.actor(actor), allowed), value
@@ -98,11 +125,12 @@ class Policy(nn.Module):
 
         `greedy`: the most probable action; otherwise one is sampled, with `rng` where one is given; `mask`:
         info["action_mask"], where the environment has one there. Raises UserError where the policy cannot see `obs`.
+        A policy with a memory remembers its earlier calls: `reset` where an episode begins.
         """
         if self.spaces is None:
             raise UserError("this policy knows no environment: surefoot.load_policy gives one that does")
         row = torch.from_numpy(own_row(self.spaces[0], obs, mask)[None]).to(self.actor.weight.device)
-        dist = self.evaluate(self.preprocess(row))[0]
+        dist, _, self.remembered = self(row, self.remembered)
         if greedy:
             action = dist.greedy()[0].tolist()
         else:
@@ -111,12 +139,31 @@ class Policy(nn.Module):
         convert = action_converter(self.spaces[1])
         return action if convert is None else convert(action)
 
+    def reset(self) -> None:
+        """Forget the episode that `act` has seen so far."""
+        self.remembered = None
+
+    def no_memory(self, count: int) -> Tensor | None:
+        """The memory of `count` episodes that begin, zeros [count, M]; None for a policy without one."""
+        return None if self.memory is None else self.actor.weight.new_zeros(count, self.memory.width)
+
+    def memory_of(self, episodes: Sequence[Tensor | None]) -> Tensor | None:
+        """Memories [M] of several episodes as one; None: that episode begins."""
+        memory = self.no_memory(len(episodes))
+        for row, known in zip(() if memory is None else memory, episodes, strict=False):
+            if known is not None:
+                row.copy_(known)
+        return memory
+
     @torch.no_grad()
-    def evaluate_all(self, preprocessed: Tensor | DistinctWindows) -> tuple[Tensor, Tensor]:
+    def evaluate_all(
+        self, preprocessed: Tensor | DistinctWindows, sequences: Sequences | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Parameters of the distributions and values for any number of preprocessed observations."""
         size = self.microbatch(preprocessed)
-        parts: Any = (preprocessed[i : i + size] for i in range(0, len(preprocessed), size))
-        params, values = zip(*((dist.params, value) for dist, value in map(self.evaluate, parts)), strict=True)
+        parts: Any = ((slice(i, i + size), None) for i in range(0, len(preprocessed), size))
+        found = (self.evaluate(preprocessed[i], some) for i, some in (sequences.split(size) if sequences else parts))
+        params, values = zip(*((dist.params, value) for dist, value in found), strict=True)
         return torch.cat(params), torch.cat(values)
 
     def features(self, x: Tensor | DistinctWindows) -> Tensor:
@@ -170,7 +217,7 @@ def build_policy(cfg: Config, observation: spaces.Space[Any], action: spaces.Spa
     """The Config's policy with its first weights, on its device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
-        policy = cfg.network.build(observation, action)
+        policy = cfg.build(observation, action)
         policy.spaces = observation, action
     try:
         large = not policy.hidden  # an MLP's layers are too small to gain

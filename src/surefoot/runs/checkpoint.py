@@ -166,6 +166,9 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
             state.optimizer.moments[name].copy_(moment)
         saved = load_arrays(files["envs.safetensors"])
         carry = [float(saved.pop(f"{n}/carry")[0]) for n in state.envs.indices]
+        if state.memory is not None:
+            rows = [torch.from_numpy(saved.pop(f"{n}/memory")) for n in state.envs.indices]
+            state.memory = torch.stack(rows).to(state.memory).view_as(state.memory)
         lost = state.envs.restore(saved)
         kept = [0.0 if n in lost else c for n, c in zip(state.envs.indices, carry, strict=True)]
         state.running_return = torch.tensor(kept, dtype=torch.float64)

@@ -165,7 +165,10 @@ def evaluate(
         while playing:
             obs = np.stack([slot.obs for slot in playing])
             with torch.no_grad():
-                dist = policy(torch.from_numpy(obs).to(device))[0]
+                memory = policy.memory_of([slot.memory for slot in playing])
+                dist, _, memory = policy(torch.from_numpy(obs).to(device), memory)
+                for slot, row in zip(playing, () if memory is None else memory, strict=False):
+                    slot.memory = row
                 draws = [slot.noise.random(policy.noise_shape, np.float32) for slot in playing]
                 noise = torch.from_numpy(np.stack(draws)).to(device)
                 actions = (dist.greedy() if greedy else dist.sample(noise)).tolist()
@@ -294,6 +297,7 @@ class _Slot:
 
     def begin(self, episode: int) -> None:
         self.episode, self.score, self.length = episode, 0.0, 0
+        self.memory: torch.Tensor | None = None
         self.noise = stream(self.seed, Purpose.EVALUATION, 1, episode)
         self.begun = integer(self.seed, Purpose.EVALUATION, 0, episode)
         self.alive()
@@ -341,4 +345,6 @@ class _Slot:
         self.check()
         self.score += reward
         self.length += 1
+        if terminated or truncated:
+            self.memory = None
         return (terminated or truncated) and not self.game.life_lost

@@ -74,7 +74,7 @@ def evaluate_run(
         raise UserError(f"sticky actions are an Atari console's: '{facts['task']}' has none")
     if is_local(env) and ranks > 1:
         raise UserError(f"'{env.id}' can be made in this process alone: for more ranks name module:function")
-    cfg = Config.from_json({key: facts[key] for key in ("task", "env", "network")})
+    cfg = Config.from_json({key: facts[key] for key in ("task", "env", "network", "memory")})
     known = isinstance(env, Pong | Atari) or (":" in env.id and not is_local(env))  # other processes can make it
     many = known and not isinstance(cfg.network, MLP)  # an MLP is done before processes have started
     count = min(ranks or (usable_cores() if many else 1), episodes)

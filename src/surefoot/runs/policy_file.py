@@ -19,6 +19,7 @@ from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import DAMAGE, UserError, one_line, said
+from surefoot.models.memory import Unit
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
 from surefoot.paths import absolute, shown
@@ -40,6 +41,7 @@ def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[floa
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
+    facts |= {"memory": plain["memory"]} if plain["memory"]["type"] != "NoMemory" else {}
     facts |= {"returns": list(returns), "num_envs": cfg.num_envs}
     data = save_tensors({k: v.detach().cpu().clone() for k, v in policy.state_dict().items()})
     header, tensors = split(data)
@@ -77,6 +79,7 @@ def read_policy(path: Path, trust: bool = False) -> tuple[Path, dict[str, Any], 
             raise UserError(f"'{shown(file)}' has format {facts['format']}; this version of surefoot reads {FORMAT}")
         if facts.get("sha256", wanted := digest(tensors)) != wanted:  # files of earlier versions have none
             raise ValueError("its tensors have been changed since it was written")
+        facts.setdefault("memory", {"type": "NoMemory"})
         count, mean, square = (float(x) for x in facts.get("returns", (0, 0, 0)))
         facts |= {"task": "" + facts["task"], "returns": (count, mean, square)}  # raises for other types
         loaded = load_tensors(data)
@@ -125,7 +128,7 @@ def load_policy(
     require_versions()
     file, facts, tensors = read_policy(Path(path), trust)
     try:
-        cfg = Config.from_json({"env": facts["env"], "network": facts["network"]})
+        cfg = Config.from_json({key: facts[key] for key in ("env", "network", "memory")})
     except DAMAGE as error:
         raise UserError(f"'{shown(file)}' is not a surefoot policy ({said(error)})") from error
     lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
@@ -133,9 +136,11 @@ def load_policy(
     if env != own:
         permit(own, file, trust, seals(file.absolute().parent), ALLOW)
     require_fitting(file, cfg.network, tensors, (own.size, own.size) if isinstance(own, Atari) else ())
+    if isinstance(cfg.memory, Unit) and cfg.memory.units > sum(x.numel() for x in tensors.values()) ** 0.5:
+        raise UserError(f"'{shown(file)}' does not fit its own memory, which has more parameters than the file")
     game = make(own)
     require_fitting(file, cfg.network, tensors, game.observation_space.shape or ())
-    policy = cfg.network.build(game.observation_space, game.action_space)
+    policy = cfg.build(game.observation_space, game.action_space)
     policy.spaces = game.observation_space, game.action_space
     game.close()
     try:

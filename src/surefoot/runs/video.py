@@ -93,10 +93,10 @@ def play(
     with naming_what_fails("reset"):
         game.reset(integer(seed, Purpose.EVALUATION, 2), obs)
     noise = stream(seed, Purpose.EVALUATION, 3)
-    score, step, over = 0.0, 0, False
+    score, step, over, memory = 0.0, 0, False, None
     while not over and not (max_steps and step >= max_steps):
         with torch.no_grad():
-            dist, value, _ = policy(torch.from_numpy(obs[None]))
+            dist, value, memory = policy(torch.from_numpy(obs[None]), memory)
         values.append(float(value))
         u = torch.from_numpy(noise.random((1, *policy.noise_shape), np.float32))
         action = (dist.greedy() if greedy else dist.sample(u))[0].tolist()
@@ -114,6 +114,7 @@ def play(
             note(f"{fault}; the film ends after {step} steps")
             return
         score, step, over = score + reward, step + 1, (terminated or truncated) and not game.life_lost
+        memory = None if terminated or truncated else memory
 
 
 @contextmanager

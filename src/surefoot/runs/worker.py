@@ -115,7 +115,10 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
-        task = facts["task"]
+        task, theirs, own = facts["task"], facts["memory"]["type"], type(cfg.memory).__name__
+        if theirs != own:
+            what = f"the policy in '{source}' has memory {theirs}, this run's {own}"
+            raise UserError(f"{what}: choose --memory {theirs}, or train without --from") from error
         raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
     count, mean, square = facts["returns"]
     return count, mean, square
