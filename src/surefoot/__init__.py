@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "load_policy",
     "picture",
+    "plot",
     "resume",
     "summary",
     "train",
@@ -248,6 +249,18 @@ def export(run: Path | str, onnx: Path | str, *, env: GivenEnv = None, trust: bo
     from surefoot.connect.run import spec_of
 
     return write(run, onnx, spec_of(env), trust)[0]
+
+
+def plot(
+    *runs: Path | str, out: Path | str = "curves.png", by: Sequence[str] = (), metric: str = "return_mean"
+) -> Path:
+    """Draw learning curves over steps and time, with bands over seeds; `runs`: directories, or folders of them.
+
+    `by`: the settings whose values make the groups; without: all in which the runs differ but their seed.
+    """
+    from surefoot.connect import plots
+
+    return plots.plot([Path(run) for run in runs], Path(out), [by] if isinstance(by, str) else by, metric)
 
 
 def summary(task: str | Config) -> str:

@@ -19,10 +19,12 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+import surefoot
 from surefoot.commands.complaints import following, sentence
+from surefoot.commands.completion import Shell, script
 from surefoot.commands.exits import exit_code
-from surefoot.commands.lessons import Exercise, Ladder, Lesson, Notebook, Watch, watched
-from surefoot.commands.tools import Export
+from surefoot.commands.lessons import LessonCommand, watched
+from surefoot.commands.tools import Tool
 from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
 from surefoot.errors import UserError
@@ -195,21 +197,6 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Draw one of the lesson's figures: cliff, clipped or clipped-explained."""
-
-    name: tyro.conf.Positional[str]
-    """cliff, clipped or clipped-explained"""
-    out: Path | None = None
-    """file to write, .png or .svg; default: NAME.png"""
-
-    def __call__(self) -> None:
-        from surefoot.commands.pictures import picture
-
-        print(picture(self.name, self.out))
-
-
-@dataclass(frozen=True)
 class Bench:
     """Measure environment steps per second of TASK on this machine, and those of its environment alone."""
 
@@ -227,23 +214,29 @@ class Bench:
         print_bench(self.config, self.seconds, self.ranks, self.json)
 
 
-Command = (
-    Train
-    | Resume
-    | Evaluate
-    | Video
-    | Export
-    | Summary
-    | Bench
-    | Picture
-    | Lesson
-    | Watch
-    | Exercise
-    | Notebook
-    | Ladder
-)
+@dataclass(frozen=True)
+class Completion:
+    """Print the script with which bash, zsh or fish completes commands and options."""
+
+    shell: Annotated[Shell, tyro.conf.Positional, tyro.conf.EnumChoicesFromValues]
+    """bash, zsh or fish"""
+
+    def __call__(self) -> None:
+        print(script(self.shell, COMMANDS, TAKES_TASK))
+
+
+Command = Train | Resume | Evaluate | Video | Tool | Summary | Bench | LessonCommand | Completion
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
-TAKES = {"picture": " NAME", "exercise": " NAME", "lesson": "", "notebook": " FILE", "ladder": ""}
+TAKES = {
+    "plot": " RUN...",
+    "runs": " DIR",
+    "completion": " SHELL",
+    "picture": " NAME",
+    "exercise": " NAME",
+    "lesson": "",
+    "notebook": " FILE",
+    "ladder": "",
+}
 WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "export", "summary", "bench")
 QUIET = {"--quiet", "--json", "-h", "--help"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
@@ -254,7 +247,7 @@ def usage() -> str:
     lines = ["usage: surefoot COMMAND ...", "", "Trains policies with policy gradients, from REINFORCE to PPO.", ""]
     for name, command in COMMANDS.items():
         what = name + (" TASK" if name in TAKES_TASK else TAKES.get(name, " RUN"))
-        lines.append(f"  {what:<14} {command.__doc__}")
+        lines.append(f"  {what:<16} {command.__doc__}")
     lines += [
         "",
         f"TASK is a preset ({', '.join(PRESETS)})",
@@ -322,6 +315,8 @@ def run_command(args: Sequence[str], whole: bool) -> int:
     try:
         if not args or args[0] in ("-h", "--help"):
             print(usage())
+        elif args[0] == "--version":
+            print(f"surefoot {surefoot.__version__}")
         else:
             with ExitStack() as stack:
                 if args[0] in WITH_ENVIRONMENTS:

@@ -129,6 +129,24 @@ class Watch:
             serve(app, self.port)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Draw one of the lesson's figures: cliff, clipped or clipped-explained."""
+
+    name: tyro.conf.Positional[str]
+    """cliff, clipped or clipped-explained"""
+    out: Path | None = None
+    """file to write, .png or .svg; default: NAME.png"""
+
+    def __call__(self) -> None:
+        from surefoot.commands.pictures import picture
+
+        print(picture(self.name, self.out))
+
+
+LessonCommand = Lesson | Watch | Exercise | Notebook | Ladder | Picture
+
+
 @contextmanager
 def watched(task: str, run_dir: Path | None) -> Iterator[Path]:
     """Run `surefoot watch` beside a training, in a process that ends with it; yields the run directory."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,3 +38,49 @@ class Export:
 
         file, largest = export(self.run, self.onnx, find(self.task).env if self.task else None, self.trust)
         print(f"{file}, which differs from PyTorch by at most {largest:.1e}", file=out())
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw learning curves over steps and over time, with bands over the seeds of equal runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run directories, or folders that hold them"""
+    by: tuple[str, ...] = ()
+    """settings whose values make the groups, such as objective.clip-range; default: all in which the runs differ"""
+    metric: str = "return_mean"
+    """key of metrics.jsonl"""
+    out: Path = Path("curves.png")
+    """file to write, .png, .svg or .pdf"""
+
+    def __call__(self) -> None:
+        from surefoot.connect.plots import plot
+
+        print(plot(self.runs, self.out, self.by, self.metric), file=out())
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List the runs below DIR: task, seed, steps, score, time, state; or compare the settings of two."""
+
+    dir: tyro.conf.Positional[Path] = Path("runs")
+    """a folder of runs"""
+    diff: tuple[Path, Path] | None = None
+    """two run directories: the settings in which they differ"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+    def __call__(self) -> None:
+        from surefoot.connect.listing import columns, difference, list_runs, table
+
+        if self.diff:
+            rows = difference(*self.diff)
+            text = columns([("setting", *map(str, self.diff)), *rows]) if rows else "they have the same settings"
+            print(json.dumps({name: both for name, *both in rows}) if self.json else text, file=out())
+            return
+        found = list_runs(self.dir)
+        rows_of = [dataclasses.asdict(run) | {"path": str(run.path)} for run in found]
+        print(json.dumps(rows_of) if self.json else table(found, self.dir), file=out())
+
+
+Tool = Export | Plot | Runs

@@ -24,6 +24,7 @@ from surefoot.output import doing
 from surefoot.parallel.guard import leave_if_copy
 from surefoot.parallel.ranks import Ranks
 from surefoot.rng import Purpose, integer, stream
+from surefoot.runs.measures import middle_mean
 
 if TYPE_CHECKING:
     from surefoot.algorithm.state import State
@@ -108,16 +109,6 @@ class ConsoleEvaluation(Evaluation):
 
     sticky: float = field(kw_only=True)
     """probability, in each frame, that the previous action was repeated"""
-
-
-def middle_mean(scores: Array) -> Array:
-    """Mean of the middle half along the last axis: a quarter, rounded down, is cut off at each end.
-
-    Source: Agarwal et al. 2021, the interquartile mean.
-    """
-    cut = scores.shape[-1] // 4
-    mean: Array = np.sort(scores)[..., cut : scores.shape[-1] - cut].mean(-1)
-    return mean
 
 
 def evaluate(
