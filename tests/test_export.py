@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import surefoot
 from helpers import TINY, readme_block
@@ -20,6 +22,7 @@ from surefoot.envs.interface import make
 from surefoot.envs.spaces import own_row
 from surefoot.models.distributions import Mixed
 from surefoot.models.layers import RunningNorm
+from surefoot.models.memory import GRU, LSTM, NoMemory
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.policy import Policy
 
@@ -36,6 +39,8 @@ CASES = [
     (Pong(), SmallCNN(hidden=32)),
     (LESSON, LessonCNN(critic=True)),
     (LESSON, LessonCNN()),
+    (Gymnasium("CartPole-v1"), (MLP((16,)), GRU(8))),
+    (Pong(), (SmallCNN(hidden=32), LSTM(8))),
     (Atari("breakout"), NatureCNN()),
     (Atari("breakout"), ImpalaCNN()),
 ]
@@ -46,8 +51,11 @@ def played(env: Any, network: Any, steps: int = 6) -> tuple[Policy, list[tuple[A
     """A policy with random weights, and own observations of the environment, each with the mask of its info."""
     game, rng = make(env), np.random.default_rng(0)
     torch.manual_seed(0)
-    policy = network.build(game.observation_space, game.action_space)
+    network, memory = network if isinstance(network, tuple) else (network, NoMemory())
+    policy = memory.build(network.build(game.observation_space, game.action_space))
     policy.spaces = game.observation_space, game.action_space
+    if policy.memory is not None:
+        nn.init.normal_(policy.memory.add.weight)  # it has learned to remember
     policy.actor.weight.data.mul_(100)  # no longer nearly uniform
     for norm in policy.modules():
         if isinstance(norm, RunningNorm):
@@ -77,11 +85,17 @@ def fed(policy: Policy, obs: Any, mask: Any) -> dict[str, Any]:
     return feed(policy.spaces[0], obs if mask is None else {"observation": obs, "action_mask": mask})
 
 
-def assert_alike(policy: Policy, seen: list[tuple[Any, Any]], outputs: list[dict[str, Any]]) -> None:
+def assert_alike(policy: Policy, seen: list[tuple[Any, Any]], ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """What `ask` answers to each own observation is what the policy does; one after the other, as in an episode."""
     assert policy.spaces is not None
-    for (obs, mask), got in zip(seen, outputs, strict=True):
+    policy.reset()
+    memory, theirs = None, np.zeros((1, policy.memory.width if policy.memory else 0), np.float32)
+    for obs, mask in seen:
+        row = fed(policy, obs, mask) | ({"memory": theirs} if policy.memory else {})
+        got = ask(row)
+        theirs = got.get("next_memory", theirs)
         with torch.no_grad():
-            dist, value, _ = policy(torch.from_numpy(own_row(policy.spaces[0], obs, mask)[None]))
+            dist, value, memory = policy(torch.from_numpy(own_row(policy.spaces[0], obs, mask)[None]), memory)
         assert got["value"] == pytest.approx(value.numpy(), abs=1e-5, rel=1e-5)
         params: Any = dist.parts if isinstance(dist, Mixed) else (dist, dist)
         if "probabilities" in got:
@@ -109,12 +123,14 @@ def leaf_values(action: Any, name: str = "action") -> Any:
 @pytest.mark.parametrize(("env", "network"), CASES, ids=NAMES)
 def test_the_graph_answers_as_the_policy_does(env: Any, network: Any) -> None:
     policy, seen = played(env, network)
-    graph, outputs = Graph(policy).eval(), list[dict[str, Any]]()
-    for obs, mask in seen:
+    graph = Graph(policy).eval()
+
+    def ask(row: dict[str, Any]) -> dict[str, Any]:
         with torch.no_grad():
-            found = graph(*map(torch.from_numpy, fed(policy, obs, mask).values()))
-        outputs.append({name: x.numpy() for name, x in zip(graph.outputs, found, strict=True)})
-    assert_alike(policy, seen, outputs)
+            found = graph(*map(torch.from_numpy, row.values()))
+        return {name: x.numpy() for name, x in zip(graph.outputs, found, strict=True)}
+
+    assert_alike(policy, seen, ask)
 
 
 @pytest.mark.slow
@@ -124,13 +140,19 @@ def test_onnxruntime_answers_as_the_policy_does(env: Any, network: Any) -> None:
 
     policy, seen = played(env, network)
     graph, rows = Graph(policy).eval(), [fed(policy, obs, mask) for obs, mask in seen]
-    batch = {name: np.concatenate([row[name] for row in rows]) for name in graph.inputs}
+    batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    if policy.memory is not None:
+        batch["memory"] = np.random.default_rng(0).normal(size=(len(rows), policy.memory.width)).astype(np.float32)
     session = onnxruntime.InferenceSession(as_bytes(to_onnx(graph, tuple(map(torch.from_numpy, batch.values())))))
-    outputs = [dict(zip(graph.outputs, session.run(graph.outputs, row), strict=True)) for row in rows]
-    assert_alike(policy, seen, outputs)
+
+    def ask(row: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(graph.outputs, session.run(graph.outputs, row), strict=True))
+
+    assert_alike(policy, seen, ask)
     together = session.run(graph.outputs, batch)  # any number at once
-    for k, name in enumerate(graph.outputs):
-        assert together[k] == pytest.approx(np.concatenate([output[name] for output in outputs]), abs=1e-5), name
+    apart = [ask({name: x[k : k + 1] for name, x in batch.items()}) for k in range(len(rows))]
+    for name, x in zip(graph.outputs, together, strict=True):
+        assert x == pytest.approx(np.concatenate([one[name] for one in apart]), abs=1e-5), name
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ Normalisation of observations, one-hot choices, action masks and the bounds of a
 | `probabilities` | [batch, sum of alternatives] of all discrete choices, side by side |
 | `mean`, `std` | [batch, numbers] of continuous actions before their bounds: half the range is 1 |
 | `value` | [batch] |
+| `memory`, `next_memory` | [batch, M] of a policy with a memory: zeros where an episode begins, then what came out |
 """
 
 from __future__ import annotations
@@ -49,22 +50,28 @@ class Graph(nn.Module):
         assert policy.spaces is not None
         self.policy, (observation, self.action_space) = policy, policy.spaces
         self.layout = parts(observation)
-        self.inputs = [input_name(observation, part) for part in self.layout]
+        remembers = policy.memory is not None
+        self.inputs = [input_name(observation, part) for part in self.layout] + ["memory"] * remembers
         self.boxes = [box_scale(leaf) if isinstance(leaf, spaces.Box) else None for leaf in leaves(self.action_space)]
         sizes, size = choices(self.action_space), numbers(self.action_space)
         self.outputs = [name for name, _ in named(self.action_space)]
         self.outputs += ["probabilities"] * bool(sizes) + ["mean", "std"] * bool(size) + ["value"]
+        self.outputs += ["next_memory"] * remembers
 
     def forward(self, *obs: Tensor) -> tuple[Tensor, ...]:
         """One tensor for each of `inputs`; returns one for each of `outputs`."""
         policy = self.policy
-        rows = {part.path: stored(part, x) for part, x in zip(self.layout, obs, strict=True)}
+        rows = {part.path: stored(part, x) for part, x in zip(self.layout, obs, strict=False)}
         row: Any = rows if self.layout[0].path else rows[()]
         if policy.body and isinstance(policy.body[0], DictEncoder):
             features, allowed = policy.body(row), rows[MASK] > 0 if policy.masks else None
         else:
             x, allowed = policy.split_mask(policy.preprocess(row))
             features = policy.features(x)
+        remembered = list[Tensor]()
+        if policy.memory is not None:
+            features, memory = policy.memory.step(features, obs[-1])
+            remembered.append(memory)
         dist: Any
         dist, value = policy.heads(features, allowed)
         rest, mixed = list[Tensor](), isinstance(dist, Mixed)
@@ -73,7 +80,7 @@ class Graph(nn.Module):
         if policy.log_std is not None:
             gaussian = dist.numbers if mixed else dist
             rest += [gaussian.mean, gaussian.log_std.exp()]
-        return *self.own_actions(dist.greedy()), *rest, value
+        return *self.own_actions(dist.greedy()), *rest, value, *remembered
 
     def own_actions(self, action: Tensor) -> Iterator[Tensor]:
         """The environment's actions, one tensor for each leaf of its space, from a policy's [B] or [B, D + A]."""
@@ -157,7 +164,9 @@ def export(run: Path | str, file: Path | str, env: EnvSpec | None = None, trust:
     observation, action = policy.spaces
     observation.seed(0)
     samples = [feed(observation, observation.sample()) for _ in range(16)]
-    fed = {name: np.concatenate([sample[name] for sample in samples]) for name in graph.inputs}
+    fed = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+    if policy.memory is not None:
+        fed["memory"] = np.random.default_rng(0).uniform(-1, 1, (16, policy.memory.width)).astype(np.float32)
     args = tuple(map(torch.from_numpy, fed.values()))
     model = to_onnx(graph, args)
     about = {"surefoot": surefoot.__version__, "task": facts["task"], "steps": str(facts["steps"])}

@@ -98,4 +98,4 @@ class Recurrent(nn.Module):
     def joined(self, features: Tensor, h: Tensor) -> Tensor:
         """f + W h, in the features' own shape."""
         added: Tensor = self.add(h)
-        return features + (added if features.ndim == 2 else added.view(len(h), 2, -1).transpose(0, 1))
+        return features + (added if features.ndim == 2 else added.view(h.shape[0], 2, -1).transpose(0, 1))
