@@ -10,7 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
 FILE, ALL = 350, 18_400
 FOLDERS = {"algorithm": 1720}
-FOLDERS = {"algorithm": 1700}
 
 
 def main() -> int:
