@@ -278,10 +278,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     hung, tracebacks = sum(row["code"] == 124 for row in rows), sum(row["traceback"] for row in rows)
     lines = [
         "# Environments that misbehave\n",
-        f"{len(rows)} environments with one thing wrong each, by `bench/misbehaving.py`: {ended} were trained to the end,",
-        f"{faults} ended as a fault in a sentence, {hung} hung, {tracebacks} showed a traceback. *Same*: trained by halves",
-        "and resumed, the policy is the same to the byte. Most misbehave in the 60th step. Seconds are those of the whole",
-        "command, with the start of Python, at a timeout of 5 s.\n",
+        f"{len(rows)} environments with one thing wrong each, by `bench/misbehaving.py`: {ended} were trained to",
+        f"the end, {faults} ended as a fault in a sentence, {hung} hung, {tracebacks} showed a traceback. *Same*:",
+        "trained by halves and resumed, the policy is the same to the byte. Most misbehave in the 60th step. Seconds",
+        "are those of the whole command, with the start of Python, at a timeout of 5 s.\n",
         "| the environment | exit code | seconds | same | said |\n|---|---|---|---|---|",
     ]
     for row in rows:
