@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-FILE, ALL = 350, 18_400
-FOLDERS = {"algorithm": 1720}
+FILE, ALL = 350, 18_420
+FOLDERS = {"algorithm": 1960}
 
 
 def main() -> int:

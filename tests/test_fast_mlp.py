@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 import surefoot
+from heads import COUNT, HEADS, batch_for, policy_for
 from surefoot.algorithm.advantages import OverBatch, OverMinibatch
 from surefoot.algorithm.fast_paths import make_actor, mlp_backward
 from surefoot.algorithm.objectives import (
@@ -33,55 +33,15 @@ from surefoot.algorithm.update import Batch, update, update_metrics
 from surefoot.config import Config
 from surefoot.fast.mlp import FastMLP, MLPActor
 from surefoot.models.actor import Actor
-from surefoot.models.networks import MLP
-from surefoot.models.policy import Policy, flatten
+from surefoot.models.policy import flatten
 from surefoot.parallel.ranks import Alone
 
-VECTOR = spaces.Box(-1, 1, (4,), np.float32)
-MASKED = spaces.Dict(x=VECTOR, action_mask=spaces.MultiBinary(5))
-HEADS = {
-    "categorical": (VECTOR, spaces.Discrete(3)),
-    "masked": (MASKED, spaces.Discrete(5)),
-    "multi-categorical": (VECTOR, spaces.MultiDiscrete([2, 3])),
-    "gaussian": (VECTOR, spaces.Box(-2, 2, (3,))),
-}
 OBJECTIVES = (Reinforce(), Surrogate(), ClippedSurrogate(0.1))
 BONUSES = (Entropy(0.03), OldPolicyCrossEntropy(0.03), Entropy(0.0))
 LOSSES = (
     *((objective, bonus, FixedPenalty()) for objective, bonus in itertools.product(OBJECTIVES, BONUSES)),
     *((objective, Entropy(0.0), FixedPenalty(0.4)) for objective in (Surrogate(), DualClip(0.1, 1.1), SPO(0.1))),
 )
-COUNT = 23
-
-
-def policy_for(head: str) -> Policy:
-    torch.manual_seed(0)
-    policy = MLP((8, 6), running=True).build(*HEADS[head]).double()
-    square = torch.tensor([9.0, 3.0, 20.0, 6.0])  # observations have statistics: std 1.2, 0.7, 1.8, 1
-    policy.preprocess.moments.assign(torch.tensor(6.0), torch.tensor([0.3, -0.2, 0.1, 0.5]), square)
-    for parameter in policy.parameters():  # far from where everything starts
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return policy
-
-
-def batch_for(policy: Policy, head: str) -> Batch:
-    """Samples of a policy that is close to this one, so that some ratios are clipped and some are not."""
-    draw = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draw, dtype=torch.float64)
-
-    obs = normal(COUNT, 4)
-    if head == "masked":
-        allowed = torch.rand(COUNT, 5, generator=draw) < 0.6
-        allowed[:, 2] = True
-        obs = torch.cat((obs, allowed.double()), 1)
-    with torch.no_grad():
-        params = policy.evaluate(obs)[0].params
-    old = policy.distribution(policy.distribution(params + 0.2 * normal(*params.shape)).params, stored=True)
-    action = old.sample(torch.rand(COUNT, *policy.noise_shape, generator=draw))
-    logp = old.log_prob(action)
-    return Batch(obs, action, logp, old.params, normal(COUNT), normal(COUNT), normal(COUNT))
 
 
 def as_numpy(batch: Batch) -> Batch:

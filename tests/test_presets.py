@@ -26,6 +26,7 @@ from surefoot.algorithm.objectives import (
     OldPolicyCrossEntropy,
     Reinforce,
     Surrogate,
+    TrustRegion,
 )
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
@@ -237,6 +238,8 @@ BAD: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("desired_kl", lambda: {"kl_penalty": AdaptivePenalty(desired_kl=0.0)}),
     ("dual_clip", lambda: {"objective": DualClip(dual_clip=1.0)}),
     ("ratio_range", lambda: {"objective": SPO(0.0)}),
+    ("max_kl", lambda: {"objective": TrustRegion(max_kl=0.0), "learning_rate": FixedRate()}),
+    ("cg_steps", lambda: {"objective": TrustRegion(cg_steps=0), "learning_rate": FixedRate()}),
     ("frame_skip", lambda: {"env": Pong(frame_skip=(4, 2))}),
     ("frame_skip", lambda: {"env": Pong(frame_skip=(0, 4))}),
     ("frame_skip", lambda: {"env": Pong(frame_skip=())}),

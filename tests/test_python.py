@@ -15,6 +15,7 @@ import torch
 import surefoot
 from helpers import readme_block
 from hooks import Halved, first_env, third_iteration
+from surefoot.algorithm.objectives import ClippedSurrogate, Objective, TrustRegion
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError
 from surefoot.loop import advantages, begin, collect, finish, minibatches, update
@@ -71,7 +72,9 @@ def test_functions_that_fail_or_do_not_fit_are_named(small: Config, tmp_path: Pa
     assert checkpoints(tmp_path / "a")
 
 
-def test_the_loop_by_hand_is_the_loop(small: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [ClippedSurrogate(), TrustRegion()], ids=str)
+def test_the_loop_by_hand_is_the_loop(objective: Objective, small: Config, tmp_path: Path) -> None:
+    small = replace(small, objective=objective)
     run = surefoot.train(small, run_dir=tmp_path / "a", quiet=True)
     torch.set_num_threads(1)
     state = begin(small)

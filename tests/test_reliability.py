@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 import surefoot
 import worlds
-from surefoot.algorithm import train as loop
+from surefoot.algorithm import update as learning
 from surefoot.algorithm.state import initial
 from surefoot.commands import cli
 from surefoot.config import Config
@@ -849,7 +849,7 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_an_update_or_a_save_finish(
     stage: str, number: int, small: Config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, name, call = {"update": (loop, "update", 8 + 3), "save": (files, "write", 2 + 5 + 2)}[stage]
+    module, name, call = {"update": (learning, "update", 8 + 3), "save": (files, "write", 2 + 5 + 2)}[stage]
     with monkeypatch.context() as patch:
         patch.setattr(module, name, SignalsAt(getattr(module, name), call, number))
         with pytest.raises(KeyboardInterrupt):
@@ -898,7 +898,7 @@ def test_the_second_signal_ends_at_once_but_a_rank_leaves_that_to_its_launcher(
     if launched:
         heartbeat.Heartbeat.create(tmp_path / "0", small.num_envs)
         monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path / "0"))
-    monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM, signal.SIGINT))
+    monkeypatch.setattr(learning, "update", SignalsAt(learning.update, 3, signal.SIGTERM, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         go(small, tmp_path / "a")
     assert [int(checkpoint.name) for checkpoint in checkpoints(tmp_path / "a")] == ([128] if launched else [])
@@ -908,7 +908,7 @@ def test_sigterm_saves_and_then_ends_a_program_that_trains_from_python(
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forked copy of this process, in which SIGTERM does what it does by default."""
-    monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM))
+    monkeypatch.setattr(learning, "update", SignalsAt(learning.update, 3, signal.SIGTERM))
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -925,7 +925,7 @@ def test_a_handler_of_ones_own_hears_the_signal_when_all_is_saved(
 ) -> None:
     heard: list[bool] = []
     old = signal.signal(signal.SIGTERM, lambda *_: heard.append(len(checkpoints(tmp_path / "a")) == 1))
-    monkeypatch.setattr(loop, "update", SignalsAt(loop.update, 3, signal.SIGTERM))
+    monkeypatch.setattr(learning, "update", SignalsAt(learning.update, 3, signal.SIGTERM))
     try:
         run = surefoot.train(small, run_dir=tmp_path / "a", ranks=1, quiet=True)
     finally:
@@ -972,7 +972,7 @@ def test_a_run_whose_episodes_never_end_has_no_score_and_goes_on_exactly(
     cfg = replace(small, env=Gymnasium("worlds:ScriptedLong-terminated-v0"))
     go(cfg, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "update", SignalsAt(loop.update, 3 * 8 + 1, signal.SIGTERM))
+        patch.setattr(learning, "update", SignalsAt(learning.update, 3 * 8 + 1, signal.SIGTERM))
         with pytest.raises(KeyboardInterrupt):
             go(cfg, tmp_path / "parts")
     go(cfg, tmp_path / "parts")

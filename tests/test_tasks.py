@@ -290,16 +290,16 @@ def test_a_large_divergence_ends_the_passes(small: Config, tmp_path: Path) -> No
     class Many:
         calls = 0
 
-    from surefoot.algorithm import train as loop
+    from surefoot.algorithm import update as learning
 
-    plain, cfg = loop.update, replace(small, learning_rate=FixedRate(0.05))
+    plain, cfg = learning.update, replace(small, learning_rate=FixedRate(0.05))
 
     def counting(*args):  # type: ignore[no-untyped-def]
         Many.calls += 1
         return plain(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "update", counting)
+        patch.setattr(learning, "update", counting)
         surefoot.train(cfg, run_dir=tmp_path / "a", ranks=1, quiet=True)
         everything, Many.calls = Many.calls, 0
         surefoot.train(replace(cfg, target_kl=1e-4), run_dir=tmp_path / "b", ranks=1, quiet=True)

@@ -18,6 +18,7 @@ from gymnasium import spaces
 import surefoot
 from helpers import Until, first_batch, state_of
 from surefoot.algorithm import train as loop
+from surefoot.algorithm import update as learning
 from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch, Unnormalized
 from surefoot.algorithm.objectives import (
     AdaptivePenalty,
@@ -206,7 +207,7 @@ def test_the_loop_anneals_averages_and_remembers(small: Config, monkeypatch: pyt
     cfg = replace(small, objective=ClippedSurrogate(0.2, decay=0.5), entropy=OldPolicyCrossEntropy(0.4, 0.5))
     cfg = replace(cfg, ema_decay=0.25, normalize=OverBatch(memory=0.5), num_epochs=1, minibatch_size=0)
     ranges, bonuses, parameters, averages, stds = [], [], [], [], [0.0]
-    plain = loop.update
+    plain = learning.update
 
     def watched(state: State, batch: Batch, now: Config, ranks: Alone) -> Any:
         ranges.append(now.objective.clip_range)
@@ -221,7 +222,7 @@ def test_the_loop_anneals_averages_and_remembers(small: Config, monkeypatch: pyt
             stds.append(math.sqrt(0.5 * stds[-1] ** 2 + 0.5 * own**2) if stds[-1] else own)
             assert state.advantage_std == pytest.approx(stds[-1], rel=1e-5)
 
-    monkeypatch.setattr(loop, "update", watched)
+    monkeypatch.setattr(learning, "update", watched)
     state = initial(cfg, Alone())
     loop.train(cfg, state, Alone(), Three(3 * 8 * 16))
     assert ranges == [0.2, 0.1, 0.05]

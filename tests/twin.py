@@ -14,7 +14,7 @@ import worlds  # noqa: F401 (registers the environments)
 from surefoot.algorithm import rollout
 from surefoot.algorithm.advantages import GAE, FutureReturn, OverBatch, OverGames, OverMinibatch
 from surefoot.algorithm.callback import Callback
-from surefoot.algorithm.objectives import AdaptivePenalty, ClippedSurrogate, Surrogate
+from surefoot.algorithm.objectives import AdaptivePenalty, ClippedSurrogate, Entropy, Surrogate, TrustRegion
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import flat_parameters, initial
@@ -23,7 +23,7 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.memory import GRU, LSTM
 from surefoot.models.networks import MLP, SmallCNN
-from surefoot.models.optimizers import Muon
+from surefoot.models.optimizers import Adam, Muon
 from surefoot.parallel.launch import die_with_launcher, exit_now
 from surefoot.parallel.ranks import Gloo, SharedMemory, join
 
@@ -60,6 +60,8 @@ CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
 PENALTY = replace(CFG, objective=Surrogate(), kl_penalty=AdaptivePenalty(1.0, 1e-4))
 # As `pong` learns: convolutions over pictures, and Muon.
 IMAGES = replace(CFG, env=Gymnasium("makers:Image"), network=SmallCNN((4, 8), hidden=32), optimizer=Muon(units=16))
+TRPO = replace(CFG, objective=TrustRegion(), entropy=Entropy(0.01))
+TRPO_IMAGES = replace(IMAGES, objective=TrustRegion(), optimizer=Adam())
 MEMORY = replace(IMAGES, memory=GRU(6), recompute=True)
 EVERYTHING = (
     "running",
@@ -70,6 +72,8 @@ WHOLE = replace(CONTROL, normalize=OverMinibatch())
 KINDS = {
     "continuing": CFG,
     "penalty": PENALTY,
+    "trpo": TRPO,
+    "trpo-images": TRPO_IMAGES,
     "lesson": LESSON,
     "running": RUNNING,
     "within": WHOLE,

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from surefoot.algorithm.advantages import GAE, Advantage, Normalize, OverBatch
 from surefoot.algorithm.given_objective import GivenObjective
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, EntropyBonus, FixedPenalty, KLPenalty, Objective
+from surefoot.algorithm.objectives import (
+    ClippedSurrogate,
+    Entropy,
+    EntropyBonus,
+    FixedPenalty,
+    KLPenalty,
+    Objective,
+    TrustRegion,
+)
 from surefoot.algorithm.rewards import RawReward, Reward
 from surefoot.algorithm.schedules import AdaptiveRate, LearningRate
 from surefoot.envs.atari import Pong
@@ -130,6 +138,10 @@ class Config:
         require(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
         require(min(self.num_steps, default=0) >= 1, "num_steps", self.num_steps, "one or more numbers from 1")
         require(self.total_steps + self.total_iterations > 0, "total_steps", 0, "above 0, or total_iterations")
+        if isinstance(self.objective, TrustRegion):
+            rate, kl = type(self.learning_rate).__name__, "what the objective's max_kl bounds already with TrustRegion"
+            require(rate != "AdaptiveRate", "learning_rate", rate, f"FixedRate or LinearRate: AdaptiveRate steers {kl}")
+            require(self.target_kl == math.inf, "target_kl", self.target_kl, f"inf: it stops at {kl}")
         require(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
         require(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
         self._check_minibatches()

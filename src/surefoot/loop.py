@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from surefoot.algorithm import update as learning
 from surefoot.algorithm.advantages import compute_advantages
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.rollout import Rollout, collect_rollout, gather_if_small
 from surefoot.algorithm.schedules import annealed
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.train import finish_iteration
-from surefoot.algorithm.update import Batch, UpdateInfo
+from surefoot.algorithm.trpo import method
+from surefoot.algorithm.update import Batch, UpdateInfo, flush_denormals
 from surefoot.errors import Fault
 from surefoot.parallel.ranks import Alone
 
@@ -65,13 +65,13 @@ def advantages(rollout: Rollout, cfg: Config, state: State) -> tuple[Tensor, Ten
 
 def minibatches(rollout: Rollout, advantage: Tensor, returns: Tensor, cfg: Config, state: State) -> Iterator[Batch]:
     """All minibatches of a rollout, epoch after epoch."""
-    return learning.batches(rollout, advantage, returns, cfg, state, ALONE)
+    return method(cfg)[0](rollout, advantage, returns, cfg, state, ALONE)
 
 
 def update(state: State, batch: Batch, cfg: Config) -> UpdateInfo:
     """One optimizer step down the gradient of `ppo_loss`; returns KL(old || new) and the gradient's norm."""
-    with learning.flush_denormals():
-        return learning.update(state, batch, annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef), ALONE)
+    with flush_denormals():
+        return method(cfg)[1](state, batch, annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef), ALONE)
 
 
 def finish(state: State, rollout: Rollout, cfg: Config) -> list[Episode]:

@@ -8,7 +8,14 @@ from dataclasses import is_dataclass, replace
 from typing import Any
 
 from surefoot.algorithm.advantages import GAE, EpisodeReturn, FutureReturn, OverBatch, OverGames, Unnormalized
-from surefoot.algorithm.objectives import ClippedSurrogate, Entropy, OldPolicyCrossEntropy, Reinforce, Surrogate
+from surefoot.algorithm.objectives import (
+    ClippedSurrogate,
+    Entropy,
+    OldPolicyCrossEntropy,
+    Reinforce,
+    Surrogate,
+    TrustRegion,
+)
 from surefoot.algorithm.rewards import RawReward, ScaledReward, SignReward
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate
 from surefoot.config import Config
@@ -64,6 +71,7 @@ RUNG_3 = replace(RUNG_2, task="surrogate", objective=Surrogate(), num_epochs=4)
 RUNG_4 = replace(RUNG_3, task="clipped", objective=ClippedSurrogate(clip_range=0.1))
 RUNG_5 = replace(RUNG_4, task="ppo", advantage=GAE(gamma=0.995, gae_lambda=0.95), normalize=OverBatch(), value_coef=0.5)
 LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
+TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion())  # beside the last rung: the bound that the clip stands for
 
 PONG = Config(
     task="pong",
@@ -200,7 +208,7 @@ TUNED = (
 # The first has sticky actions, as registered in Gymnasium.
 ATARI_ID = re.compile(r"ALE/(\w+?)(?:-v5)?|(\w+)NoFrameskip(?:-v4)?")
 
-PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, CARTPOLE, *TUNED)}
+PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, TRPO, CARTPOLE, *TUNED)}
 
 
 def by_spaces(env: Gymnasium) -> Config:

@@ -140,6 +140,31 @@ class SPO:
         return ratio * advantage - advantage.abs() * (ratio - 1).square() / (2 * self.ratio_range)
 
 
+@dataclass(frozen=True)
+class TrustRegion:
+    """r A, maximised under a bound on KL(pi_old || pi): TRPO, whose update is in trpo.py.
+
+    Epochs, minibatches, learning rate and optimizer are then the critic's alone. Source: Schulman et al. 2015.
+    """
+
+    max_kl: float = 0.01
+    """bound on the mean KL(old || new policy) of a rollout, in nats"""
+    damping: float = 0.1
+    """added to the diagonal of the Fisher matrix"""
+    cg_steps: int = 10
+    """steps of the conjugate gradient method"""
+    backtracks: int = 10
+    """lengths of the step that are tried, each 0.8 of the one before"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "max_kl", above=True)
+        require_range(self, "damping")
+        require_range(self, "cg_steps", "backtracks", low=1)
+
+    def __call__(self, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
+        return Surrogate()(logp, logp_old, advantage)
+
+
 # What a Config can choose as `entropy`: a bonus per sample, to be maximised, from the new and the old distribution.
 
 
@@ -245,6 +270,6 @@ class AdaptivePenalty:
         return min(1e10, max(1e-10, coef * factor))
 
 
-Objective = Reinforce | Surrogate | ClippedSurrogate | DualClip | SPO
+Objective = Reinforce | Surrogate | ClippedSurrogate | DualClip | SPO | TrustRegion
 KLPenalty = FixedPenalty | AdaptivePenalty
 EntropyBonus = Entropy | OldPolicyCrossEntropy

@@ -62,16 +62,19 @@ class Rollout:
         """`valid` of all ranks' environments, [T, environments]."""
         return None if self.valid is None else ranks.gather_columns(self.valid.long()) > 0
 
+    def evaluated_by(self, policy: Policy) -> list[Tensor]:
+        """What `policy` says of it now: parameters of distributions and values of all rows, then bootstrap_obs's."""
+        obs: Any = self.windows or torch.cat((self.preprocessed.flatten(0, 1), self.bootstrap_obs))
+        if self.memory is None:
+            return [*(mlp_twin(policy) or policy).evaluate_all(obs)]
+        order, sequences = self.whole_episodes()
+        found = policy.evaluate_all(obs[order if self.windows else torch.from_numpy(order)], sequences)
+        back = torch.from_numpy(order).to(self.value.device)
+        return [torch.empty_like(x).index_copy(0, back, x) for x in found]
+
     def with_values_of(self, policy: Policy) -> Rollout:
         """The same rollout with the values that `policy` gives it."""
-        obs: Any = self.windows or torch.cat((self.preprocessed.flatten(0, 1), self.bootstrap_obs))
-        count = self.value.numel()
-        if self.memory is None:
-            values = (mlp_twin(policy) or policy).evaluate_all(obs)[1]
-        else:
-            order, sequences = self.whole_episodes()
-            found = policy.evaluate_all(obs[order if self.windows else torch.from_numpy(order)], sequences)[1]
-            values = found.new_empty(len(found)).index_copy(0, torch.from_numpy(order).to(found.device), found)
+        values, count = self.evaluated_by(policy)[1], self.value.numel()
         value = values[:count].view_as(self.value)
         next_value = next_values(value, values[count:], self.bootstrap_index, self.terminated)
         return replace(self, value=value, next_value=next_value)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surefoot.algorithm.advantages import discounted_sum
-from surefoot.algorithm.fast_paths import mlp_twin
 from surefoot.algorithm.objectives import AdaptivePenalty
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.models.layers import VectorEncoder, merge
@@ -53,7 +52,8 @@ def past_return(reward: Tensor, ended: Tensor, gamma: float, before: Tensor) -> 
 
 
 def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
-    """Take a rollout, this rank's, that has been learned from into the running statistics."""
+    """Take a rollout, this rank's, that has been learned from into the running statistics; adapt the KL penalty."""
+    adapt_penalty(state, rollout, cfg, ranks)
     num_steps, n = rollout.reward.shape
     valid = rollout.valid_of_all_envs(ranks)
     counts = [num_steps] * (n * ranks.count) if valid is None else valid.sum(0).tolist()
@@ -75,7 +75,7 @@ def adapt_penalty(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> 
     """Adapt the KL penalty's coefficient to how far the policy has moved over a rollout, all ranks' together."""
     if not isinstance(cfg.kl_penalty, AdaptivePenalty):
         return
-    params, _ = (mlp_twin(state.policy) or state.policy).evaluate_all(rollout.preprocessed.flatten(0, 1))
+    params = rollout.evaluated_by(state.policy)[0][: rollout.value.numel()]
     new, old = (state.policy.distribution(x, stored=True) for x in (params, rollout.params.flatten(0, 1)))
     kl, valid = new.kl(old).double(), rollout.valid
     counted = torch.ones_like(kl) if valid is None else valid.flatten().to(kl)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from surefoot.algorithm.advantages import compute_advantages
 from surefoot.algorithm.rollout import collect_rollout, gather_if_small
-from surefoot.algorithm.running_stats import adapt_penalty, update_running_stats
+from surefoot.algorithm.running_stats import update_running_stats
 from surefoot.algorithm.schedules import annealed
-from surefoot.algorithm.update import UpdateInfo, batches, flush_denormals, update, update_metrics
+from surefoot.algorithm.trpo import method
+from surefoot.algorithm.update import UpdateInfo, flush_denormals, update_metrics
 from surefoot.envs.interface import Episode
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def train(cfg: Config, state: State, ranks: Ranks, callback: Callback) -> State:
 
     REINFORCE and PPO differ in `cfg.advantage`, `normalize`, `objective`, `entropy`, `value_coef`, `num_epochs` alone.
     """
+    batches, update = method(cfg)  # PPO's, or TRPO's
     while not ranks.any(callback.should_stop(state)):
         collected = collect_rollout(cfg, state, ranks, callback)  # the present policy acts, [T, N]
         if collected is None:
@@ -37,8 +39,7 @@ def train(cfg: Config, state: State, ranks: Ranks, callback: Callback) -> State:
         start = perf_counter()
         rollout, learner_group = gather_if_small(collected, cfg, state, ranks)  # the ranks that share a minibatch
         advantage, returns, advantage_std = compute_advantages(rollout, cfg, state, learner_group)  # [T, N]
-        annealed_cfg = annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef)
-        updates = list[UpdateInfo]()
+        annealed_cfg, updates = annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef), list[UpdateInfo]()
         with flush_denormals():
             for batch in batches(rollout, advantage, returns, cfg, state, learner_group):  # epochs x minibatches, [B]
                 updates.append(update(state, batch, annealed_cfg, learner_group))  # one step down ppo_loss's gradient
@@ -57,7 +58,6 @@ def train(cfg: Config, state: State, ranks: Ranks, callback: Callback) -> State:
 
 def finish_iteration(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> list[Episode]:
     """Update running statistics, counters and the parameters' EMA; returns the episodes that all ranks finished."""
-    adapt_penalty(state, rollout, cfg, ranks)
     update_running_stats(state, rollout, cfg, ranks)
     state.memory = None if rollout.memory is None else rollout.memory[-1]
     state.snapshot_envs()

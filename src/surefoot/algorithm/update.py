@@ -207,9 +207,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     backward = mlp_backward(state.mlp, cfg) or partial(loss_backward, state, cfg)
     gradient: Any = state.gradient.numpy() if state.mlp else state.gradient
     state.envs.heartbeat.rest()
-    if isinstance(cfg.normalize, OverMinibatch):
-        weighted = partial(weighted_mean, ranks, batch.weight)
-        batch = replace(batch, advantage=cfg.normalize.within(batch.advantage, weighted))
+    batch = normalized(batch, cfg, ranks)
     needs_kl = isinstance(cfg.learning_rate, AdaptiveRate) or cfg.target_kl < math.inf
     kl, done = 0.0 if needs_kl else math.nan, list[tuple[Samples, Any]]()
     for microbatch, share in batch.microbatches(state.policy.microbatch(batch.obs)):
@@ -221,10 +219,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     own = state.optimizer.part
     info = UpdateInfo(*ranks.reduce_gradient(gradient, kl, state.gradients, own), done)
     if not info.grad_norm < math.inf:
-        state.skipped += 1
-        if state.skipped > cfg.skip_updates:
-            where = f"iteration {state.iteration + 1}, after {state.steps:,} steps"
-            raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
+        skip(state, cfg)
         return info
     if info.grad_norm > cfg.max_grad_norm:
         gradient[own] *= cfg.max_grad_norm / info.grad_norm
@@ -233,6 +228,22 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     if len(state.gradients) > 1:
         ranks.barrier()  # all have stepped their parts
     return info
+
+
+def skip(state: State, cfg: Config) -> None:
+    """Count an update whose gradient is not finite; raises Fault where there were too many."""
+    state.skipped += 1
+    if state.skipped > cfg.skip_updates:
+        where = f"iteration {state.iteration + 1}, after {state.steps:,} steps"
+        raise Fault(f"the gradient is not finite in {where}: lower the learning rate, or allow --skip-updates")
+
+
+def normalized(batch: Batch, cfg: Config, ranks: Ranks) -> Batch:
+    """The batch with its advantages normalised, where the Config does that within minibatches."""
+    if not isinstance(cfg.normalize, OverMinibatch):
+        return batch
+    weighted = partial(weighted_mean, ranks, batch.weight)
+    return replace(batch, advantage=cfg.normalize.within(batch.advantage, weighted))
 
 
 def weighted_mean(ranks: Ranks, weight: float, numbers: Any) -> Any:

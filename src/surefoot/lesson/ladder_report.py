@@ -32,6 +32,7 @@ COLOURS = {
     "surrogate": "#c85a28",
     "clipped": "#1f6f8b",
     "ppo": "#5a3d8a",
+    "trpo": "#a23b72",
 }
 IDEAS = {
     "reinforce": "Every action is pushed by its episode's total reward",
@@ -40,6 +41,7 @@ IDEAS = {
     "surrogate": "Each rollout used four times, weighted by the ratio",
     "clipped": "The ratio clipped",
     "ppo": "A critic and GAE",
+    "trpo": "A bound on the KL divergence instead of the clip",
 }
 
 

@@ -15,7 +15,7 @@ from surefoot.envs.atari import Pong
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import UserError
 from surefoot.models.networks import SmallCNN
-from surefoot.presets import LADDER
+from surefoot.presets import LADDER, TRPO
 from surefoot.runs.files import Folder
 
 NOISE = "gradient-noise.json"  # in the directory of each seed's first rung
@@ -39,14 +39,15 @@ def frames_per_step(cfg: Config) -> int:
 
 
 def rungs(names: Sequence[str] = (), quick: bool = False) -> list[Config]:
-    """The Configs of the rungs with these names, all if there are none, in the ladder's order. Raises UserError.
+    """The Configs of the rungs with these names, in the ladder's order; if there are none, all but TRPO, which stands
+    beside the last. Raises UserError.
 
     `quick`: the same on Rally, with 16 games, a smaller network and a larger learning rate.
     """
-    known = [cfg.task for cfg in LADDER]
+    known = [cfg.task for cfg in (*LADDER, TRPO)]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"there is no rung {unknown[0]}: choose from {', '.join(known)}")
-    chosen = [cfg for cfg in LADDER if not names or cfg.task in names]
+    chosen = [cfg for cfg in (*LADDER, TRPO) if cfg.task in (names or known[:-1])]
     if not quick:
         return chosen
     fields: dict[str, Any] = {
