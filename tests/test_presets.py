@@ -87,7 +87,7 @@ def test_the_lessons_two_tasks_differ_in_objective_and_epochs_only() -> None:
 
 
 def test_presets_are_found_under_the_task_they_carry() -> None:
-    assert len(PRESETS) == 10 + len(TUNED) == 23
+    assert len(PRESETS) == 11 + len(TUNED) == 24
     for name, cfg in PRESETS.items():
         assert cfg.task == name
     assert PRESETS["pong-lesson"] is LESSON
