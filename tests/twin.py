@@ -118,7 +118,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
     notebook = Notebook(cfg)
     train(cfg, state, ranks, notebook)
     if ranks.count > 1 and sys.platform == "linux":  # all ways of exchanging are really taken
-        together = "LOCAL_WORLD_SIZE" in os.environ
+        together = os.environ.get("LOCAL_WORLD_SIZE") == str(ranks.count)
         assert type(ranks) is (SharedMemory if together else Gloo)
         assert (len(state.gradients) > 1) == (together and not state.policy.hidden)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")

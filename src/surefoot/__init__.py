@@ -81,6 +81,7 @@ def train(
     run_dir: Path | str | None = None,
     source: Path | str | None = None,
     ranks: int = 0,
+    ray: str = "",
     quiet: bool = False,
     stop: Stop = None,
     metrics: OwnMetrics = None,
@@ -91,8 +92,8 @@ def train(
     `task`: a name, a Config, a function that makes a Gymnasium environment (a VectorEnv, if it takes `num_envs`; on
     several ranks one that can be imported), or an environment, which is copied (one rank). `fields` change the task's
     Config; `source`: start from this run's policy; `ranks`: processes, 0: one per core where the network sees images,
-    otherwise one. `stop`: called after every iteration with its row of metrics.jsonl (NaN where there is nothing to
-    tell yet), and the run ends where it returns True; `metrics`: functions of (rollout, state) that give numbers for
+    otherwise one; `ray`: the Ray cluster on which they are, "local": one that is started here. `stop`: called after
+    every iteration with its row of metrics.jsonl (NaN where there is nothing to tell yet), and the run ends where it returns True; `metrics`: functions of (rollout, state) that give numbers for
     that row, by name. On several ranks such functions must be ones that can be imported. `objective` may be
     one of your own, called with (logp, logp_old, advantage) and returning what is to be maximised per sample.
     Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
@@ -108,7 +109,7 @@ def train(
     where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
     with signs_of_life(Progress(quiet)), doing("getting ready"):
         hooks = Hooks(stop, metrics or {})
-        return Run(start(find(task, **fields), where, source, quiet, ranks, hooks=hooks)[0]).read()
+        return Run(start(find(task, **fields), where, source, quiet, ranks, hooks=hooks, ray=ray)[0]).read()
 
 
 def train_seeds(

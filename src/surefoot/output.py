@@ -101,6 +101,11 @@ def adopt_stdout() -> None:
             os.set_inheritable(int(handle), False)
 
 
+def answer_to(stream: Any) -> None:
+    """In a rank: write what it answers to this stream from now on."""
+    _ours.append(stream)
+
+
 class Progress:
     """One line, rewritten in place on a terminal, or printed every few seconds where there is none; `quiet`: none.
 

@@ -46,6 +46,8 @@ class Train:
     """start from the policy of this run or policy file"""
     ranks: int = 0
     """processes that share the environments; 0: one per core where the network sees images, otherwise one"""
+    ray: str = ""
+    """the ranks are on the Ray cluster at this address (HOST:PORT, or auto); without one Ray is started here"""
     seeds: int = 1
     """number of runs, with this seed and the following ones; their scores are summarised"""
     watch: bool = False
@@ -63,7 +65,8 @@ class Train:
                 dataclasses.replace(self, watch=False, run_dir=run_dir)()
             return
         where = self.config, self.run_dir, self.source, self.quiet, self.ranks
-        if not (start_seeds(self.seeds, *where) if self.seeds > 1 else start(*where, STARTED))[1]:
+        several, ray = self.seeds > 1, self.ray
+        if not (start_seeds(self.seeds, *where, ray=ray) if several else start(*where, STARTED, ray=ray))[1]:
             raise KeyboardInterrupt
 
 
@@ -271,6 +274,8 @@ def parse(args: Sequence[str]) -> Command:
         task = "pong" if rest[0] in ("-h", "--help") else rest.pop(0)
         kwargs, wrappers = (following(rest, f"--env.{field}") for field in ("kwargs", "wrappers"))
         default = {"default": TAKES_TASK[name](find(task, [text for text in kwargs if "=" in text], wrappers))}
+    for i in [i for i, word in enumerate(rest) if word == "--ray" and (rest[i + 1 : i + 2] or ["-"])[0][0:1] == "-"]:
+        rest[i] = "--ray=local"
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(out()):

@@ -156,6 +156,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return [run_dir / "checkpoints" / name for name in sorted(names, key=int)]
 
 
+def newest(run_dir: Path) -> int:
+    """The steps of a run's newest whole checkpoint; -1 where there is none."""
+    return max((int(found.name) for found in checkpoints(run_dir)), default=-1)
+
+
 WRITTEN = (
     "config.json",
     "metrics.jsonl",

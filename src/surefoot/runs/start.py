@@ -31,6 +31,7 @@ from surefoot.runs.directory import (
     described,
     discard,
     new_dir,
+    newest,
     read_evaluation,
     read_state,
     require_no_link,
@@ -56,17 +57,22 @@ def start(
     started: float = 0.0,
     resuming: bool = False,
     hooks: Hooks | None = None,
+    ray: str = "",
 ) -> tuple[Path, bool]:
     """Train `cfg` in `run_dir` on `ranks` local processes, or as the rank that this one is.
 
     `run_dir`: None for a new one; `source`: a run or policy file to start from; `ranks`: 0 for as many as the run that
     is there had, or as cores allow; `started`: when the clock began (perf_counter); `resuming`: the end of the run that
-    is there may move; `hooks`: called after every iteration. Returns the directory, and whether the run has come to its
-    end. Raises UserError for a user's mistake, Fault for what a run cannot go on with. A signal that has stopped the
-    run is raised again when all is saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the
-    program for SIGTERM.
+    is there may move; `hooks`: called after every iteration; `ray`: the Ray cluster on which the ranks are, "local":
+    one that is started here. Returns the directory, and whether the run has come to its end. Raises UserError for a
+    user's mistake, Fault for what a run cannot go on with. A signal that has stopped the run is raised again when all
+    is saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the program for SIGTERM.
     """
     started = started or perf_counter()
+    if ray and world():
+        raise UserError("RANK and WORLD_SIZE say that this is one rank of a job, and --ray starts ranks: unset them")
+    if ray and not ranks:
+        raise UserError("name the number of --ranks: with --ray it is not the number of this machine's cores")
     if source:
         source = absolute(source)
     if run_dir:
@@ -81,12 +87,12 @@ def start(
     count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or int(alone), cfg.num_envs)
     known, hooks = None if is_local(cfg.env) else registration(cfg.env), hooks or Hooks()
     given_here = own is not None and own.address() is None
-    if (known is None or hooks.names() is None or given_here) and count > 1 and not world():
+    if (known is None or hooks.names() is None or given_here) and (count > 1 or ray) and not world():
         what, cure = f"'{getattr(cfg.env, 'id', '')}' can be made", "name module:function"
         if known is not None:
             which = f"the objective {own.name}" if given_here else "a function of stop or metrics"
             what, cure = f"{which} can be called", "take it from a module"
-        if ranks > 1:
+        if ranks > 1 or ray:
             raise UserError(f"{what} in this process alone: for more ranks {cure}")
         note(f"{what} in this process alone, so the run takes one rank; for more {cure}")
         count = 1
@@ -99,14 +105,17 @@ def start(
     progress.show(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {shown(run_dir)}", True)
     try:
         with signs_of_life(progress), doing(f"{cfg.task}: getting ready"):
-            if count == 1 or world():
+            if not ray and (count == 1 or world()):
                 stopped = run_here(cfg, run_dir, source, quiet, started, hooks)
             else:
                 paths, address = [os.path.abspath(path) for path in sys.path], own and own.address()
-                about = [quiet, started, sys.argv, hooks.names(), address, known, paths]
+                about = [quiet, 0 if ray else started, sys.argv, hooks.names(), address, known, paths]
                 order = json.dumps(
                     [cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about]
                 )
+            if ray:
+                stopped = run_on_ray(ray, count, cfg, run_dir, order)
+            elif count > 1 and not world():
                 command = [sys.executable, *(f"-W{filter}" for filter in sys.warnoptions), "-m", "surefoot.runs.worker"]
                 how = count, cfg.num_envs // count, cfg.timeout
                 stopped = launch([*command, order], *how, f"{cfg.task}: starting {count} ranks")
@@ -138,6 +147,14 @@ def run_here(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, start
         return run(cfg, run_dir, source, quiet, started, hooks)
 
 
+def run_on_ray(address: str, count: int, cfg: Config, run_dir: Path, order: str) -> int:
+    """Ranks on a Ray cluster; returns as `run_here` does."""
+    from surefoot.parallel.ray import launch_on_ray
+    from surefoot.runs.worker import obey
+
+    return launch_on_ray(address, count, cfg.num_envs, cfg.timeout, run_dir, obey, newest, order)
+
+
 def start_seeds(
     seeds: int,
     cfg: Config,
@@ -146,6 +163,7 @@ def start_seeds(
     quiet: bool = False,
     ranks: int = 0,
     hooks: Hooks | None = None,
+    ray: str = "",
 ) -> tuple[Path, bool]:
     """Train `seeds` runs that differ in their seed alone, one after another, and write what they have in common.
 
@@ -164,7 +182,7 @@ def start_seeds(
                     f"'{shown(run_dir)}/seed-{seed}' is a link, which is not followed: choose another --run-dir"
                 )
             where, finished = start(
-                replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks, hooks=hooks
+                replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks, hooks=hooks, ray=ray
             )
             if not finished:
                 return run_dir, False

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from surefoot.parallel.launch import (
 from surefoot.parallel.ranks import Ranks, join
 from surefoot.paths import absolute
 from surefoot.runs.checkpoint import before_it_was_stopped, moved, restore
-from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
+from surefoot.runs.directory import FORMAT, call, checkpoints, history, newest, unwritable
 from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import Folder, lock_run, replace_file, seal
 from surefoot.runs.hooks import Hooks
@@ -53,11 +54,18 @@ from surefoot.versions import require_versions
 
 
 def run(
-    cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float, hooks: Hooks | None = None
+    cfg: Config,
+    run_dir: Path,
+    source: Path | None,
+    quiet: bool,
+    started: float,
+    hooks: Hooks | None = None,
+    listen: Callable[[Reporter], None] = lambda _: None,
 ) -> int:
     """Run one rank: train, from the newest checkpoint if there is one, evaluate, write the report card.
 
-    Returns 0 where the run has come to its end, otherwise the signal that has stopped it.
+    `listen` is given what may be asked to stop or save where no signals come. Returns 0 where the run has come to its
+    end, otherwise the signal that has stopped it.
     """
     require_versions()
     ranks = join(cfg.timeout)
@@ -80,6 +88,7 @@ def run(
         prepare(cfg, state, run_dir, ranks)
         reporter = Reporter(cfg, run_dir, ranks, state, started, quiet, hooks)
         stack.callback(reporter.close)
+        listen(reporter)
         stack.enter_context(doing(reporter.status))
         stack.callback(heartbeat.end)
         if ranks.any(reporter.should_stop(state)) and (run_dir / "report.md").exists():
@@ -126,9 +135,9 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float
 
 def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
     """Restore the newest checkpoint, if there is one; make sure that all ranks begin with the same parameters."""
-    found = checkpoints(run_dir)
-    require_equal(int(found[-1].name) if found else -1, run_dir, ranks)
-    if found:
+    found = newest(run_dir)
+    require_equal(found, run_dir, ranks)
+    if found >= 0:
         before, now = (history(run_dir) or [{}])[-1], machine()
         changed = [what for what in ("versions", "cpu", "bf16_units") if before.get(what) != now[what]]
         if changed and ranks.rank == 0:
@@ -294,18 +303,26 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
         progress.write(picture.get(), "")
 
 
-if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
-    die_with_launcher()
-    adopt_stdout()
-    config, where, typed, origin, silent, began, sys.argv, named, own, known, paths = json.loads(sys.argv[1])
+def obey(order: str, listen: Callable[[Reporter], None] = lambda _: None) -> int:
+    """Run the rank of a run that `runs.start` has described; returns as `run` does. Raises UserError."""
+    config, where, typed, origin, silent, began, sys.argv, named, own, known, paths = json.loads(order)
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]  # as its launcher finds modules
+    run_dir, source = absolute(where, typed), Path(origin) if origin else None
     try:
         with guarded():
             register(known)
-            how = absolute(where, typed), Path(origin) if origin else None, silent, began, Hooks.named(named)
             cfg = Config.from_json(config)
             objective: Any = GivenObjective.at_address(*own) if own else cfg.objective
-            stopped = run(replace(cfg, objective=objective), *how)
-        exit_now(EXIT_STOPPED if stopped else 0)
-    except (UserError, OSError) as error:
-        exit_with_error(error if isinstance(error, UserError) else unwritable(error, Path(where)))
+            how = run_dir, source, silent, began or perf_counter(), Hooks.named(named), listen
+            return run(replace(cfg, objective=objective), *how)
+    except OSError as error:
+        raise unwritable(error, run_dir) from error
+
+
+if __name__ == "__main__":  # one rank of a run, as `runs.start` launches it
+    die_with_launcher()
+    adopt_stdout()
+    try:
+        exit_now(EXIT_STOPPED if obey(sys.argv[1]) else 0)
+    except UserError as error:
+        exit_with_error(error)

@@ -1,0 +1,192 @@
+"""Ranks as the workers of a Ray Train TorchTrainer: Ray places and starts them, again where one is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from surefoot.errors import Fault, UserError, is_terminal, note, said
+from surefoot.output import Progress, doing, out
+from surefoot.parallel.launch import SignalForwarder, usable_cores
+from surefoot.parallel.ray_rank import MARK, Job, Mailbox, versions
+
+LOCAL = "local"  # the address that starts Ray on this machine
+GROW = 60.0  # seconds from one look for cores that have come back to the next
+SILENT = 10.0  # seconds without a word of the ranks after which the caller says what it waits for
+QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
+OURS = QUIET | {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""of a Ray of our own: its servers ask for a token and, where there can be no cluster, listen on loopback alone"""
+
+
+class Caller:
+    """Stands for the ranks where signals are forwarded: keeps what is to be asked of them."""
+
+    def __init__(self) -> None:
+        self.signal, self.saves = 0, 0
+
+    def terminate(self) -> None:
+        self.signal = 1
+
+    def send_signal(self, _: int) -> None:
+        self.saves += 1
+
+
+@contextmanager
+def connected(address: str, count: int) -> Iterator[tuple[Any, bool]]:
+    """Ray, connected to the cluster at `address`, and whether it was not before; raises UserError."""
+    wanted = OURS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} if address == LOCAL else QUIET
+    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    os.environ |= wanted | before
+    try:
+        with doing("starting Ray" if address == LOCAL else f"connecting to Ray at {address}"):
+            ray, new = connect(address)
+        try:
+            if (cores := int(ray.cluster_resources().get("CPU", 0))) < count:
+                raise UserError(f"ranks is {count}; the Ray cluster has {cores} cores: add nodes, or ask for fewer")
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # which Ray takes for itself
+            yield ray, new
+        finally:
+            if new:
+                ray.shutdown()
+    finally:
+        for name in wanted.keys() - before.keys():
+            os.environ.pop(name, None)
+
+
+def connect(address: str) -> tuple[Any, bool]:
+    """Ray, and whether it was connected here; raises UserError."""
+    try:
+        import ray
+        import ray.train.torch
+    except ModuleNotFoundError as error:
+        raise UserError(f"Ray is not installed ({error}): pip install 'surefoot[ray]'") from None
+    if ray.is_initialized():
+        return ray, False
+    options: dict[str, Any] = {"num_cpus": usable_cores(), "include_dashboard": False} if address == LOCAL else {}
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:
+        where = "can be started here" if address == LOCAL else f"is at '{address}'"
+        raise UserError(f"no Ray cluster {where} ({said(error)})") from None
+    return ray, True
+
+
+@contextmanager
+def marked(run_dir: Path) -> Iterator[str]:
+    """Meanwhile the run directory, which is made if need be, has a mark that no other has."""
+    mark = secrets.token_hex(16)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / MARK).write_text(mark)
+    except OSError as error:
+        cannot = f"the run directory '{run_dir}' cannot be written ({error.strerror})"
+        raise UserError(f"{cannot}: choose another --run-dir") from error
+    try:
+        yield mark
+    finally:
+        with suppress(OSError):
+            (run_dir / MARK).unlink()
+
+
+def launch_on_ray(
+    address: str,
+    count: int,
+    num_envs: int,
+    timeout: float,
+    run_dir: Path,
+    work: Callable[[str, Callable[[Any], None]], int],
+    newest: Callable[[Path], int],
+    order: str,
+) -> int:
+    """Run `work` as up to `count` ranks on the Ray cluster at `address`; as `launch` does otherwise.
+
+    Returns 0, or the signal after which they have saved and stopped. Raises the UserError or Fault of a rank.
+    """
+    with marked(run_dir) as mark, connected(address, count) as (ray, new), tempfile.TemporaryDirectory() as folder:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.backend import Backend
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        class Bare(TorchConfig):  # type: ignore[misc]
+            """No process group: which workers are ranks is known only on them."""
+
+            backend_cls = Backend
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        store = str(Path(folder) / "store") if address == LOCAL else None
+        screen = is_terminal(out()), shutil.get_terminal_size().columns
+        job = Job(work, newest, order, run_dir, num_envs, timeout, mailbox, store, mark, versions(), *screen)
+        trainer = TorchTrainer(
+            lambda: job(),
+            torch_config=Bare(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=(1, count), elastic_resize_monitor_interval_s=GROW),
+            run_config=RunConfig(name="surefoot", storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
+        )
+        failure = list[BaseException]()
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=fit, daemon=True)
+        thread.start()
+        try:
+            stopped = follow(ray, mailbox, thread, failure)
+        except ray.exceptions.RayError as error:
+            raise Fault(f"the Ray cluster was lost ({said(error)})") from None
+        if not new:  # it goes on being used
+            thread.join()
+        return stopped
+
+
+def follow(ray: Any, mailbox: Any, thread: threading.Thread, failure: list[BaseException]) -> int:
+    """Pass on what the ranks say, and signals to them, until they have ended; returns as `launch_on_ray` does."""
+    caller, progress, sentences, heard = Caller(), Progress(), set[str](), time.monotonic()
+    sent, starts, over, error = (0, 0), 0, None, None
+
+    def waiting() -> str | None:
+        return "waiting for the ranks that Ray starts" if time.monotonic() - heard > SILENT or not starts else None
+
+    with doing(waiting), SignalForwarder([caller]) as signals:  # type: ignore[list-item]
+        signals.forward_saves()
+        while over is None and error is None:
+            time.sleep(0.1)
+            alive = thread.is_alive()
+            words, starts, error, over = ray.get(mailbox.take.remote())
+            for rank, on_stderr, text in words:
+                heard = time.monotonic()
+                if not on_stderr:
+                    progress.write(text, "")
+                elif text.startswith("surefoot: "):
+                    if text not in sentences:
+                        note(text.removeprefix("surefoot: "))
+                    sentences.add(text)
+                elif rank == 0:
+                    sys.stderr.write(text)
+            if signals.seen and not starts:
+                raise KeyboardInterrupt
+            if (signals.seen, caller.saves) != sent:
+                sent = signals.seen, caller.saves
+                ray.get(mailbox.ask.remote(*sent))
+            if not alive and over is None and error is None:
+                why = said(failure[0]) if failure else "it has ended before the ranks"
+                raise Fault(f"Ray Train has failed: {why}")
+    if error:
+        raise (Fault if error[0] else UserError)(error[1])
+    return over or 0

@@ -1,0 +1,223 @@
+"""On a Ray cluster a run is the run that `--ranks` makes, goes on when a rank or node is lost, and ends as elsewhere.
+
+Needs `pip install 'surefoot[ray]'`; with a cluster: `pytest -m slow tests/test_ray.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import surefoot
+import twin
+from surefoot.algorithm import rollout
+from surefoot.config import Config
+from surefoot.envs.gym import Gymnasium
+from surefoot.errors import Fault, UserError
+from surefoot.parallel import ray as on_ray
+from surefoot.parallel.ray_rank import MARK, Job, Mailbox, versions
+from surefoot.runs.directory import newest
+from surefoot.runs.metrics import read
+
+
+def test_what_cannot_run_on_ray_is_said_at_once(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = {"ray": "local", "ranks": 2, "quiet": True}
+    gymnasium.register("Here-v0", lambda: gymnasium.make("CartPole-v1"))
+    with pytest.raises(UserError, match="'Here-v0' can be made in this process alone"):
+        surefoot.train("Here-v0", **how)
+    with pytest.raises(UserError, match="name the number of --ranks: with"):
+        surefoot.train(small, ray="local", quiet=True)
+    with pytest.raises(UserError, match="'s3:/bucket/run' is an address, and a run is written to a directory"):
+        surefoot.train(small, run_dir=Path("s3://bucket/run"), **how)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"the run directory .* cannot be written"):
+        surefoot.train(small, run_dir=tmp_path / "file" / "run", **how)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"Ray is not installed .*: pip install 'surefoot\[ray\]'"):
+        surefoot.train(small, run_dir=tmp_path / "run", **how)
+    assert not list((tmp_path / "run").iterdir())
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="RANK and WORLD_SIZE say that this is one rank of a job"):
+        surefoot.train(small, **how)
+
+
+def test_a_node_that_is_not_as_the_callers_is_refused(tmp_path: Path) -> None:
+    def job(run_dir: Path, **other: str) -> Job:
+        return Job(None, newest, "", run_dir, 8, 1.0, None, None, "mark", versions() | other, False, 80)  # type: ignore
+
+    (tmp_path / MARK).write_text("mark")
+    job(tmp_path).require_same_place()
+    with pytest.raises(UserError, match=r"node .* has torch \S+ instead of 1.0, numpy \S+ instead of 0: install the"):
+        job(tmp_path, torch="1.0", numpy="0").require_same_place()
+    for content in ("other", None):
+        (tmp_path / MARK).write_text(content) if content else (tmp_path / MARK).unlink()
+        with pytest.raises(UserError, match=r"does not see the run directory .* choose one that all nodes share"):
+            job(tmp_path).require_same_place()
+
+
+def test_ranks_that_are_lost_again_and_again_without_a_checkpoint_are_given_up() -> None:
+    box = Mailbox()
+    assert [box.begin(2, at) for at in (-1, 10, 20, 20)] == [0, 1, 2, 3]
+    box.lose("rank 1: RuntimeError: gone")
+    assert box.take()[2] is None
+    box.begin(2, 20)
+    words, starts, error, over = box.take()
+    assert (words[-1][2].count("rank 1: RuntimeError: gone"), starts, over) == (1, 5, None)
+    assert error == (True, "ranks were lost 3 times without a checkpoint in between (rank 1: RuntimeError: gone)")
+    box.end(0, 0)
+    assert box.take()[3] is None
+    box.end(1, signal.SIGTERM)
+    assert box.take()[3] == signal.SIGTERM
+
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes with a core each."""
+    pytest.importorskip("ray.train.torch", reason="pip install 'surefoot[ray]'")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_timeout_ms", "500")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.second = cluster.add_node(num_cpus=1)  # type: ignore[attr-defined]
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+@slow
+def test_two_ranks_on_two_nodes_are_one_rank_here(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, with a fixed rate: the same games, gradients within 1e-10."""
+
+    def work(out: str, _: Any) -> int:
+        rollout.MIN_SHARE = 0  # each rank learns from its own games
+        twin.main("continuing", twin.CFG, Path(out))
+        return 0
+
+    monkeypatch.setattr(rollout, "MIN_SHARE", 0)
+    work(str(tmp_path), None)
+    how = 2, twin.CFG.num_envs, 300.0, tmp_path
+    assert on_ray.launch_on_ray(cluster.address, *how, work, newest, str(tmp_path)) == 0
+    alone = load_file(tmp_path / "continuing-1-0.safetensors")
+    parts = [load_file(tmp_path / f"continuing-2-{rank}.safetensors") for rank in (0, 1)]
+    assert {name.split("/")[0] for name in alone} == {"1", "2", "3"}
+    for name, want in alone.items():
+        if name.endswith(("gradient", "parameters")):
+            assert (parts[0][name] - want).abs().max() < 1e-10
+            assert torch.equal(parts[0][name], parts[1][name])
+        elif name.endswith(("obs", "action", "reward", "terminated")):
+            assert torch.equal(torch.cat([part[name] for part in parts], 1), want)
+
+
+def same(a: Path, b: Path) -> bool:
+    one, other = (load_file(where / "policy.safetensors") for where in (a, b))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def rank_0(run_dir: Path) -> int:
+    """The process that holds a run, once it has saved a checkpoint; 0 before."""
+    for folder in Path("/proc").glob("[0-9]*") if newest(run_dir) >= 0 else ():
+        with suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::"):
+                files = [os.readlink(handle) for handle in (folder / "fd").iterdir()]
+                if str(run_dir / ".lock") in files:
+                    return int(folder.name)
+    return 0
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_killed_worker_costs_nothing_but_time(
+    cluster: Any, small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bits of two local ranks, although rank 0 was ended by SIGKILL in the middle."""
+    cfg = replace(small, total_steps=128 * 1000, save_every=0.5)
+    surefoot.train(cfg, run_dir=tmp_path / "local", ranks=2, quiet=True)
+    run = tmp_path / "run"
+    killer = threading.Thread(target=lambda: os.kill(wait_for(lambda: rank_0(run)), signal.SIGKILL))
+    killer.start()
+    surefoot.train(cfg, run_dir=run, ranks=2, ray=cluster.address)
+    killer.join()
+    assert same(tmp_path / "local", run)
+    said = capsys.readouterr()
+    assert "surefoot: a rank was lost" in said.err
+    assert "Traceback" not in said.err
+    assert "% step" in said.out
+    assert MARK not in os.listdir(run)
+
+
+@slow
+def test_a_run_goes_on_without_a_lost_node_and_grows_when_one_comes(
+    cluster: Any, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "GROW", 2.0)
+    run, said = tmp_path / "run", list[str]()
+    monkeypatch.setattr(on_ray, "note", said.append)
+    cfg = replace(small, total_steps=128 * 100_000, save_every=0.5)
+
+    def change() -> None:
+        wait_for(lambda: newest(run) > 0)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        wait_for(lambda: any("goes on from its newest checkpoint, with 1" in text for text in said))
+        cluster.second = cluster.add_node(num_cpus=1)
+        wait_for(lambda: any("there are cores for more ranks" in text and "with 2" in text for text in said))
+        at = newest(run)
+        wait_for(lambda: newest(run) > at)
+        signal.raise_signal(signal.SIGTERM)
+
+    thread = threading.Thread(target=change, daemon=True)
+    old = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        thread.start()
+        surefoot.train(cfg, run_dir=run, ranks=2, ray=cluster.address, quiet=True)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    thread.join()
+    rows = read(run)
+    assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))  # nothing twice, nothing missing
+    assert rows[-1]["step"] == newest(run)
+
+
+@slow
+def test_a_fault_on_a_rank_and_a_cluster_that_is_not_there(cluster: Any, small: Config, tmp_path: Path) -> None:
+    cfg, address = replace(small, env=Gymnasium("worlds:Faulty-raises-v0")), cluster.address
+    errors = []
+    for name, where in (("local", ""), ("ray", address)):
+        with pytest.raises(Fault) as caught:
+            surefoot.train(cfg, run_dir=tmp_path / name, ranks=2, ray=where, quiet=True)
+        errors.append(str(caught.value).replace(name, ""))
+    assert errors[0] == errors[1]
+    with pytest.raises(UserError, match="ranks is 4; the Ray cluster has 2 cores"):
+        surefoot.train(small, run_dir=tmp_path / "four", ranks=4, ray=address, quiet=True)
+    with pytest.raises(UserError, match=r"no Ray cluster is at '127\.0\.0\.1:9'"):
+        surefoot.train(small, run_dir=tmp_path / "none", ranks=2, ray="127.0.0.1:9", quiet=True)
