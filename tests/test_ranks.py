@@ -153,6 +153,10 @@ def test_a_run_of_two_ranks_goes_on_with_one(small: Config, tmp_path: Path) -> N
     a, b, c = (surefoot.load_policy(where)[0].state_dict() for where in (whole, parts, other))
     assert all(torch.equal(x, b[k]) for k, x in a.items())
     assert all(torch.allclose(x, c[k], atol=1e-4) for k, x in a.items())
+    sent = [[row["sent_bytes"] for row in read(where)] for where in (whole, parts, other)]
+    assert sent[0] == sent[1]
+    assert min(sent[0]) > 0
+    assert sent[2] == [*sent[0][: len(sent[0]) // 2], 0, 0, 0]
     episodes = [[row["episodes"] for row in read(where)] for where in (whole, parts, other)]
     assert episodes[0] == episodes[1] == episodes[2]
 

@@ -93,9 +93,10 @@ def train(
     several ranks one that can be imported), or an environment, which is copied (one rank). `fields` change the task's
     Config; `source`: start from this run's policy; `ranks`: processes, 0: one per core where the network sees images,
     otherwise one; `ray`: the Ray cluster on which they are, "local": one that is started here. `stop`: called after
-    every iteration with its row of metrics.jsonl (NaN where there is nothing to tell yet), and the run ends where it returns True; `metrics`: functions of (rollout, state) that give numbers for
-    that row, by name. On several ranks such functions must be ones that can be imported. `objective` may be
-    one of your own, called with (logp, logp_old, advantage) and returning what is to be maximised per sample.
+    every iteration with its row of metrics.jsonl (NaN where there is nothing to tell yet), and the run ends where it
+    returns True; `metrics`: functions of (rollout, state) that give numbers for that row, by name. On several ranks
+    such functions must be ones that can be imported. `objective` may be one of your own, called with (logp, logp_old,
+    advantage) and returning what is to be maximised per sample.
     Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
     then do what they always do: KeyboardInterrupt, and the end of the program.
     """

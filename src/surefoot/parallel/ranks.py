@@ -40,6 +40,8 @@ class Ranks(ABC):
         self.rank, self.count = rank, count
         self.timeout = timeout
         """seconds to wait for another rank before giving it up"""
+        self.sent = 0
+        """bytes of the messages that this rank has given to the others so far, by sockets or in memory"""
 
     @abstractmethod
     def all_gather(self, numbers: Array) -> Tensor:
@@ -139,12 +141,14 @@ class Gloo(Ranks):
     def all_gather(self, numbers: Array) -> Tensor:
         mine = torch.as_tensor(numbers).contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.count)]
+        self.sent += mine.nbytes
         dist.all_gather(parts, mine)
         return torch.stack(parts)
 
     def reduce_gradient(
         self, gradient: Array, number: float, gradients: Tensor | None = None, part: slice = slice(None)
     ) -> tuple[float, float]:
+        self.sent += gradient.nbytes
         dist.all_reduce(torch.as_tensor(gradient))
         number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())
         return number, math.sqrt(gradient.dot(gradient))
@@ -185,6 +189,7 @@ class SharedMemory(Gloo):
         board = self.board(SMALL) if mine.is_cpu and mine.nbytes <= SMALL else None
         if board is None:
             return super().all_gather(mine)
+        self.sent += mine.nbytes
         array, board = mine.numpy(), board[:, : mine.nbytes]
         board[self.rank] = array.reshape(-1).view(np.uint8)
         self.barrier()
@@ -197,12 +202,14 @@ class SharedMemory(Gloo):
         if gradients is not None and len(gradients) > 1:
             number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())  # all have written
             mine = tensor[part]
+            self.sent += tensor.nbytes
             for other in self.others:
                 mine += gradients[other][part]
             return number, math.sqrt(self.all_gather(mine.dot(mine)).sum())  # all have read
         board = self.board(tensor.nbytes + 8) if tensor.is_cpu else None
         if board is None:
             return super().reduce_gradient(gradient, number)
+        self.sent += tensor.nbytes + 8
         array = tensor.numpy()
         parts, numbers = board[:, : tensor.nbytes].view(array.dtype), board[:, -8:].view(np.float64)
         parts[self.rank], numbers[self.rank] = array, number

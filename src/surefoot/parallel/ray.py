@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from surefoot.errors import Fault, UserError, is_terminal, note, said
+from surefoot.errors import Fault, UserError, is_terminal, note, put, said
 from surefoot.output import Progress, doing, out
 from surefoot.parallel.launch import SignalForwarder, usable_cores
 from surefoot.parallel.ray_rank import MARK, Job, Mailbox, versions
@@ -43,8 +43,8 @@ class Caller:
 
 
 @contextmanager
-def connected(address: str, count: int) -> Iterator[tuple[Any, bool]]:
-    """Ray, connected to the cluster at `address`, and whether it was not before; raises UserError."""
+def connected(address: str, count: int) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address` or, as before, to the calling program's; raises UserError."""
     wanted = OURS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} if address == LOCAL else QUIET
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     os.environ |= wanted | before
@@ -56,7 +56,7 @@ def connected(address: str, count: int) -> Iterator[tuple[Any, bool]]:
                 raise UserError(f"ranks is {count}; the Ray cluster has {cores} cores: add nodes, or ask for fewer")
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)  # which Ray takes for itself
-            yield ray, new
+            yield ray
         finally:
             if new:
                 ray.shutdown()
@@ -69,7 +69,7 @@ def connect(address: str) -> tuple[Any, bool]:
     """Ray, and whether it was connected here; raises UserError."""
     try:
         import ray
-        import ray.train.torch
+        import ray.train
     except ModuleNotFoundError as error:
         raise UserError(f"Ray is not installed ({error}): pip install 'surefoot[ray]'") from None
     if ray.is_initialized():
@@ -114,60 +114,46 @@ def launch_on_ray(
 
     Returns 0, or the signal after which they have saved and stopped. Raises the UserError or Fault of a rank.
     """
-    with marked(run_dir) as mark, connected(address, count) as (ray, new), tempfile.TemporaryDirectory() as folder:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.backend import Backend
-        from ray.train.torch import TorchConfig, TorchTrainer
+    with marked(run_dir) as mark, connected(address, count) as ray, tempfile.TemporaryDirectory() as folder:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        class Bare(TorchConfig):  # type: ignore[misc]
-            """No process group: which workers are ranks is known only on them."""
-
-            backend_cls = Backend
-
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        actor = ray.remote(concurrency_groups={"fit": 1})(Mailbox)
+        mailbox = actor.options(num_cpus=0, scheduling_strategy=here).remote()
         store = str(Path(folder) / "store") if address == LOCAL else None
         screen = is_terminal(out()), shutil.get_terminal_size().columns
         job = Job(work, newest, order, run_dir, num_envs, timeout, mailbox, store, mark, versions(), *screen)
-        trainer = TorchTrainer(
-            lambda: job(),
-            torch_config=Bare(backend="gloo"),
-            scaling_config=ScalingConfig(num_workers=(1, count), elastic_resize_monitor_interval_s=GROW),
-            run_config=RunConfig(name="surefoot", storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
-        )
-        failure = list[BaseException]()
-
-        def fit() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=fit, daemon=True)
-        thread.start()
         try:
-            stopped = follow(ray, mailbox, thread, failure)
+            fit = mailbox.fit.options(concurrency_group="fit").remote(job, count, GROW, folder)
+            failure, stopped = follow(ray, mailbox, fit)
+            if address != LOCAL:  # killed, it would keep what it has reserved for three minutes
+                with doing("ending"):
+                    ray.wait([fit], timeout=60)
         except ray.exceptions.RayError as error:
-            raise Fault(f"the Ray cluster was lost ({said(error)})") from None
-        if not new:  # it goes on being used
-            thread.join()
-        return stopped
+            raise Fault(f"Ray has failed ({said(error)})") from None
+        finally:
+            ray.kill(mailbox)  # and with it what it has started
+    if failure:
+        raise (Fault if failure[0] else UserError)(failure[1])
+    return stopped
 
 
-def follow(ray: Any, mailbox: Any, thread: threading.Thread, failure: list[BaseException]) -> int:
-    """Pass on what the ranks say, and signals to them, until they have ended; returns as `launch_on_ray` does."""
+def follow(ray: Any, mailbox: Any, fit: Any) -> tuple[tuple[bool, str] | None, int]:
+    """Pass on what the ranks say, and signals to them, until they have ended.
+
+    Returns their error (whether it is a Fault, its sentence), if there is one, and the signal that has stopped them.
+    """
     caller, progress, sentences, heard = Caller(), Progress(), set[str](), time.monotonic()
-    sent, starts, over, error = (0, 0), 0, None, None
+    sent, starts = (0, 0), 0
 
     def waiting() -> str | None:
-        return "waiting for the ranks that Ray starts" if time.monotonic() - heard > SILENT or not starts else None
+        late = time.monotonic() - heard > SILENT
+        return "waiting for the ranks that Ray starts" if late or not starts else None
 
     with doing(waiting), SignalForwarder([caller]) as signals:  # type: ignore[list-item]
         signals.forward_saves()
-        while over is None and error is None:
-            time.sleep(0.1)
-            alive = thread.is_alive()
+        while True:
+            ended = ray.wait([fit], timeout=0.1)[0]
             words, starts, error, over = ray.get(mailbox.take.remote())
             for rank, on_stderr, text in words:
                 heard = time.monotonic()
@@ -178,15 +164,14 @@ def follow(ray: Any, mailbox: Any, thread: threading.Thread, failure: list[BaseE
                         note(text.removeprefix("surefoot: "))
                     sentences.add(text)
                 elif rank == 0:
-                    sys.stderr.write(text)
+                    put(text, sys.stderr, "")
+            if error or over is not None:
+                return error, over or 0
+            if ended:
+                ray.get(ended)
+                raise Fault("Ray Train has ended before the ranks")
             if signals.seen and not starts:
                 raise KeyboardInterrupt
             if (signals.seen, caller.saves) != sent:
                 sent = signals.seen, caller.saves
                 ray.get(mailbox.ask.remote(*sent))
-            if not alive and over is None and error is None:
-                why = said(failure[0]) if failure else "it has ended before the ranks"
-                raise Fault(f"Ray Train has failed: {why}")
-    if error:
-        raise (Fault if error[0] else UserError)(error[1])
-    return over or 0

@@ -45,6 +45,24 @@ class Mailbox:
     ended: dict[int, int] = field(default_factory=dict)
     """the signal, or 0, with which each rank has ended"""
 
+    def fit(self, job: Job, count: int, grow: float, folder: str) -> None:
+        """Have Ray Train run the job, in a thread of this actor's own, until it has succeeded."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.backend import Backend
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        class Bare(TorchConfig):  # type: ignore[misc]
+            """No process group: which workers are ranks is known only on them."""
+
+            backend_cls = Backend
+
+        TorchTrainer(
+            lambda: job(),
+            torch_config=Bare(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=(1, count), elastic_resize_monitor_interval_s=grow),
+            run_config=RunConfig(name="surefoot", storage_path=folder, failure_config=FailureConfig(max_failures=-1)),
+        ).fit()
+
     def say(self, rank: int, on_stderr: bool, text: str) -> None:
         self.words.append((rank, on_stderr, text))
 
@@ -171,7 +189,10 @@ class Job:
         """Do what the caller asks for, as a signal would; end this process where the run has failed elsewhere."""
         saved = self.tell("wanted")[1]
         while True:
-            signal, saves, failed = self.tell("wanted")
+            try:
+                signal, saves, failed = self.tell("wanted")
+            except Exception:  # the caller is gone
+                failed = True
             if failed:
                 exit_now(1)
             for reporter in target:

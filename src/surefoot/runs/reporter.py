@@ -63,6 +63,7 @@ class Reporter(Callback):
         """how many iterations in a row have learned nothing"""
         self.state, self.before, self.started = state, state.seconds, started
         self.saved = self.shown = perf_counter()
+        self.sent = 0
         self.progress = Progress(quiet)
         self.progress.last = self.saved  # a line has just said what begins
         tried = [row.get("evaluation") for row in read(run_dir) if row["step"] <= state.steps] if not ranks.rank else []
@@ -72,6 +73,7 @@ class Reporter(Callback):
 
     def should_stop(self, state: State) -> bool:
         """Whether the run is over: planned end, time limit, score reached, or asked to stop."""
+        self.sent = self.ranks.sent  # before this iteration
         full = len(state.recent_episodes) == state.recent_episodes.maxlen and state.mean_score() >= self.cfg.stop_at
         over = state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
         return self.stop or self.ended or full or over
@@ -195,6 +197,7 @@ class Reporter(Callback):
             "env_s": round(rollout.env_s, 4),
             "act_s": round(rollout.act_s, 4),
             "learn_s": round(learn_s, 4),
+            "sent_bytes": self.ranks.sent - self.sent,
             "learning_rate": state.learning_rate,
             "explained_variance": 1 - (error_square - error_mean**2) / spread if spread > 0 else float("nan"),
             "ratio_drift_first": float(metrics[0, METRIC_NAMES.index("ratio_drift")]),
