@@ -83,4 +83,42 @@ class Runs:
         print(json.dumps(rows_of) if self.json else table(found, self.dir), file=out())
 
 
-Tool = Export | Plot | Runs
+@dataclass(frozen=True)
+class Push:
+    """Publish a run's policy on the Hugging Face Hub, with a model card, its curve and a film."""
+
+    run: tyro.conf.Positional[Path]
+    """a run directory"""
+    repo: tyro.conf.Positional[str]
+    """USER/NAME"""
+    private: bool = False
+    """for yourself alone, where it is a new one"""
+    trust: bool = False
+    """run the code that the run's files name, although it was not begun here"""
+
+    def __call__(self) -> None:
+        with needs_extra("hub"):
+            from surefoot.connect.hub import push
+
+        print(push(self.run, self.repo, self.private, self.trust), file=out())
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Download a policy from the Hugging Face Hub; nothing in it is run."""
+
+    repo: tyro.conf.Positional[str]
+    """USER/NAME"""
+    into: Path | None = None
+    """the folder to make; default: NAME"""
+    revision: str | None = None
+    """branch, tag or commit"""
+
+    def __call__(self) -> None:
+        with needs_extra("hub"):
+            from surefoot.connect.hub import pull
+
+        print(pull(self.repo, self.into, self.revision), file=out())
+
+
+Tool = Export | Plot | Runs | Push | Pull
