@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,20 @@ def test_metrics_written_after_the_checkpoint_are_dropped_on_resume(small: Confi
 def test_the_last_checkpoints_are_kept(small: Config, tmp_path: Path) -> None:
     surefoot.train(small, save_every=1e-6, run_dir=tmp_path / "a", ranks=1, quiet=True)
     assert [p.name for p in checkpoints(tmp_path / "a")] == [f"{128 * k:09d}" for k in range(7 - KEEP, 7)]
+
+
+def test_a_policy_that_is_older_than_the_run_is_said(
+    small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after files were mixed up; a checkpoint's own policy is of its own step."""
+    surefoot.train(small, save_every=1e-6, run_dir=tmp_path / "a", ranks=1, quiet=True)
+    first, *_, last = checkpoints(tmp_path / "a")
+    for path in (tmp_path / "a", first, last):
+        surefoot.load_policy(path)
+    assert capsys.readouterr().err == ""
+    shutil.copyfile(first / "policy.safetensors", tmp_path / "a" / "policy.safetensors")
+    surefoot.load_policy(tmp_path / "a")
+    assert "policy.safetensors' is of step 512, and the newest checkpoint of step 768" in capsys.readouterr().err
 
 
 def test_the_newest_checkpoint_is_the_one_with_most_steps(tmp_path: Path) -> None:

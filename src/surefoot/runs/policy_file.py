@@ -18,12 +18,12 @@ from surefoot.config import Config
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium, is_local
 from surefoot.envs.interface import EnvSpec, make
-from surefoot.errors import DAMAGE, UserError, one_line, said
+from surefoot.errors import DAMAGE, UserError, note, one_line, said
 from surefoot.models.memory import Unit
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, Network, SmallCNN
 from surefoot.models.policy import Policy
 from surefoot.paths import absolute, shown
-from surefoot.runs.directory import seals
+from surefoot.runs.directory import newest, seals
 from surefoot.runs.files import Folder, digest, read_named
 from surefoot.runs.trust import permit, runs_code
 from surefoot.versions import require_versions
@@ -82,6 +82,8 @@ def read_policy(path: Path, trust: bool = False) -> tuple[Path, dict[str, Any], 
         facts.setdefault("memory", {"type": "NoMemory"})
         count, mean, square = (float(x) for x in facts.get("returns", (0, 0, 0)))
         facts |= {"task": "" + facts["task"], "returns": (count, mean, square)}  # raises for other types
+        if path.is_dir() and file.name != BEST and int(facts.get("steps", 0)) < (last := newest(path)):
+            note(f"'{shown(file)}' is of step {facts['steps']:,}, and the newest checkpoint of step {last:,}")
         loaded = load_tensors(data)
         wrong = [name for name, x in loaded.items() if not x.isfinite().all()]
         if wrong and not trust:
