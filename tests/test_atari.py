@@ -70,6 +70,20 @@ def test_gray_frames_are_the_mean_of_rgb_and_the_older_comes_first() -> None:
     assert np.array_equal(out[1], want)
 
 
+def test_more_or_fewer_frames_are_stacked_with_the_newest_last() -> None:
+    games = [Pong(stack=count).make() for count in (1, 2, 3)]
+    seen = [np.zeros((count, 80, 80), np.uint8) for count in (1, 2, 3)]
+    for game, out in zip(games, seen, strict=True):
+        game.reset(5, out)
+    assert (seen[2] == seen[0]).all()  # before the first step there is one screen
+    for action in (1, 2, 2, 0):
+        for game, out in zip(games, seen, strict=True):
+            game.step(action, out)
+        assert np.array_equal(seen[2][1:], seen[1])
+        assert np.array_equal(seen[1][1:], seen[0])
+    assert (seen[2][0] != seen[2][1]).any()
+
+
 def test_the_lessons_decision_is_a_button_then_none_and_adds_both_rewards() -> None:
     """Compared with a plain emulator driven by hand: FIRE, five random decisions, then button and NOOP in turn."""
     import ale_py

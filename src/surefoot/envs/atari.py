@@ -32,7 +32,7 @@ NTSC = bytes.fromhex(
 
 @dataclass(frozen=True)
 class Pong:
-    """Pong in two stacked 80x80 frames: rows 34:-16, every second pixel."""
+    """Pong in stacked 80x80 frames, two of them: rows 34:-16, every second pixel."""
 
     actions: tuple[str, ...] = ("NOOP", "LEFT", "RIGHTFIRE")
     """the policy's actions, by ALE's names"""
@@ -48,8 +48,11 @@ class Pong:
     """a step is one of the action and one of NOOP, and its frames are the screens after both, as in the lesson"""
     palette: bool = False
     """frames hold palette indices, which LessonCNN turns into colours; otherwise the mean of RGB"""
+    stack: int = 2
+    """number of stacked frames; in 1 nothing moves, and a policy needs a memory"""
 
     def __post_init__(self) -> None:
+        require_range(self, "stack", low=1, high=64)
         require(len(self.actions) >= 2, "Pong.actions", self.actions, "two or more buttons")
         require_range(self, "opening")
         require_randomness(self)
@@ -117,12 +120,12 @@ def lesson_table() -> Array:
 
 
 class PongEnv(Console):
-    """One emulator with the lesson's preprocessing; observations uint8 [2, 80, 80], older frame first."""
+    """One emulator with the lesson's preprocessing; observations uint8 [stack, 80, 80], oldest frame first."""
 
     def __init__(self, spec: Pong) -> None:
         import numpy as np
 
-        super().__init__("pong", spec.actions, spec, (2, 80, 80))
+        super().__init__("pong", spec.actions, spec, (spec.stack, 80, 80))
         self.spec = spec
         self.gray = bytes(np.rint(palette().mean(1)).astype(np.uint8))
 
@@ -131,8 +134,8 @@ class PongEnv(Console):
         from surefoot.rng import Purpose, stream
 
         self.begin(seed)
-        self._append_screen()
-        self._append_screen()
+        for _ in range(self.spec.stack):
+            self._append_screen()
         if self.spec.opening:
             self.advance(self.fire)
             for action in stream(seed, Purpose.OPENINGS).integers(len(self.buttons), size=self.spec.opening):
@@ -150,15 +153,15 @@ class PongEnv(Console):
         return reward, *self.over
 
     def _append_screen(self) -> None:
-        """Append the current screen to the two frames."""
+        """Append the current screen to the frames."""
         import numpy as np
 
         screen = self.ale.getScreen()[CROP]
-        self.frames[0] = self.frames[1]
+        self.frames[:-1] = self.frames[1:]
         if self.spec.palette:
-            self.frames[1] = screen
+            self.frames[-1] = screen
         else:  # bytes.translate is the fastest table look-up: 5 microseconds
-            self.frames[1] = np.frombuffer(screen.tobytes().translate(self.gray), np.uint8).reshape(80, 80)
+            self.frames[-1] = np.frombuffer(screen.tobytes().translate(self.gray), np.uint8).reshape(80, 80)
 
 
 class AtariEnv(Console):
