@@ -28,6 +28,17 @@ ROOT = Path(__file__).parent.parent
 ACTS = "test_fast_mlp.py::test_it_acts_and_evaluates_as_the_plain_path"
 TWIN = "test_fast_mlp.py::test_the_gradient_is_that_of_the_plain_path"
 AVERAGE = "test_state.py::test_the_policy_that_is_kept_is_a_moving_average_and_learning_goes_on_from_the_newest"
+STEPS = "test_memory.py::test_whole_sequences_are_what_single_steps_are_and_have_no_padding"
+SEES = "test_memory.py::test_learning_sees_what_acting_saw"
+SUCCESSOR = "test_memory.py::test_the_value_of_a_true_successor_is_that_of_the_memory_of_that_moment"
+ENDING = "test_memory.py::test_what_came_before_an_ending_changes_nothing_after_it"
+NEXT_ROLLOUT = "test_memory.py::test_a_rollout_begins_with_what_the_last_one_remembered_unless_its_episode_ended"
+CRASHED = "test_memory.py::test_an_environment_that_crashed_begins_without_a_memory"
+MINIBATCHES = (
+    "test_memory.py::test_minibatches_are_whole_sequences_of_every_environment_and_every_row_is_learned_from_once"
+)
+SAVED = "test_memory.py::test_a_checkpoint_holds_the_memory"
+EVALUATED = "test_memory.py::test_an_evaluation_is_the_same_whatever_is_played_beside_it"
 TWO_RANKS = "test_tasks.py::test_normalised_by_two_ranks_is_normalised_by_one"
 
 
@@ -191,6 +202,31 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(0, Purpose.ACTIONS, state.iteration)"),
         ('.random(shape, "float32")[:, ranks.columns(cfg.num_envs)]', '.random((shape[0], cfg.num_envs // ranks.count, *shape[2:]), "float32")'),
     ],
+    # a memory: reset where episodes end, stored at the beginnings of sequences, that of the moment for true successors
+    ("algorithm/rollout.py", NEXT_ROLLOUT): [
+        ("[*step.final, *step.skipped]", "[*step.skipped]"),
+        ("actor.forget(t + 1, over)", "actor.forget(t, over)"),
+        ("if length == 0]", "if length < 0]"),
+        ("actor.forget(t, lost)", "actor.forget(t, [])", CRASHED),
+        ("begins[1:] = self.ended[:-1]", "begins[1:] = self.terminated[:-1]", ENDING),
+        ("begins[1:] = self.ended[:-1]", "begins[1:] = self.ended[1:]", ENDING),
+        ("begins[::length] = True", "begins[0] = True", MINIBATCHES),
+        ("env + t + 0.5)", "env + t - 0.5)", SEES),
+        ("order[begins]).to(self.memory", "order[begins] + self.value.shape[1]).to(self.memory", SEES),
+    ],
+    ("models/actor.py", SUCCESSOR): [
+        ("self.after[t][n] for t, n", "self.memory[t][n] for t, n"),
+        ("self.after[t][n] for t, n", "self.memory[t + 1][n] for t, n"),
+        ("self.after[t] = self.memory[t + 1] = after", "self.after[t], self.memory[t + 1] = after, self.memory[t]"),
+    ],
+    ("algorithm/train.py", NEXT_ROLLOUT): [("else rollout.memory[-1]", "else rollout.memory[-2]")],
+    ("runs/checkpoint.py", SAVED): [("torch.stack(rows)", "0 * torch.stack(rows)")],
+    ("runs/evaluation.py", EVALUATED): [("slot.memory = row", "slot.memory = None")],
+    ("models/recurrent.py", STEPS): [
+        ("np.argsort(step, kind=", "np.argsort(-step, kind="),
+        (".index_select(0, torch.from_numpy(longest).to(device))[None]", "[None]"),
+        ("index_copy(0, order, h)", "copy_(h)"),
+    ],
     ("algorithm/update.py", "test_update"): [
         # minibatches
         ("self.weight * len(part.obs) / count", "1.0"),
@@ -198,9 +234,14 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("Purpose.MINIBATCHES, iteration, epoch)", "Purpose.MINIBATCHES, iteration)", "test_rollout"),
         ("Purpose.MINIBATCHES, iteration, epoch)", "Purpose.MINIBATCHES, epoch)", "test_rollout"),
         ("stream(cfg.seed, Purpose.MINIBATCHES", "stream(0, Purpose.MINIBATCHES", "test_rollout"),
-        ("draws[:, columns].argsort(0)", "np.arange(num_steps)[:, None]", "test_rollout"),
-        ("draws[:, columns].argsort(0) * n", "draws[:, columns].argsort(0)[:, ::-1] * n", "test_rollout"),
-        ("draws[:, columns].argsort(0)", "draws[:, :n].argsort(0)", "test_rollout"),
+        ("(draws.argsort(0)[:, None]", "((0 * draws).argsort(0)[:, None]", "test_rollout"),
+        ("(steps[:, columns] * n", "(steps[:, columns][:, ::-1] * n", "test_rollout"),
+        ("(steps[:, columns] * n", "(steps[:, :n] * n", "test_rollout"),
+        # sequences
+        (" * length + np.arange(length)[:, None])", " * length + np.arange(length)[::-1, None])", MINIBATCHES),
+        ("rollout.begins(length)", "rollout.begins(1)", MINIBATCHES),
+        ("rollout.memory.flatten(0, 1)[some", "rollout.memory[1:].flatten(0, 1)[some", MINIBATCHES),
+        ("self.each(itemgetter(rows)), sequences=sequences)", "self.each(itemgetter(rows)))", SEES),
         ("[x.take(order, 0) for x in flat]", "[x.take(order, 0) if x.ndim > 1 else x for x in flat]", "test_rollout"),
         ("[x.index_select(0, order) for x in flat[1:]]", "[x if x is flat[4] else x.index_select(0, order) for x in flat[1:]]", "test_rollout"),
         ("len(order) // parts * (k + 1) for k in range(parts)]", "len(order) // parts * (k + 1) for k in range(parts - 1)]", "test_rollout"),
