@@ -85,6 +85,7 @@ def train(
     quiet: bool = False,
     stop: Stop = None,
     metrics: OwnMetrics = None,
+    track: str | None = None,
     **fields: Any,
 ) -> Run:
     """Train `task` (or continue the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
@@ -96,11 +97,13 @@ def train(
     every iteration with its row of metrics.jsonl (NaN where there is nothing to tell yet), and the run ends where it
     returns True; `metrics`: functions of (rollout, state) that give numbers for that row, by name. On several ranks
     such functions must be ones that can be imported. `objective` may be one of your own, called with (logp, logp_old,
-    advantage) and returning what is to be maximised per sample.
+    advantage) and returning what is to be maximised per sample. `track`: "wandb", "mlflow" or "trackio" records the
+    metrics, too.
     Raises UserError for a mistake, Fault (a UserError too) for what ends the run. Ctrl-C and SIGTERM save first and
     then do what they always do: KeyboardInterrupt, and the end of the program.
     """
     from surefoot.connect.run import Run
+    from surefoot.connect.tracking import beside, chosen
     from surefoot.output import Progress, doing, signs_of_life
     from surefoot.paths import absolute
     from surefoot.presets import find
@@ -110,7 +113,8 @@ def train(
     where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
     with signs_of_life(Progress(quiet)), doing("getting ready"):
         hooks = Hooks(stop, metrics or {})
-        return Run(start(find(task, **fields), where, source, quiet, ranks, hooks=hooks, ray=ray)[0]).read()
+        how: dict[str, Any] = {"hooks": hooks, "ray": ray, "beside": beside(chosen(track))}
+        return Run(start(find(task, **fields), where, source, quiet, ranks, **how)[0]).read()
 
 
 def train_seeds(
@@ -123,10 +127,12 @@ def train_seeds(
     quiet: bool = False,
     stop: Stop = None,
     metrics: OwnMetrics = None,
+    track: str | None = None,
     **fields: Any,
 ) -> list[Run]:
     """Train several runs that differ only in their seed; `seeds.json` has the summary of their scores."""
     from surefoot.connect.run import Run
+    from surefoot.connect.tracking import beside, chosen
     from surefoot.paths import absolute
     from surefoot.presets import find
     from surefoot.runs.hooks import Hooks
@@ -134,7 +140,9 @@ def train_seeds(
 
     where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
     hooks = Hooks(stop, metrics or {})
-    folder, _ = start_seeds(seeds, find(task, **fields), where, source, quiet, ranks, hooks)
+    folder, _ = start_seeds(
+        seeds, find(task, **fields), where, source, quiet, ranks, hooks, beside=beside(chosen(track))
+    )
     return [Run(run).read() for run in sorted(folder.glob("seed-*"), key=lambda run: int(run.name[5:]))]
 
 
@@ -146,21 +154,24 @@ def resume(
     trust: bool = False,
     stop: Stop = None,
     metrics: OwnMetrics = None,
+    track: str | None = None,
     objective: Callable[..., Any] | None = None,
     **end: Any,
 ) -> Run:
     """Continue a run; `end` may change total_steps, total_iterations, max_seconds, stop_at.
 
     `trust`: run the code that its files name, although it was not begun by this user in this directory; `stop`,
-    `metrics`: as for `train`; `objective`: the run's, where it is one of your own, which no file holds.
+    `metrics`, `track`: as for `train` (without `track` the tracker that has recorded it goes on); `objective`: the
+    run's, where it is one of your own, which no file holds.
     """
     from surefoot.connect.run import Run
+    from surefoot.connect.tracking import beside, chosen
     from surefoot.paths import absolute
     from surefoot.runs import start as runs
     from surefoot.runs.hooks import Hooks
 
     where = absolute(run)
-    runs.resume(where, quiet, ranks, trust, Hooks(stop, metrics or {}), objective, **end)
+    runs.resume(where, quiet, ranks, trust, Hooks(stop, metrics or {}), objective, beside(chosen(track)), **end)
     return Run(where).read()
 
 

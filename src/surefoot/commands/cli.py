@@ -27,6 +27,7 @@ from surefoot.commands.lessons import LessonCommand, watched
 from surefoot.commands.tools import Tool
 from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
+from surefoot.connect.tracking import Tracker, beside, chosen
 from surefoot.errors import UserError
 from surefoot.output import EVERY, Progress, doing, environments_on_stderr, out, signs_of_life
 from surefoot.parallel.guard import end, guarded, hear_exit, standard_streams
@@ -50,6 +51,8 @@ class Train:
     """the ranks are on the Ray cluster at this address (HOST:PORT, or auto); without one Ray is started here"""
     seeds: int = 1
     """number of runs, with this seed and the following ones; their scores are summarised"""
+    track: Annotated[Tracker | None, tyro.conf.EnumChoicesFromValues] = None
+    """record the metrics with wandb, mlflow or trackio, too; where is said by its own environment variables"""
     watch: bool = False
     """show the policy at play in your browser while it trains, as `surefoot watch` does"""
     quiet: bool = False
@@ -65,8 +68,8 @@ class Train:
                 dataclasses.replace(self, watch=False, run_dir=run_dir)()
             return
         where = self.config, self.run_dir, self.source, self.quiet, self.ranks
-        several, ray = self.seeds > 1, self.ray
-        if not (start_seeds(self.seeds, *where, ray=ray) if several else start(*where, STARTED, ray=ray))[1]:
+        how: dict[str, Any] = {"ray": self.ray, "beside": beside(chosen(self.track))}
+        if not (start_seeds(self.seeds, *where, **how) if self.seeds > 1 else start(*where, STARTED, **how))[1]:
             raise KeyboardInterrupt
 
 
@@ -106,6 +109,8 @@ class Resume:
     """device of the network; where the run's own is not here: cpu"""
     ranks: int = 0
     """processes that share the environments; 0: as many as the run had"""
+    track: Annotated[Tracker | None, tyro.conf.EnumChoicesFromValues] = None
+    """record the metrics with wandb, mlflow or trackio, too; default: with the one that has recorded the run"""
     trust: bool = False
     """run the code that the run's files name, although it was not begun here"""
     quiet: bool = False
@@ -116,7 +121,8 @@ class Resume:
         from surefoot.runs.start import resume
 
         changes = {k: getattr(self, k) for k in MAY_CHANGE if getattr(self, k) is not None}
-        if not resume(self.run, self.quiet, self.ranks, self.trust, **changes):
+        how = beside(chosen(self.track))
+        if not resume(self.run, self.quiet, self.ranks, self.trust, beside=how, **changes):
             raise KeyboardInterrupt
 
 

@@ -172,6 +172,8 @@ WRITTEN = (
     "curve.png",
     "game.gif",
     "checkpoints",
+    "tracking.json",
+    "tracking.log",
 )
 
 

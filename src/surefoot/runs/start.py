@@ -9,7 +9,8 @@ import shlex
 import signal
 import statistics
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -48,6 +49,14 @@ from surefoot.runs.trust import permit
 ALLOW = "resume it with --trust (trust=True)"
 
 
+Beside = Callable[[Path], AbstractContextManager[None]]
+
+
+def nothing(_: Path) -> AbstractContextManager[None]:
+    """Nothing goes on beside a run."""
+    return nullcontext()
+
+
 def start(
     cfg: Config,
     run_dir: Path | None = None,
@@ -58,15 +67,17 @@ def start(
     resuming: bool = False,
     hooks: Hooks | None = None,
     ray: str = "",
+    beside: Beside = nothing,
 ) -> tuple[Path, bool]:
     """Train `cfg` in `run_dir` on `ranks` local processes, or as the rank that this one is.
 
     `run_dir`: None for a new one; `source`: a run or policy file to start from; `ranks`: 0 for as many as the run that
     is there had, or as cores allow; `started`: when the clock began (perf_counter); `resuming`: the end of the run that
     is there may move; `hooks`: called after every iteration; `ray`: the Ray cluster on which the ranks are, "local":
-    one that is started here. Returns the directory, and whether the run has come to its end. Raises UserError for a
-    user's mistake, Fault for what a run cannot go on with. A signal that has stopped the run is raised again when all
-    is saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the program for SIGTERM.
+    one that is started here; `beside`: entered meanwhile. Returns the directory, and whether the run has come to its
+    end. Raises UserError for a user's mistake, Fault for what a run cannot go on with. A signal that has stopped the
+    run is raised again when all is saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the
+    program for SIGTERM.
     """
     started = started or perf_counter()
     if ray and world():
@@ -104,7 +115,7 @@ def start(
     who = f"{cfg.num_envs} environments on {count} rank{'s' * (count > 1)}"
     progress.show(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {shown(run_dir)}", True)
     try:
-        with signs_of_life(progress), doing(f"{cfg.task}: getting ready"):
+        with beside(run_dir), signs_of_life(progress), doing(f"{cfg.task}: getting ready"):
             if not ray and (count == 1 or world()):
                 stopped = run_here(cfg, run_dir, source, quiet, started, hooks)
             else:
@@ -164,6 +175,7 @@ def start_seeds(
     ranks: int = 0,
     hooks: Hooks | None = None,
     ray: str = "",
+    beside: Beside = nothing,
 ) -> tuple[Path, bool]:
     """Train `seeds` runs that differ in their seed alone, one after another, and write what they have in common.
 
@@ -181,9 +193,8 @@ def start_seeds(
                 raise UserError(
                     f"'{shown(run_dir)}/seed-{seed}' is a link, which is not followed: choose another --run-dir"
                 )
-            where, finished = start(
-                replace(cfg, seed=seed), run_dir / f"seed-{seed}", source, quiet, ranks, hooks=hooks, ray=ray
-            )
+            how = run_dir / f"seed-{seed}", source, quiet, ranks
+            where, finished = start(replace(cfg, seed=seed), *how, hooks=hooks, ray=ray, beside=beside)
             if not finished:
                 return run_dir, False
             full = [row["return_mean"] for row in read(where) if row["return_window"] == 100]
@@ -248,6 +259,7 @@ def resume(
     trust: bool = False,
     hooks: Hooks | None = None,
     objective: Any = None,
+    beside: Beside = nothing,
     **changes: Any,
 ) -> bool:
     """Resume a run; returns whether it has come to its end.
@@ -275,4 +287,5 @@ def resume(
     if "device" not in changes and not is_usable(cfg.device):
         note(f"device {cfg.device!r} cannot be used here: the run goes on with cpu, the same up to rounding")
         changes["device"] = "cpu"
-    return start(replace(cfg, **changes), run_dir, quiet=quiet, ranks=ranks, resuming=True, hooks=hooks)[1]
+    cfg = replace(cfg, **changes)
+    return start(cfg, run_dir, quiet=quiet, ranks=ranks, resuming=True, hooks=hooks, beside=beside)[1]
