@@ -351,7 +351,9 @@ def test_what_does_not_go_together_is_said_in_one_sentence(cfg: Config, tmp_path
         GRU(0)
     plain = replace(cfg, memory=NoMemory(), total_steps=36, eval_episodes=0)
     surefoot.train(plain, run_dir=tmp_path / "plain", ranks=1, quiet=True)
-    with pytest.raises(UserError, match="has memory NoMemory, this run's GRU: choose --memory NoMemory, or train"):
+    with pytest.raises(
+        UserError, match=r"has memory NoMemory, this run's GRU: train with memory:no-memory \(memory=NoMemory"
+    ):
         surefoot.train(replace(plain, memory=GRU(6)), source=tmp_path / "plain", run_dir=tmp_path / "b", quiet=True)
 
 

@@ -11,6 +11,7 @@ from surefoot.algorithm.objectives import AdaptivePenalty, DualClip
 from surefoot.commands.cli import Train, main, parse
 from surefoot.commands.complaints import options
 from surefoot.errors import UserError
+from surefoot.models.memory import GRU
 from surefoot.other_words import FORMULAS, OPTIONS, WORDS, kebab, page
 from surefoot.presets import LESSON, PRESETS, find
 
@@ -88,7 +89,11 @@ def test_every_answer_is_an_option_that_a_config_takes(option: str) -> None:
     if ":" in option:
         parse(["train", "cartpole", kebab(option)])
     else:
-        others = {"objective": DualClip(), "kl_penalty": AdaptivePenalty()}  # what no preset has chosen
+        others = {
+            "objective": DualClip(),
+            "kl_penalty": AdaptivePenalty(),
+            "memory": GRU(),
+        }  # what no preset has chosen
         cfgs = [*PRESETS.values(), find("cartpole", **others)]
         assert any(f"--{kebab(option)}" in options(Train(cfg)) for cfg in cfgs)
 

@@ -16,7 +16,8 @@ LIBRARIES = {
         total_timesteps=total_steps learning_rate=learning_rate.initial target_kl=target_kl gamma=advantage.gamma
         gae_lambda=advantage.gae_lambda normalize_advantage=normalize:over_minibatch clip_range=objective.clip_range
         clip_range_vf=value_clip ent_coef=entropy.coef vf_coef=value_coef max_grad_norm=max_grad_norm
-        norm_obs=network.running norm_reward=reward:scaled_reward eval_freq=eval_every n_eval_episodes=eval_games""",
+        norm_obs=network.running norm_reward=reward:scaled_reward eval_freq=eval_every n_eval_episodes=eval_games
+        lstm_hidden_size=memory.units""",
     "CleanRL": """num_envs=num_envs num_steps=num_steps num_minibatches=minibatch_size update_epochs=num_epochs
         total_timesteps=total_steps num_iterations=total_iterations learning_rate=learning_rate.initial
         anneal_lr=learning_rate:linear_rate target_kl=target_kl gamma=advantage.gamma gae_lambda=advantage.gae_lambda
@@ -26,7 +27,8 @@ LIBRARIES = {
         max_frames=total_steps max_epochs=total_iterations learning_rate=learning_rate.initial
         kl_threshold=learning_rate.desired_kl gamma=advantage.gamma tau=advantage.gae_lambda
         normalize_advantage=normalize:over_minibatch e_clip=objective.clip_range clip_value=value_clip
-        entropy_coef=entropy.coef critic_coef=value_coef grad_norm=max_grad_norm normalize_input=network.running""",
+        entropy_coef=entropy.coef critic_coef=value_coef grad_norm=max_grad_norm normalize_input=network.running
+        seq_length=memory.length""",
     "Tianshou": """training_num=num_envs num_training_envs=num_envs step_per_collect=num_steps
         collection_step_num_env_steps=num_steps batch_size=minibatch_size repeat_per_collect=num_epochs
         update_step_num_repetitions=num_epochs lr=learning_rate.initial lr_decay=learning_rate:linear_rate
@@ -42,14 +44,15 @@ LIBRARIES = {
         use_kl_loss=kl_penalty:adaptive_penalty gamma=advantage.gamma lambda=advantage.gae_lambda
         lambda_=advantage.gae_lambda clip_param=objective.clip_range vf_clip_param=value_clip
         entropy_coeff=entropy.coef vf_loss_coeff=value_coef grad_clip=max_grad_norm evaluation_interval=eval_every
-        evaluation_duration=eval_games""",
+        evaluation_duration=eval_games use_lstm=memory:lstm lstm_cell_size=memory.units max_seq_len=memory.length""",
     "rsl_rl": """num_envs=num_envs num_steps_per_env=num_steps num_mini_batches=minibatch_size
         num_learning_epochs=num_epochs max_iterations=total_iterations learning_rate=learning_rate.initial
         desired_kl=learning_rate.desired_kl gamma=advantage.gamma lam=advantage.gae_lambda
         normalize_advantage_per_mini_batch=normalize:over_minibatch clip_param=objective.clip_range
         use_clipped_value_loss=value_clip entropy_coef=entropy.coef value_loss_coef=value_coef
         max_grad_norm=max_grad_norm empirical_normalization=network.running
-        actor_obs_normalization=network.running init_noise_std=network.std""",
+        actor_obs_normalization=network.running init_noise_std=network.std
+        rnn_hidden_dim=memory.units rnn_hidden_size=memory.units""",
     "surefoot before": """games=num_envs horizon=num_steps minibatch=minibatch_size epochs=num_epochs max_kl=target_kl
         rate.learning_rate=learning_rate.initial rate.target_kl=learning_rate.desired_kl
         rate.end_factor=learning_rate.end_factor rate.cap=learning_rate.cap rate.floor=learning_rate.floor

@@ -28,6 +28,7 @@ from surefoot.envs.registrations import register
 from surefoot.envs.vector import replays
 from surefoot.errors import OURS, Fault, UserError, needs_extra, note, said
 from surefoot.models.policy import Policy, bf16_units
+from surefoot.other_words import kebab
 from surefoot.output import Progress, adopt_stdout, doing, signs_of_life
 from surefoot.parallel.guard import guarded
 from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
@@ -127,7 +128,9 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float
         task, theirs, own = facts["task"], facts["memory"]["type"], type(cfg.memory).__name__
         if theirs != own:
             what = f"the policy in '{source}' has memory {theirs}, this run's {own}"
-            raise UserError(f"{what}: choose --memory {theirs}, or train without --from") from error
+            raise UserError(
+                f"{what}: train with memory:{kebab(theirs)} (memory={theirs}()), or without --from"
+            ) from error
         raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
     count, mean, square = facts["returns"]
     return count, mean, square
