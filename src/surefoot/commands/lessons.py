@@ -144,7 +144,35 @@ class Picture:
         print(picture(self.name, self.out))
 
 
-LessonCommand = Lesson | Watch | Exercise | Notebook | Ladder | Picture
+@dataclass(frozen=True)
+class Duel:
+    """Play two-player Pong against a policy, in your browser."""
+
+    run: tyro.conf.Positional[Path]
+    """a run directory or policy file that plays Pong from pixels"""
+    port: int = 8441
+    """port on 127.0.0.1; where it is taken, the next free one"""
+    trust: bool = False
+    """run the code that the file names, although it was not written here"""
+
+    def __call__(self) -> None:
+        if not self.run.exists():
+            raise UserError(f"there is no run '{self.run}': name a run directory or a policy file")
+        with needs_extra("duel"):
+            import multi_agent_ale_py  # noqa: F401
+
+        def app() -> Any:
+            from surefoot.lesson.duel import duel_app
+
+            return duel_app(self.run, self.trust)
+
+        with needs_extra("lesson"):
+            from surefoot.lesson.guard import serve
+
+            serve(app, self.port)
+
+
+LessonCommand = Lesson | Watch | Duel | Exercise | Notebook | Ladder | Picture
 
 
 @contextmanager
