@@ -77,6 +77,7 @@ def test_rungs_have_equal_frames() -> None:
         changed = ("env", "network", "num_envs", "num_steps", "learning_rate", "task")
         assert replace(small, **{name: getattr(rung, name) for name in changed}) == rung
     assert [cfg.task for cfg in rungs(("ppo", "future"))] == ["future", "ppo"]
+    assert [cfg.task for cfg in rungs(("trpo", "ppo"), quick=True)] == ["ppo-quick", "trpo-quick"]  # beside the last
     for bad, why in (((("pro",), 1, 99), "no rung pro"), (((), 0, 99), "seeds is 0"), (((), 1, 7), "at least 8")):
         with pytest.raises(UserError, match=why):
             jobs(*bad, Path("here"), False, 20)

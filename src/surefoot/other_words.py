@@ -17,7 +17,8 @@ LIBRARIES = {
         gae_lambda=advantage.gae_lambda normalize_advantage=normalize:over_minibatch clip_range=objective.clip_range
         clip_range_vf=value_clip ent_coef=entropy.coef vf_coef=value_coef max_grad_norm=max_grad_norm
         norm_obs=network.running norm_reward=reward:scaled_reward eval_freq=eval_every n_eval_episodes=eval_games
-        lstm_hidden_size=memory.units""",
+        lstm_hidden_size=memory.units cg_max_steps=objective.cg_steps cg_damping=objective.damping
+        line_search_max_iter=objective.backtracks n_critic_updates=num_epochs""",
     "CleanRL": """num_envs=num_envs num_steps=num_steps num_minibatches=minibatch_size update_epochs=num_epochs
         total_timesteps=total_steps num_iterations=total_iterations learning_rate=learning_rate.initial
         anneal_lr=learning_rate:linear_rate target_kl=target_kl gamma=advantage.gamma gae_lambda=advantage.gae_lambda
