@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 
 import surefoot
 import twin
+from processes import listening
 from surefoot.algorithm import rollout
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
@@ -46,6 +48,8 @@ def test_what_cannot_run_on_ray_is_said_at_once(small: Config, tmp_path: Path, m
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"the run directory .* cannot be written"):
         surefoot.train(small, run_dir=tmp_path / "file" / "run", **how)
+    with pytest.raises(UserError, match=r"no Ray cluster is at '127\.0\.0\.1:9' .ConnectionRefusedError"):
+        surefoot.train(small, run_dir=tmp_path / "run", **how | {"ray": "127.0.0.1:9"})
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"Ray is not installed .*: pip install 'surefoot\[ray\]'"):
         surefoot.train(small, run_dir=tmp_path / "run", **how)
@@ -73,12 +77,12 @@ def test_a_node_that_is_not_as_the_callers_is_refused(tmp_path: Path) -> None:
 
 def test_ranks_that_are_lost_again_and_again_without_a_checkpoint_are_given_up() -> None:
     box = Mailbox()
-    assert [box.begin(2, at) for at in (-1, 10, 20, 20)] == [0, 1, 2, 3]
+    assert [box.begin(2, at) for at in (-1, 10, 20, 20, 20)] == [0, 1, 2, 3, 4]
     box.lose("rank 1: RuntimeError: gone")
     assert box.take()[2] is None
     box.begin(2, 20)
     words, starts, error, over = box.take()
-    assert (words[-1][2].count("rank 1: RuntimeError: gone"), starts, over) == (1, 5, None)
+    assert (words[-1][2].count("rank 1: RuntimeError: gone"), starts, over) == (1, 6, None)
     assert error == (True, "ranks were lost 3 times without a checkpoint in between (rank 1: RuntimeError: gone)")
     box.end(0, 0)
     assert box.take()[3] is None
@@ -148,7 +152,7 @@ def rank_0(run_dir: Path) -> int:
     return 0
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline
@@ -178,39 +182,83 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 
 @slow
-def test_a_run_goes_on_without_a_lost_node_and_grows_when_one_comes(
-    cluster: Any, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(on_ray, "GROW", 2.0)
-    run, said = tmp_path / "run", list[str]()
-    monkeypatch.setattr(on_ray, "note", said.append)
-    cfg = replace(small, total_steps=128 * 100_000, save_every=0.5)
-
-    def change() -> None:
+def test_a_run_goes_on_without_a_lost_node_and_grows_when_one_comes(cluster: Any, tmp_path: Path) -> None:
+    """And SIGTERM for the command saves, says how to go on, and is its exit code."""
+    run, err = tmp_path / "run", tmp_path / "err"
+    program = """
+import sys
+from surefoot.commands.cli import main
+from surefoot.parallel import ray
+ray.GROW = 2.0
+sys.exit(main())
+"""
+    options = ["worlds:Catch-v0", "--total-steps", "1e9", "--save-every", "0.5", "--ranks", "2", "--num-envs", "8"]
+    command = [sys.executable, "-c", program, "train", *options, "--ray", cluster.address, "--run-dir", str(run)]
+    with open(tmp_path / "out", "w") as out, open(err, "w") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors)
+    try:
         wait_for(lambda: newest(run) > 0)
         cluster.remove_node(cluster.second, allow_graceful=False)
-        wait_for(lambda: any("goes on from its newest checkpoint, with 1" in text for text in said))
+        wait_for(lambda: "goes on from its newest checkpoint, with 1 of them" in err.read_text())
         cluster.second = cluster.add_node(num_cpus=1)
-        wait_for(lambda: any("there are cores for more ranks" in text and "with 2" in text for text in said))
+        wait_for(lambda: "there are cores for more ranks: the run goes on" in err.read_text())
         at = newest(run)
         wait_for(lambda: newest(run) > at)
-        signal.raise_signal(signal.SIGTERM)
-
-    thread = threading.Thread(target=change, daemon=True)
-    old = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        thread.start()
-        surefoot.train(cfg, run_dir=run, ranks=2, ray=cluster.address, quiet=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
     finally:
-        signal.signal(signal.SIGTERM, old)
-    thread.join()
+        process.kill()
+    assert "stopped and saved after" in (tmp_path / "out").read_text()
+    assert "Traceback" not in err.read_text()
     rows = read(run)
     assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))  # nothing twice, nothing missing
     assert rows[-1]["step"] == newest(run)
 
 
 @slow
-def test_a_fault_on_a_rank_and_a_cluster_that_is_not_there(cluster: Any, small: Config, tmp_path: Path) -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_ray_that_is_started_here_listens_on_loopback_alone_and_leaves_with_its_caller(tmp_path: Path) -> None:
+    pytest.importorskip("ray.train", reason="pip install 'surefoot[ray]'")
+    run, mark = tmp_path / "run", f"SUREFOOT_TEST={tmp_path}"
+
+    def ours() -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                found += [int(folder.name)] if mark.encode() in (folder / "environ").read_bytes().split(b"\0") else []
+        return found
+
+    options = [
+        "cartpole",
+        "--ray",
+        "--ranks",
+        "2",
+        "--total-steps",
+        "1e9",
+        "--save-every",
+        "0.5",
+        "--run-dir",
+        str(run),
+    ]
+    command = [sys.executable, "-m", "surefoot", "train", *options]
+    process = subprocess.Popen(command, env=os.environ | dict([mark.split("=")]), stdout=-3, stderr=-3)
+    try:
+        wait_for(lambda: newest(run) > 0)
+        heard = set[str]()
+        for pid in ours():
+            with suppress(OSError):
+                heard |= set(listening(pid))
+        assert heard
+        assert heard <= {"0100007F", f"{1 << 24:032X}", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        wait_for(lambda: not ours())
+    finally:
+        process.kill()
+
+
+@slow
+def test_a_fault_on_a_rank_and_a_cluster_that_is_too_small(cluster: Any, small: Config, tmp_path: Path) -> None:
     cfg, address = replace(small, env=Gymnasium("worlds:Faulty-raises-v0")), cluster.address
     errors = []
     for name, where in (("local", ""), ("ray", address)):
@@ -221,5 +269,3 @@ def test_a_fault_on_a_rank_and_a_cluster_that_is_not_there(cluster: Any, small: 
     assert "the simulator exploded" in errors[0]
     with pytest.raises(UserError, match="ranks is 4; the Ray cluster has 2 cores"):
         surefoot.train(small, run_dir=tmp_path / "four", ranks=4, ray=address, quiet=True)
-    with pytest.raises(UserError, match=r"no Ray cluster is at '127\.0\.0\.1:9'"):
-        surefoot.train(small, run_dir=tmp_path / "none", ranks=2, ray="127.0.0.1:9", quiet=True)

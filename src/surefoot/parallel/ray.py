@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -24,7 +25,7 @@ from surefoot.parallel.ray_rank import MARK, Job, Mailbox, versions
 LOCAL = "local"  # the address that starts Ray on this machine
 GROW = 60.0  # seconds from one look for cores that have come back to the next
 SILENT = 10.0  # seconds without a word of the ranks after which the caller says what it waits for
-QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1"}
+QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 OURS = QUIET | {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """of a Ray of our own: its servers ask for a token and, where there can be no cluster, listen on loopback alone"""
 
@@ -54,19 +55,31 @@ def connected(address: str, count: int) -> Iterator[Any]:
         try:
             if (cores := int(ray.cluster_resources().get("CPU", 0))) < count:
                 raise UserError(f"ranks is {count}; the Ray cluster has {cores} cores: add nodes, or ask for fewer")
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # which Ray takes for itself
+            keep(handler)
             yield ray
         finally:
             if new:
                 ray.shutdown()
+                keep(handler)
     finally:
         for name in wanted.keys() - before.keys():
             os.environ.pop(name, None)
 
 
+def keep(handler: Any) -> None:
+    """Take SIGTERM back from Ray, which takes it when it begins, and leaves it to the system when it ends."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
 def connect(address: str) -> tuple[Any, bool]:
     """Ray, and whether it was connected here; raises UserError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), SILENT).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster is at '{address}' ({said(error)})") from None
     try:
         import ray
         import ray.train

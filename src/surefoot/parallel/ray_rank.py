@@ -21,7 +21,7 @@ from surefoot.errors import Fault, UserError, one_line, said
 from surefoot.output import answer_to
 from surefoot.parallel.guard import exit_now, guarded
 
-TRIES = 3  # starts from the same checkpoint, after which a run is given up
+TRIES = 3  # losses of ranks without a new checkpoint, after which a run is given up
 PACKAGES = ("surefoot", "torch", "numpy", "gymnasium")  # of which all nodes must have the same version
 MARK = ".ray"  # the file in the run directory by which ranks know that it is the caller's
 
@@ -47,6 +47,7 @@ class Mailbox:
 
     def fit(self, job: Job, count: int, grow: float, folder: str) -> None:
         """Have Ray Train run the job, in a thread of this actor's own, until it has succeeded."""
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.backend import Backend
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -74,13 +75,13 @@ class Mailbox:
         return *self.asked, self.error is not None
 
     def begin(self, ranks: int, checkpoint: int) -> int:
-        """Rank 0 starts; returns how many starts there were before. They too are for nothing without a checkpoint."""
+        """Rank 0 starts, from this checkpoint; returns how many starts there were before."""
         before, self.ranks, self.ended = self.ranks, ranks, {}
         self.starts.append(checkpoint)
         if before:
             why = "there are cores for more ranks" if ranks > before else f"a rank was lost ({self.lost})"
             self.say(0, True, f"surefoot: {why}: the run goes on from its newest checkpoint, with {ranks} of them\n")
-        if self.starts[-TRIES:] == [checkpoint] * TRIES and ranks <= before:
+        if self.starts[-TRIES - 1 :] == [checkpoint] * (TRIES + 1):
             self.fail(True, f"ranks were lost {TRIES} times without a checkpoint in between ({self.lost})")
         return len(self.starts) - 1
 
