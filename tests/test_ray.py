@@ -50,7 +50,9 @@ def test_what_cannot_run_on_ray_is_said_at_once(small: Config, tmp_path: Path, m
         surefoot.train(small, run_dir=tmp_path / "file" / "run", **how)
     with pytest.raises(UserError, match=r"no Ray cluster is at '127\.0\.0\.1:9' .ConnectionRefusedError"):
         surefoot.train(small, run_dir=tmp_path / "run", **how | {"ray": "127.0.0.1:9"})
-    with pytest.raises(UserError, match="'ray://there:10001' is for Ray's client: type the command on a node"):
+    with pytest.raises(
+        UserError, match="'ray://there:10001' is for Ray's client: type the command on one of its nodes"
+    ):
         surefoot.train(small, run_dir=tmp_path / "run", **how | {"ray": "ray://there:10001"})
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"Ray is not installed .*: pip install 'surefoot\[ray\]'"):

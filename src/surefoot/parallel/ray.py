@@ -75,7 +75,7 @@ def keep(handler: Any) -> None:
 def connect(address: str) -> tuple[Any, bool]:
     """Ray, and whether it was connected here; raises UserError."""
     if address.startswith("ray://"):
-        raise UserError(f"'{address}' is for Ray's client: type the command on a node of the cluster, with its HOST:PORT")
+        raise UserError(f"'{address}' is for Ray's client: type the command on one of its nodes, with HOST:PORT")
     host, _, port = address.rpartition(":")
     try:
         if host and port.isdigit():  # Ray itself would try for minutes
