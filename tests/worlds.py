@@ -356,6 +356,13 @@ class Recall(World):
         return np.array([0, self.left == 0], np.float32), reward, over, False, {}
 
 
+def positions() -> gymnasium.Env:
+    """CartPole without velocities: one observation does not tell which way the pole falls."""
+    env = gymnasium.make("CartPole-v1", disable_env_checker=True)
+    low, high = env.observation_space.low[::2], env.observation_space.high[::2]
+    return gymnasium.wrappers.TransformObservation(env, lambda obs: obs[::2], spaces.Box(low, high))
+
+
 KINDS = (Target, Switches, Doors, Nested)
 for world in (
     Identity,
@@ -374,6 +381,7 @@ for world in (
     *KINDS,
 ):
     gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)
+gymnasium.register("Positions-v0", positions, disable_env_checker=True)
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20, disable_env_checker=True)
 for ending in ("terminated", "truncated", "both"):
     for name, lengths in (("", (3,)), ("Long", (1000,)), ("Mixed", (1, 4, 2))):
