@@ -36,6 +36,13 @@ class Unseeded(Catch):
         return super().reset(seed=None)
 
 
+class Noisy(Target):
+    """Does not pass the seed on; no two episodes are alike."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        return super().reset(seed=None)
+
+
 class Outside(Catch):
     """Shows what its space does not contain."""
 

@@ -240,13 +240,14 @@ TAKES = {
     "plot": " RUN...",
     "runs": " DIR",
     "completion": " SHELL",
+    "doctor": " TASK",
     "picture": " NAME",
     "exercise": " NAME",
     "lesson": "",
     "notebook": " FILE",
     "ladder": "",
 }
-WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "export", "summary", "bench")
+WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "export", "summary", "bench", "doctor")
 QUIET = {"--quiet", "--json", "-h", "--help"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
 

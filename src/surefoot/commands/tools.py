@@ -121,4 +121,20 @@ class Pull:
         print(pull(self.repo, self.into, self.revision), file=out())
 
 
-Tool = Export | Plot | Runs | Push | Pull
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine and installation can do, how long `pong` will take; with TASK what is wrong with it."""
+
+    task: tyro.conf.Positional[str | None] = None
+    """an environment to examine: spaces, seeds, replay, determinism, speed, and what surefoot would choose"""
+    seconds: float = 2.0
+    """duration of the measurement"""
+
+    def __call__(self) -> None:
+        from surefoot.commands.doctor import doctor
+
+        for name, text in doctor(self.task, self.seconds):
+            print(f"{name:<12} {text}", file=out(), flush=True)
+
+
+Tool = Export | Plot | Runs | Push | Pull | Doctor
