@@ -48,9 +48,11 @@ def at_present(policy: Policy, batch: Batch) -> WholeRollout:
     return WholeRollout(**vars(replace(batch, params=dist.params, logp=dist.log_prob(batch.action))))
 
 
-def test_without_damping_the_direction_is_the_natural_gradient_of_a_softmax_by_hand(region: Config) -> None:
-    """One state, three actions with probabilities p, their logits the only parameters that matter.
+@pytest.mark.parametrize("damping", [0.0, 1e6])
+def test_the_step_of_a_softmax_by_hand(damping: float, region: Config) -> None:
+    """Without damping along the natural gradient, with very much of it along the gradient.
 
+    One state, three actions with probabilities p, their logits the only parameters that matter.
     g = F a with F = diag(p) - p p^T and a_k the mean advantage of action k: F^-1 g is a, up to a constant that changes
     no probability; the conjugate gradient's has sum 0. The step of length delta: s^T F s = 2 delta.
     """
@@ -64,7 +66,7 @@ def test_without_damping_the_direction_is_the_natural_gradient_of_a_softmax_by_h
     played = zeros[:, None].expand(10, 2), counts, p.log()[counts], p.log().expand(10, 3)
     batch = WholeRollout(*played, advantage[counts], zeros, zeros)
     delta = 1e-8
-    cfg = replace(region, objective=TrustRegion(max_kl=delta, damping=0.0), entropy=Entropy(0.0))
+    cfg = replace(region, objective=TrustRegion(max_kl=delta, damping=damping), entropy=Entropy(0.0))
     state = state_of(policy, cfg)
     before = policy.actor.bias.detach().clone()
     info = trpo.update(state, batch, cfg, Alone())
@@ -72,17 +74,21 @@ def test_without_damping_the_direction_is_the_natural_gradient_of_a_softmax_by_h
     # p . a = 1 - 0.3 + 0.6 = 1.3; a - mean(a) = (2/3, -7/3, 5/3); a^T F a = 2 + 0.3 + 1.8 - 1.69 = 2.41
     direction = torch.tensor([2 / 3, -7 / 3, 5 / 3], dtype=torch.float64)
     full = math.sqrt(2 * delta / 2.41) * direction
+    if damping:  # H + damping is nearly damping: x = g / damping, x^T H x = |g|^2 / damping
+        gradient = torch.tensor([0.35, -0.69, 0.34], dtype=torch.float64)  # p (a - 1.3)
+        full = math.sqrt(2 * delta / damping) * gradient / gradient.norm()
     apart = [float((moved - length * full).abs().max() / full.abs().max()) for length in (1.0, 0.8)]
     assert min(apart) < 1e-6  # the quadratic is not quite the divergence
     assert info.kl <= delta
-    assert info.kl > 0.6 * delta
+    assert (info.kl > 0.6 * delta) == (damping == 0)
     others = [x for name, x in policy.named_parameters() if name != "actor.bias"]
     assert all((x == 0).all() for x in others)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_fisher_product_is_what_the_divergence_grows_by(head: str) -> None:
-    """KL(pi || pi moved by e v) = e^2 / 2 v^T H v, in random directions; and damping is not part of it."""
+def test_the_fisher_product_is_what_the_divergence_grows_by(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KL(pi || pi moved by e v) = e^2 / 2 v^T H v, in random directions."""
+    monkeypatch.setattr("surefoot.models.policy.MICROBATCH", 10)
     policy = policy_for(head)
     state = state_of(policy, PLAIN)
     batch = at_present(policy, batch_for(policy, head))
@@ -111,6 +117,21 @@ def test_conjugate_gradients_solve_what_a_matrix_solver_solves() -> None:
     assert curvature == pytest.approx(float(early @ matrix @ early), rel=1e-8)
     nothing, curvature = conjugate_gradient(lambda v: matrix @ v, 0 * b, 20)
     assert (float(nothing.abs().max()), curvature) == (0, 0)
+
+
+def test_rounding_does_not_lead_conjugate_gradients_elsewhere() -> None:
+    """Two large eigenvalues beside many small ones: the last bit of b must not become the sixth digit of x."""
+    draw = torch.Generator().manual_seed(0)
+    eigenvalues = torch.cat((torch.tensor([100.0, 14.0]), torch.linspace(0.1, 0.5, 38))).double()
+    vectors = torch.linalg.qr(torch.randn(40, 40, generator=draw, dtype=torch.float64))[0]
+    b, noise = torch.randn(2, 40, generator=draw, dtype=torch.float64)
+    found = [
+        conjugate_gradient(lambda v: vectors @ (eigenvalues * (vectors.T @ v)), some, 10)
+        for some in (b, b * (1 + 1e-15 * noise))
+    ]
+    (x, curvature), (y, other) = found
+    assert float((x - y).norm() / x.norm()) < 1e-12
+    assert curvature == pytest.approx(other, rel=1e-12)
 
 
 @pytest.mark.parametrize("max_kl", [1e-3, 0.05, 3.0])

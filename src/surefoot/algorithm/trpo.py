@@ -138,6 +138,7 @@ def policy_step(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> tuple[Tensor, float]:
     """About x with H x = b for a positive definite H, of which `product` gives H v; and x^T H x. Vectors [P].
 
+    x^T H x is x^T b, also before x is there, as x is orthogonal to the residual b - H x.
     Residuals are made orthogonal to all before, which they are but for rounding: without that an error along a large
     eigenvalue grows in every step (seen: from 1e-16 to 1e-6 in ten), and two ranks would go another way than one.
     Source: Hestenes & Stiefel 1952.
@@ -158,7 +159,7 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
             residual -= unit.dot(residual) * unit
         before, square = square, float(residual.dot(residual))
         direction = residual + square / before * direction
-    return x, float(x.dot(b - residual))
+    return x, float(x.dot(b))
 
 
 def kl_gradients(state: State, batch: Batch) -> Iterator[tuple[Sequence[Tensor | None], float]]:
