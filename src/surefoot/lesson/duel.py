@@ -115,6 +115,7 @@ class Duel:
         """One game, to 21 points or until the person has left; in a thread of its own."""
         assert self.policy.spaces is not None
         obs = np.array(blank(self.policy.spaces[0]))
+        self.policy.reset()
         self.env.reset(0, obs)
         over = False
         while not over and not self.left.is_set():
