@@ -114,7 +114,7 @@ def test_one_two_and_four_ranks_are_the_same_run(kind: str, twins: Path) -> None
     iterations = sorted({key.split("/")[0] for key in alone})
     assert len(iterations) == {"lesson": 6}.get(kind, 3)
     bits = (
-        1e-9 if kind in ("within", "control", "whole", "memory of all") else 0
+        1e-9 if kind in ("within", "control", "whole", "memory of vectors") else 0
     )  # float sums decide continuous actions
     for count in (2, 4):
         parts = runs[count]

@@ -63,11 +63,7 @@ IMAGES = replace(CFG, env=Gymnasium("makers:Image"), network=SmallCNN((4, 8), hi
 TRPO = replace(CFG, objective=TrustRegion(), entropy=Entropy(0.01))
 TRPO_IMAGES = replace(IMAGES, objective=TrustRegion(), optimizer=Adam())
 MEMORY = replace(IMAGES, memory=GRU(6), recompute=True)
-EVERYTHING = (
-    "running",
-    "whole",
-    "memory of all",
-)  # every rank learns from all games; in the others each gives its share of a minibatch
+EVERYTHING = ("running", "whole")  # every rank learns from all games; in the others each gives its share of a minibatch
 WHOLE = replace(CONTROL, normalize=OverMinibatch())
 KINDS = {
     "continuing": CFG,
@@ -79,7 +75,7 @@ KINDS = {
     "within": WHOLE,
     "images": IMAGES,
     "memory": MEMORY,
-    "memory of all": replace(CONTROL, memory=LSTM(6, length=2)),
+    "memory of vectors": replace(CONTROL, memory=LSTM(6, length=2)),
     "control": CONTROL,
     "whole": WHOLE,
 }
@@ -127,7 +123,7 @@ def main(kind: str, cfg: Config, out: Path) -> None:
 if __name__ == "__main__":
     die_with_launcher()
     for kind, cfg in KINDS.items():
-        rollout.MIN_SHARE = 128 if kind in EVERYTHING else 0
+        rollout.MIN_SHARE = 128 if kind in (*EVERYTHING, "memory of vectors") else 0
         if kind == "control":
             del os.environ["LOCAL_WORLD_SIZE"]  # as if on several machines: by sockets
         main(kind, cfg, Path(sys.argv[1]))
