@@ -43,7 +43,7 @@ def test_what_cannot_run_on_ray_is_said_at_once(small: Config, tmp_path: Path, m
         surefoot.train("Here-v0", **how)
     with pytest.raises(UserError, match="name the number of --ranks: with"):
         surefoot.train(small, ray="local", quiet=True)
-    with pytest.raises(UserError, match="'s3:/bucket/run' is an address, and a run is written to a directory"):
+    with pytest.raises(UserError, match=r"'s3:.bucket.run' is an address, and a run is written to a directory"):
         surefoot.train(small, run_dir=Path("s3://bucket/run"), **how)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"the run directory .* cannot be written"):

@@ -22,7 +22,7 @@ def absolute(path: Path | str, typed: str = "") -> Path:
         path = Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"'{path}' cannot be found ({error}): name the directory itself") from None
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+    if re.match(r"[A-Za-z][\w+.-]+:[/\\]", str(path)):
         raise UserError(f"'{path}' is an address, and a run is written to a directory: mount it, and name that")
     if "\0" in str(path):
         raise UserError(f"'{path}' is no path: it holds a zero byte")
