@@ -145,9 +145,8 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
 def gather_if_small(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Rollout, Ranks]:
     """The rollout that this rank learns from, and the ranks that share its minibatches.
 
-    Each rank computes its share of every minibatch. But a small share of an MLP's takes as long as the whole (not where
-    it has a memory): then
-    every rank learns from all environments by itself, all alike.
+    Each rank computes its share of every minibatch. But a small share of an MLP's takes as long as the whole, without a
+    memory: then every rank learns from all environments by itself, all alike.
     """
     minibatch_size = cfg.minibatch_size or cfg.num_envs * len(rollout.reward)
     small = state.policy.hidden and state.policy.memory is None and minibatch_size < ranks.count * MIN_SHARE
