@@ -49,6 +49,7 @@ __all__ = [
     "summary",
     "train",
     "train_seeds",
+    "tune",
     "video",
 ]
 
@@ -274,6 +275,24 @@ def plot(
     from surefoot.connect import plots
 
     return plots.plot([Path(run) for run in runs], Path(out), [by] if isinstance(by, str) else by, metric)
+
+
+def tune(
+    task: str | Config,
+    *,
+    trials: int = 30,
+    processes: int = 1,
+    run_dir: Path | str | None = None,
+    seeds: int = 3,
+    quiet: bool = False,
+    **fields: Any,
+) -> Config:
+    """Search settings for a task; returns the best Config. The directory holds it, a table and a comparison."""
+    from surefoot.connect import tune as search
+    from surefoot.presets import find
+
+    where = search.tune(find(task, **fields), trials, processes, Path(run_dir) if run_dir else None, seeds, quiet)
+    return search.read_preset(where / search.PRESET)
 
 
 def summary(task: str | Config) -> str:

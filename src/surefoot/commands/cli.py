@@ -24,7 +24,7 @@ from surefoot.commands.complaints import following, sentence
 from surefoot.commands.completion import Shell, script
 from surefoot.commands.exits import exit_code
 from surefoot.commands.lessons import LessonCommand, watched
-from surefoot.commands.tools import Tool
+from surefoot.commands.tools import Tool, Tune
 from surefoot.commands.whole_numbers import numbers
 from surefoot.config import Config
 from surefoot.connect.tracking import Tracker, beside, chosen
@@ -249,7 +249,7 @@ TAKES = {
 }
 WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "export", "summary", "bench", "doctor")
 QUIET = {"--quiet", "--json", "-h", "--help"}
-TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench}
+TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench, "tune": Tune}
 
 
 def usage() -> str:
@@ -278,7 +278,11 @@ def parse(args: Sequence[str]) -> Command:
     if name in TAKES_TASK:
         if not rest:
             raise UserError(f"{name} needs a task: one of {', '.join(PRESETS)}, or a Gymnasium id")
-        task = "pong" if rest[0] in ("-h", "--help") else rest.pop(0)
+        task: Any = "pong" if rest[0] in ("-h", "--help") else rest.pop(0)
+        if task.endswith(".json"):
+            from surefoot.connect.tune import read_preset
+
+            task = read_preset(Path(task))
         kwargs, wrappers = (following(rest, f"--env.{field}") for field in ("kwargs", "wrappers"))
         default = {"default": TAKES_TASK[name](find(task, [text for text in kwargs if "=" in text], wrappers))}
     for i in [i for i, word in enumerate(rest) if word == "--ray" and (rest[i + 1 : i + 2] or ["-"])[0][0:1] == "-"]:

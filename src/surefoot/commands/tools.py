@@ -6,9 +6,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
+from surefoot.config import Config
 from surefoot.errors import UserError, needs_extra
 from surefoot.output import out
 from surefoot.presets import find
@@ -137,4 +139,28 @@ class Doctor:
             print(f"{name:<12} {text}", file=out(), flush=True)
 
 
-Tool = Export | Plot | Runs | Push | Pull | Doctor
+@dataclass(frozen=True)
+class Tune:
+    """Search settings for TASK with Optuna, and train what was found beside the default on fresh seeds."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    trials: int = 30
+    """number of trials, each a run of --total-steps; bad ones are pruned"""
+    processes: int = 1
+    """trials at a time"""
+    run_dir: Path | None = None
+    """directory of the search, which goes on there if it was stopped; default: runs/tune-TASK"""
+    seeds: int = 3
+    """runs of the best and of the default, with seeds that no trial has seen"""
+    quiet: bool = False
+    """print only where the results are"""
+
+    def __call__(self) -> None:
+        with needs_extra("tune"):
+            import optuna  # noqa: F401
+        from surefoot.connect.tune import PRESET, tune
+
+        print(tune(self.config, self.trials, self.processes, self.run_dir, self.seeds, self.quiet) / PRESET, file=out())
+
+
+Tool = Export | Plot | Runs | Push | Pull | Doctor | Tune
