@@ -181,3 +181,12 @@ def test_the_readmes_way_from_a_run_to_an_action(
     policy = surefoot.load("runs/pendulum").policy
     action = names["session"].run(["action"], {"obs": names["obs"][None]})[0][0]
     assert action == pytest.approx(policy.act(names["obs"], greedy=True), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [GRU(8), LSTM(8)], ids=["gru", "lstm"])
+def test_a_run_with_a_memory_is_exported(tmp_path: Path, memory: Any) -> None:
+    from surefoot.connect.export import export
+
+    surefoot.train("Pendulum-v1", run_dir=tmp_path / "a", quiet=True, memory=memory, **{**TINY, "eval_episodes": 0})
+    assert export(tmp_path / "a", tmp_path / "a.onnx")[1] < 1e-5

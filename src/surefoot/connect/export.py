@@ -155,10 +155,6 @@ def export(run: Path | str, file: Path | str, env: EnvSpec | None = None, trust:
     if path.suffix != ".onnx":
         raise UserError(f"'{path}' must end in .onnx")
     policy, _, facts = load_policy(run, env=env, trust=trust)
-    if policy.memory is not None:
-        raise UserError(
-            f"'{run}' has a memory, which an ONNX file does not hold yet: play it with surefoot.load_policy"
-        )
     graph = Graph(policy).eval()
     assert policy.spaces is not None
     observation, action = policy.spaces
