@@ -305,7 +305,8 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_program_finds_a_module_beside_it(tmp_path: Path) -> None:
     """As `python -m surefoot` does: a user's own environment in the present directory."""
-    (tmp_path / "mine.py").write_text("from gymnasium import make\n\ndef env(**how): return make('CartPole-v1', **how)\n")
+    source = "from gymnasium import make\n\ndef env(**how): return make('CartPole-v1', **how)\n"
+    (tmp_path / "mine.py").write_text(source)
     program = Path(sys.executable).with_name("surefoot")
     run = [program, "train", "mine:env", "--total-steps", "2048", "--eval-episodes", "1", "--quiet"]
     done = subprocess.run([*run, "--ranks", "2"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
