@@ -104,7 +104,9 @@ def marked(run_dir: Path) -> Iterator[str]:
     mark = secrets.token_hex(16)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / MARK).write_text(mark)
+        (run_dir / MARK).unlink(missing_ok=True)
+        with open(run_dir / MARK, "x", encoding="ascii") as file:  # through no link
+            file.write(mark)
     except OSError as error:
         cannot = f"the run directory '{run_dir}' cannot be written ({error.strerror})"
         raise UserError(f"{cannot}: choose another --run-dir") from error
