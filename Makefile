@@ -28,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/python scripts/lines.py
 
 long: $(STAMP)  # tests of whole programs, a few seconds each
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "long and not slow"
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
