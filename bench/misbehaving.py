@@ -282,6 +282,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"the end, {faults} ended as a fault in a sentence, {hung} hung, {tracebacks} showed a traceback. *Same*:",
         "trained by halves and resumed, the policy is the same to the byte. Most misbehave in the 60th step. Seconds",
         "are those of the whole command, with the start of Python, at a timeout of 5 s.\n",
+        "Steps are counted from the start of a process, so a reward of 1e38 comes again after a resume: another run. A",
+        "process that a crash in C, SIGABRT or SIGKILL ends on one rank says nothing; of more ranks the launcher does.",
+        "A reset that never comes back is not found out while the environment is looked at before training.\n",
         "| the environment | exit code | seconds | same | said |\n|---|---|---|---|---|",
     ]
     for row in rows:
