@@ -46,7 +46,7 @@ def test_two_processes_that_are_the_same_rank_are_told(port: int) -> None:
     with pytest.raises(Fault):
         meet(0, 2, 0.4)
     with pytest.raises(UserError, match=f"two processes are rank 0 at 127.0.0.1 port {port}"):
-        meet(0, 2, 0.4)
+        meet(0, 2, 20.0)
 
 
 def test_a_place_where_nobody_can_meet_is_told_at_once(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
