@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], str]:
         kind = re.search(r"activation\.(\w+)", str(settings.get("policy_kwargs", {}).get("activation_fn", "")))
     except (*DAMAGE, zipfile.BadZipFile, RuntimeError, EOFError, NotImplementedError) as error:
         raise UserError(f"'{file}' is no zip that Stable-Baselines3 has saved ({type(error).__name__})") from error
-    except Exception as error:  # of torch.load: something else than tensors
+    except pickle.UnpicklingError as error:  # of torch.load, which makes nothing but tensors of it
         raise UserError(f"'{file}' has more in it than tensors, which is not read") from error
     if not isinstance(tensors, dict) or "action_net.weight" not in tensors:
         raise UserError(f"'{file}' is no policy of PPO or A2C")
