@@ -88,7 +88,7 @@ def test_the_gradient_is_that_of_the_plain_path(
     state.envs.close()
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
     assert (results[0][0] != 0).all()
-    ratio = (policy.evaluate(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
+    ratio = (policy.evaluate(batch.obs)[0].log_prob(batch.action) - batch.logp_old).exp()
     assert 0 < int(((ratio - 1).abs() > 0.1).sum()) < COUNT  # clipped and unclipped ones are both there
 
 

@@ -128,8 +128,8 @@ def test_learning_sees_what_acting_saw(cfg: Config, memory: Unit, task: str) -> 
         for part, _ in batch.microbatches(7):
             with torch.no_grad():
                 dist, value = state.policy.evaluate(part.obs, part.sequences)
-            assert (dist.log_prob(part.action) - part.logp).abs().max() < 1e-5
-            assert torch.allclose(value, part.value, atol=1e-5)
+            assert (dist.log_prob(part.action) - part.logp_old).abs().max() < 1e-5
+            assert torch.allclose(value, part.value_old, atol=1e-5)
             count += len(part.obs)
     assert count == (36 if rollout.valid is None else int(rollout.valid.sum()))
     assert isinstance(state.policy.preprocess, Patches) == (rollout.windows is not None)

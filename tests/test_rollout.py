@@ -173,7 +173,7 @@ def test_the_first_minibatch_has_ratio_one(small) -> None:
     noise = torch.from_numpy(stream(1, Purpose.ACTIONS, 0).random((16, 8), "float32"))
     r = collect(state.policy, state.envs, noise)
     batch = next(minibatches(r, r.reward, r.reward, small, 0, 0, slice(0, 8)))
-    ratio = (state.policy.evaluate(batch.obs)[0].log_prob(batch.action) - batch.logp).exp()
+    ratio = (state.policy.evaluate(batch.obs)[0].log_prob(batch.action) - batch.logp_old).exp()
     assert (ratio - 1).abs().max() < 1e-5
 
 

@@ -272,8 +272,8 @@ def test_a_critic_that_has_moved_far_enough_is_left_alone(small: Config) -> None
 
     cfg = replace(small, value_clip=0.1, objective=ClippedSurrogate(0.2))
     state, _, batch = first_batch(cfg)
-    batch.returns = batch.value + 10
-    batch.value = batch.value - 5  # it has moved 5 towards the target: more than 0.1
+    batch.returns = batch.value_old + 10
+    batch.value_old = batch.value_old - 5  # it has moved 5 towards the target: more than 0.1
     batch.advantage = 0 * batch.advantage
     update(state, batch, cfg, Alone())
     assert float(state.gradient.abs().max()) == 0

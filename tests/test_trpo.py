@@ -45,7 +45,7 @@ def at_present(policy: Policy, batch: Batch) -> WholeRollout:
     """The batch as if `policy` had played it."""
     with torch.no_grad():
         dist = policy.evaluate(batch.obs)[0]
-    return WholeRollout(**vars(replace(batch, params=dist.params, logp=dist.log_prob(batch.action))))
+    return WholeRollout(**vars(replace(batch, params_old=dist.params, logp_old=dist.log_prob(batch.action))))
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e6])

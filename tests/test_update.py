@@ -181,12 +181,12 @@ def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:
     """With decay 0.5, clip_range at iteration 3 is an eighth: a ratio of 1.05 is clipped then and not at the start."""
     cfg = replace(small, objective=ClippedSurrogate(0.2, 0.5), entropy=Entropy(0.0), value_coef=0.0)
     state, _, batch = first_batch(cfg)
-    batch.logp = batch.logp - 0.0488  # ratio 1.05 everywhere
+    batch.logp_old = batch.logp_old - 0.0488  # ratio 1.05 everywhere
     batch.advantage = batch.advantage * 0 + 1
     update(state, batch, annealed(cfg, state.iteration, state.progress(cfg)), Alone())
     assert float(state.gradient.norm()) > 0
     state, _, batch2 = first_batch(cfg)
-    batch2.logp, batch2.advantage = batch2.logp - 0.0488, batch2.advantage * 0 + 1
+    batch2.logp_old, batch2.advantage = batch2.logp_old - 0.0488, batch2.advantage * 0 + 1
     state.iteration = 3
     update(state, batch2, annealed(cfg, state.iteration, state.progress(cfg)), Alone())
     assert float(state.gradient.norm()) == 0
@@ -338,11 +338,11 @@ def four_samples(small: Config, fast: bool, **changes: Any) -> tuple[State, Batc
     batch = as_batch(
         fast,
         action=ACTION,
-        logp=[math.log(p if a else 1 - p) for p, a in zip(OLD, ACTION, strict=True)],
-        params=[[math.log(1 - p), math.log(p)] for p in OLD],
+        logp_old=[math.log(p if a else 1 - p) for p, a in zip(OLD, ACTION, strict=True)],
+        params_old=[[math.log(1 - p), math.log(p)] for p in OLD],
         advantage=(1, -1, -2, 3),
         returns=(3, 1, 0, 0),
-        value=(0, 1, -1.25, 3),
+        value_old=(0, 1, -1.25, 3),
     )
     return table(cfg, spaces.Discrete(2), logits, [1, 2, -1, 0.5], fast), batch, cfg
 
@@ -543,7 +543,13 @@ def test_a_gaussians_gradient_and_metrics_by_hand(small: Config, fast: bool) -> 
     logp = [x - math.log(r) for x, r in zip(logp, (1, 2, 0.5, 1), strict=True)]
     action, advantage = [[5], [-3], [1], [0]], (1, 2, -3, 4)
     batch = as_batch(
-        fast, action=action, logp=logp, params=[[0, 0]] * 4, advantage=advantage, returns=nothing, value=nothing
+        fast,
+        action=action,
+        logp_old=logp,
+        params_old=[[0, 0]] * 4,
+        advantage=advantage,
+        returns=nothing,
+        value_old=nothing,
     )
     found = metrics_of(state, batch, cfg)
     # log pi A by the mean: A z / sigma = 1, -2, 0, -1; -1/4 of each
@@ -599,7 +605,7 @@ def written_loss(head: str, parameters: dict[str, Any], batch: Batch) -> float:
         output = parameters["actor.weight"] @ layers[0] + parameters["actor.bias"]
         value = float(parameters["critic.weight"][0] @ layers[1] + parameters["critic.bias"][0])
         logp, entropy = logp_and_entropy(head, output, parameters.get("log_std"), batch.action[i])
-        r, a, old, goal = math.exp(logp - batch.logp[i]), batch.advantage[i], batch.value[i], batch.returns[i]
+        r, a, old, goal = math.exp(logp - batch.logp_old[i]), batch.advantage[i], batch.value_old[i], batch.returns[i]
         gain = min(r * a, min(max(r, 1 - EPS), 1 + EPS) * a)
         moved = min(max(value - old, -VALUE_CLIP), VALUE_CLIP)
         total += -gain + VALUE_COEF * max((value - goal) ** 2, (old + moved - goal) ** 2) - COEF * entropy

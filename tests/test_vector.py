@@ -215,7 +215,7 @@ def test_the_numbers_in_those_rows_change_nothing(normalize: Any, network: Any) 
         updates = []
         for batch in batches(rollout, advantage, returns, cfg, state, Alone()):
             updates.append(update(state, batch, cfg, Alone()))
-            seen += [state.gradient.clone(), torch.as_tensor(batch.logp)]
+            seen += [state.gradient.clone(), torch.as_tensor(batch.logp_old)]
         assert sum(len(batch) for batch in seen[3::2]) == int(rollout.valid.sum())
         seen.append(update_metrics(updates, state, cfg, Alone()))
         update_running_stats(state, rollout, cfg, Alone())

@@ -110,7 +110,7 @@ def policy_step(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update
     batch = ppo.normalized(batch, cfg, ranks)
     plain, done = changed(cfg, value_coef=0.0), list[tuple[Samples, Any]]()
     for part, share in batch.microbatches(state.policy.microbatch(batch.obs)):
-        done.append((loss_backward(state, plain, part, share / ranks.count, bool(done)), part.logp))
+        done.append((loss_backward(state, plain, part, share / ranks.count, bool(done)), part.logp_old))
     _, norm = ranks.reduce_gradient(gradient, 0.0)
     if not norm < math.inf:
         ppo.skip(state, cfg)
@@ -199,7 +199,7 @@ def gain_and_kl(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> tuple[
     total = torch.zeros(2, dtype=torch.float64)
     for part, share in batch.microbatches(state.policy.microbatch(batch.obs)):
         dist, value = state.policy.evaluate(part.obs, part.sequences)
-        loss, samples = ppo_loss(cfg, part, dist, state.policy.distribution(part.params, stored=True), value)
+        loss, samples = ppo_loss(cfg, part, dist, state.policy.distribution(part.params_old, stored=True), value)
         total += share * torch.stack((-loss, samples.dist.kl(samples.dist_old).mean())).double().cpu()
     gain, kl = ranks.all_reduce_mean(total).tolist()
     return gain, kl

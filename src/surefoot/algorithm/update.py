@@ -36,14 +36,13 @@ class Batch:
 
     obs: Any  # preprocessed observations, or images as their distinct windows
     action: Any
-    logp: Any  # log pi_old(a|s)
-    params: Any  # parameters of the old policy's distribution
+    logp_old: Any  # log pi_old(a|s)
+    params_old: Any  # parameters of the old policy's distribution
     advantage: Any
     returns: Any  # the critic's targets
-    value: Any  # V_old(s)
-    weight: float = field(
-        default=1.0, kw_only=True
-    )  # of the batch's mean in that of all ranks: 1 unless they have different numbers of rows
+    value_old: Any  # V_old(s)
+    # of the batch's mean in that of all ranks: 1 unless they have different numbers of rows
+    weight: float = field(default=1.0, kw_only=True)
     sequences: Sequences | None = field(default=None, kw_only=True)  # which rows a memory takes one after another
 
     def each(self, change: Callable[[Any], Any]) -> Batch:
@@ -57,6 +56,9 @@ class Batch:
         Sequences stay whole.
         """
         count = len(self.obs)
+        if count <= most:
+            yield self, self.weight
+            return
         size = math.ceil(count / math.ceil(count / most))
         parts = (
             self.sequences.split(most)
@@ -64,8 +66,7 @@ class Batch:
             else ((slice(i, i + size), None) for i in range(0, count, size))
         )
         for rows, sequences in parts:
-            whole = rows.stop - rows.start >= count
-            part = self if whole else replace(self.each(itemgetter(rows)), sequences=sequences)
+            part = replace(self.each(itemgetter(rows)), sequences=sequences)
             yield part, self.weight * len(part.obs) / count
 
 
@@ -168,9 +169,9 @@ def ppo_loss(
     bonus = c_e H(pi); penalty = beta KL(pi_old || pi). Source: Schulman et al. 2017, equations 7, 8 and 9.
     """
     logp = dist.log_prob(batch.action)
-    policy_loss = -cfg.objective(logp, batch.logp, batch.advantage)
+    policy_loss = -cfg.objective(logp, batch.logp_old, batch.advantage)
     if cfg.value_clip < math.inf:
-        value_loss = clipped_squared_error(value, batch.value, batch.returns, cfg.value_clip)
+        value_loss = clipped_squared_error(value, batch.value_old, batch.returns, cfg.value_clip)
     else:
         value_loss = squared_error(value, batch.returns)
     loss = policy_loss + cfg.value_coef * value_loss - cfg.entropy(dist, dist_old) + cfg.kl_penalty(dist, dist_old)
@@ -184,7 +185,7 @@ def loss_backward(state: State, cfg: Config, batch: Batch, scale: float, add: bo
         state.gradient.zero_()
     with torch.enable_grad():
         dist, value = policy.evaluate(batch.obs, batch.sequences)
-        loss, samples = ppo_loss(cfg, batch, dist, policy.distribution(batch.params, stored=True), value)
+        loss, samples = ppo_loss(cfg, batch, dist, policy.distribution(batch.params_old, stored=True), value)
         (scale * loss).backward()  # type: ignore[no-untyped-call]
     new = policy.distribution(dist.params.detach(), stored=True)
     return samples._replace(dist=new, logp=samples.logp.detach(), value_loss=samples.value_loss.detach())
@@ -215,7 +216,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
         samples = Samples(*backward(microbatch, scale, bool(done)))
         if needs_kl:
             kl += scale / len(microbatch.obs) * float(samples.dist.kl(samples.dist_old).sum())
-        done.append((samples, microbatch.logp))
+        done.append((samples, microbatch.logp_old))
     own = state.optimizer.part
     info = UpdateInfo(*ranks.reduce_gradient(gradient, kl, state.gradients, own), done)
     if not info.grad_norm < math.inf:
@@ -225,7 +226,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
         gradient[own] *= cfg.max_grad_norm / info.grad_norm
     state.learning_rate = cfg.learning_rate(state.learning_rate, info.kl, state.progress(cfg))
     state.optimizer.step(state.learning_rate)
-    if len(state.gradients) > 1:
+    if ranks.count > 1 and len(state.gradients) > 1:
         ranks.barrier()  # all have stepped their parts
     return info
 

@@ -46,8 +46,9 @@ class NumpyCategorical:
     @staticmethod
     def sample(logits: Array, noise: Array) -> Array:
         """Actions [B] from uniform noise [B]."""
-        sums = np.exp(logits - np.maximum.reduce(logits, -1, keepdims=True)).cumsum(-1)
-        action: Array = np.add.reduce(sums[..., :-1] <= noise[..., None] * sums[..., -1:], -1)
+        x = logits.T
+        sums = np.add.accumulate(np.exp(x - np.maximum.reduce(x)))
+        action: Array = np.add.reduce(sums[:-1] <= noise * sums[-1])
         return action
 
     def log_prob(self, action: Array) -> Array:

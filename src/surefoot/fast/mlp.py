@@ -88,15 +88,15 @@ class FastMLP:
         """
         x, allowed = self.split_mask(batch.obs)
         output, value, inputs = self.forward(x)
-        dist, old = (self.head.distribution(x) for x in (self.head.params(output, allowed), batch.params))
+        dist, old = (self.head.distribution(x) for x in (self.head.params(output, allowed), batch.params_old))
         logp, each = dist.log_prob(batch.action), scale / len(value)
-        grad_logp = grad_objective(cfg.objective, logp, batch.logp, batch.advantage) * -each
+        grad_logp = grad_objective(cfg.objective, logp, batch.logp_old, batch.advantage) * -each
         grad = dist.grad_log_prob(grad_logp)
         if cfg.entropy.coef:
             grad = grad - each * (cfg.entropy.coef * dist.grad_cross_entropy(dist if true_entropy else old))
         if cfg.kl_penalty.coef:
             grad = grad + each * (cfg.kl_penalty.coef * dist.grad_kl(old))
-        value_loss, grad_value = value_loss_and_grad(value, batch.value, batch.returns, cfg.value_clip)
+        value_loss, grad_value = value_loss_and_grad(value, batch.value_old, batch.returns, cfg.value_clip)
         self.backpropagate(inputs, grad, grad_value * (cfg.value_coef * each), add)
         return dist, old, logp, value_loss
 
@@ -121,7 +121,7 @@ class FastMLP:
             write(weight, by.T, x)
             write(bias, ones, by)
         np.matmul(grad_output, self.actor[0], grad_input[0])
-        np.multiply(grad_value[:, None], self.critic[0], grad_input[1])
+        np.dot(grad_value[:, None], self.critic[0], grad_input[1])
         for i in reversed(range(len(self.hidden))):
             grad_input *= 1 - inputs[i + 1] * inputs[i + 1]  # of tanh
             write(self.grad_hidden[i][0], grad_input.mT, inputs[i])
