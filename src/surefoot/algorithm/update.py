@@ -41,8 +41,7 @@ class Batch:
     advantage: Any
     returns: Any  # the critic's targets
     value_old: Any  # V_old(s)
-    # of the batch's mean in that of all ranks: 1 unless they have different numbers of rows
-    weight: float = field(default=1.0, kw_only=True)
+    weight: float = field(default=1.0, kw_only=True)  # of its mean in that of all ranks: not 1 where sizes differ
     sequences: Sequences | None = field(default=None, kw_only=True)  # which rows a memory takes one after another
 
     def each(self, change: Callable[[Any], Any]) -> Batch:
