@@ -284,7 +284,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "are those of the whole command, with the start of Python, at a timeout of 5 s.\n",
         "Steps are counted from the start of a process, so a reward of 1e38 comes again after a resume: another run. A",
         "process that a crash in C, SIGABRT or SIGKILL ends on one rank says nothing; of more ranks the launcher does.",
-        "A reset that never comes back is not found out while the environment is looked at before training.\n",
+        "",
         "| the environment | exit code | seconds | same | said |\n|---|---|---|---|---|",
     ]
     for row in rows:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -31,6 +32,7 @@ import worlds
 from surefoot.algorithm import update as learning
 from surefoot.algorithm.state import initial
 from surefoot.commands import cli
+from surefoot.commands.complaints import timeout_in
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.gym_env import MAX_REPLAY
@@ -41,6 +43,7 @@ from surefoot.models.networks import MLP
 from surefoot.parallel import heartbeat as heartbeat
 from surefoot.parallel import launch
 from surefoot.parallel.ranks import Alone
+from surefoot.presets import find
 from surefoot.runs import directory, evaluation, files, metrics
 from surefoot.runs import video as videos
 from surefoot.runs import worker as runner
@@ -770,7 +773,7 @@ def test_an_environment_that_hangs_in_an_evaluation_ends_the_run(
 
 @pytest.mark.usefixtures("signals_interrupt")
 @pytest.mark.parametrize(
-    ("method", "where"), [("__init__", "while it is made"), ("reset", "episode's seed .*beginning")]
+    ("method", "where"), [("__init__", "while it is made or first reset"), ("reset", "episode's seed .*beginning")]
 )
 def test_an_environment_that_hangs_before_its_first_decision_is_named(
     method: str, where: str, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -784,6 +787,28 @@ def test_an_environment_that_hangs_before_its_first_decision_is_named(
     monkeypatch.setattr(worlds.Catch, method, hang)
     with pytest.raises(Fault, match=rf"^environment 0 \({where}\) has hung for 0.3 seconds$"):
         go(small, tmp_path / "a", timeout=0.2)
+
+
+@pytest.mark.usefixtures("signals_interrupt")
+@pytest.mark.parametrize("method", ["__init__", "reset"])
+def test_the_look_at_an_environment_before_training_is_watched(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command's own --timeout, and from Python."""
+
+    def hang(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(heartbeat, "START", 0.1)
+        threading.Event().wait(600)
+
+    monkeypatch.setattr("surefoot.envs.gym_env.MASK_SOURCES", {})
+    monkeypatch.setattr(worlds.Catch, method, hang)
+    sentence = "environment 0 (while it is made or first reset) has hung for 0.3 seconds"
+    with pytest.raises(Fault, match=re.escape(sentence)):
+        find("worlds:Catch", timeout=0.2)
+    assert cli.main(["train", "worlds:Catch", "--timeout=0.2", "--quiet"]) == 1
+    assert capsys.readouterr().err.endswith(f"surefoot: {sentence}\n")
+    assert timeout_in(["--quiet", "--timeout", "7"]) == {"timeout": 7.0}
+    assert timeout_in(["--timeout", "long"]) == timeout_in(["--timeout"]) == {}
 
 
 def test_sigusr1_saves_and_goes_on(small: Config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

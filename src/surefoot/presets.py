@@ -26,6 +26,8 @@ from surefoot.errors import UserError, builtin
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
 from surefoot.other_words import OPTIONS, in_python
+from surefoot.parallel.heartbeat import Heartbeat
+from surefoot.parallel.watch import watch_over
 from surefoot.paths import same_directory
 from surefoot.versions import require_versions
 
@@ -211,15 +213,21 @@ ATARI_ID = re.compile(r"ALE/(\w+?)(?:-v5)?|(\w+)NoFrameskip(?:-v4)?")
 PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, TRPO, CARTPOLE, *TUNED)}
 
 
-def by_spaces(env: Gymnasium) -> Config:
-    """The Config of an environment without a preset: a CNN for images, otherwise an MLP."""
+def by_spaces(env: Gymnasium, timeout: Any = None) -> Config:
+    """The Config of an environment without a preset: a CNN for images, otherwise an MLP.
+
+    Raises Fault where the one that is made for a look hangs for `timeout` seconds and a minute (None: as in a Config).
+    """
     require_versions()
     import gymnasium
 
     from surefoot.envs.interface import make
     from surefoot.envs.spaces import parts
 
-    with same_directory():
+    heartbeat, timeout = Heartbeat.of(1), builtin(timeout)
+    heartbeat.make(0)
+    seconds = timeout if isinstance(timeout, int | float) and timeout > 0 else Config.timeout
+    with same_directory(), watch_over(heartbeat, seconds, 0):
         made: Any = make(env)
     if "ale_py" in str(getattr(gymnasium.registry.get(env.id), "entry_point", "")):
         name = re.sub(r"(NoFrameskip)?-v\d+$", "", env.id)
@@ -264,7 +272,7 @@ def find(
         kwargs = [f"{name}={value!r}" for name, value in named.items()]
         if repr(parse_kwargs(kwargs)) != repr(named):
             raise UserError(f"kwargs hold more than numbers and strings ({named}): give a function without arguments")
-    kwargs, wrappers = tuple(kwargs), tuple(wrappers)
+    kwargs, wrappers, timeout = tuple(kwargs), tuple(wrappers), fields.get("timeout")
     if isinstance(task, str) and task not in PRESETS and not ATARI_ID.fullmatch(task):
         task = by_name(task)
     if isinstance(task, Config):
@@ -277,11 +285,11 @@ def find(
         env = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
         cfg = replace(TUNED_GAMES.get(rom, ATARI), env=env, task=task)
     elif isinstance(task, Gymnasium):
-        cfg = by_spaces(task)
+        cfg = by_spaces(task, timeout)
     elif isinstance(task, str):
-        cfg = by_spaces(Gymnasium(task, kwargs, wrappers))
+        cfg = by_spaces(Gymnasium(task, kwargs, wrappers), timeout)
     else:
-        cfg = by_spaces(replace(describe(task), wrappers=wrappers))
+        cfg = by_spaces(replace(describe(task), wrappers=wrappers), timeout)
     for name, given in (("kwargs", kwargs), ("wrappers", wrappers)):
         if not given:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -52,3 +53,13 @@ def following(args: Sequence[str], option: str) -> list[str]:
     """The values of an option that takes several."""
     given = args[args.index(option) + 1 :] if option in args else []
     return list(itertools.takewhile(lambda text: not text.startswith("--"), given))
+
+
+def timeout_in(args: Sequence[str]) -> dict[str, Any]:
+    """`--timeout`, which holds for a first look at the environment too, before the options are known."""
+    for word, after in itertools.pairwise([*args, ""]):
+        name, equals, value = word.partition("=")
+        if name == "--timeout":
+            with contextlib.suppress(ValueError):  # it is complained of later
+                return {"timeout": float(value if equals else after)}
+    return {}

@@ -115,7 +115,7 @@ class Heartbeat:
             return f"the VectorEnv of environments {name - n} to {name - 1} (step {cells[DECISIONS]})"
         length, seed = cells[self.lengths + i], f"episode's seed {cells[SEEDS + i]}, " if cells[SEEDS + i] >= 0 else ""
         if length < -1:
-            return f"environment {name} (while it is made)"
+            return f"environment {name} (while it is made or first reset)"
         if length < 0:
             return f"environment {name} ({seed}at its beginning)"
         steps = range(max(cells[DECISIONS] - min(length, RING - 1), 1), cells[DECISIONS] + 1)

@@ -8,7 +8,6 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,21 +25,15 @@ from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
 from surefoot.envs.registrations import register
 from surefoot.envs.vector import replays
-from surefoot.errors import OURS, Fault, UserError, needs_extra, note, said
+from surefoot.errors import OURS, UserError, needs_extra, note, said
 from surefoot.models.policy import Policy, bf16_units
 from surefoot.other_words import kebab
 from surefoot.output import Progress, adopt_stdout, doing, signs_of_life
 from surefoot.parallel.guard import guarded
-from surefoot.parallel.heartbeat import VARIABLE, Heartbeat, Watchdog
-from surefoot.parallel.launch import (
-    EXIT_STOPPED,
-    HUNG_GRACE,
-    die_with_launcher,
-    exit_now,
-    exit_with_error,
-    stop_signals,
-)
+from surefoot.parallel.heartbeat import VARIABLE, Heartbeat
+from surefoot.parallel.launch import EXIT_STOPPED, die_with_launcher, exit_now, exit_with_error, stop_signals
 from surefoot.parallel.ranks import Ranks, join
+from surefoot.parallel.watch import watch_over
 from surefoot.paths import absolute
 from surefoot.runs.checkpoint import before_it_was_stopped, moved, restore
 from surefoot.runs.directory import FORMAT, call, checkpoints, history, newest, unwritable
@@ -228,37 +221,6 @@ def graceful_shutdown(reporter: Reporter, again: bool) -> Iterator[None]:
     finally:
         for number, previous in old.items():
             signal.signal(number, previous)
-
-
-@contextmanager
-def watch_over(heartbeat: Heartbeat, timeout: float, rank: int) -> Iterator[list[Fault]]:
-    """Watch this process from a thread, where no launcher does: a hanging environment ends the run.
-
-    Yields a list that then holds the Fault, which is raised where nobody stops politely: games are made, or reset.
-    """
-    hung, over, here = list[Fault](), threading.Event(), threading.get_ident()
-
-    def watch() -> None:
-        dog = Watchdog([heartbeat], timeout, rank)
-        while (verdict := dog.verdict()) is None:
-            if over.wait(min(1.0, timeout / 4)):
-                return
-        hung.append(Fault(verdict[1]))
-        if here == threading.main_thread().ident:  # no other can be interrupted
-            signal.pthread_kill(here, signal.SIGINT)
-        if not over.wait(HUNG_GRACE) and not heartbeat.over:
-            note(verdict[1])
-            exit_now(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield hung
-    except KeyboardInterrupt:
-        if not hung:
-            raise
-        raise hung[0] from None
-    finally:
-        over.set()
 
 
 def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) -> None:
