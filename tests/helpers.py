@@ -25,7 +25,8 @@ from surefoot.parallel.ranks import Alone
 from surefoot.runs.metrics import read
 from surefoot.runs.reporter import Reporter
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY: dict[str, Any] = {
     "num_envs": 2,
     "num_steps": (8,),
@@ -37,11 +38,16 @@ TINY: dict[str, Any] = {
 TIMES = {"seconds", "steps_per_second", "env_s", "act_s", "learn_s"}
 
 
-def readme_block(holding: str) -> str:
-    """The indented block of README that holds this text."""
-    blocks = re.findall(r"(?:^(?:    .*)?\n)+", README.read_text(), re.MULTILINE)
-    (block,) = [block for block in blocks if holding in block]
-    return re.sub(r"^    ", "", block, flags=re.MULTILINE)
+def blocks() -> list[str]:
+    """The indented blocks of README and documentation."""
+    found = (re.findall(r"(?:^(?:    .*)?\n)+", page.read_text(encoding="utf-8"), re.MULTILINE) for page in PAGES)
+    return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for page in found for block in page]
+
+
+def block_with(text: str) -> str:
+    """The one of them that holds this text."""
+    (block,) = [block for block in blocks() if text in block]
+    return block
 
 
 def first_batch(cfg: Config) -> tuple[State, Rollout, Batch]:

@@ -159,13 +159,13 @@ def test_a_distribution_made_from_stored_params_is_the_same() -> None:
     for dist in (Bernoulli(numbers(*LOGITS)), Categorical(some_logits(7, 3))):
         again = type(dist)(dist.params)
         torch.testing.assert_close(again.log_prob(action), dist.log_prob(action), rtol=1e-13, atol=1e-13)
-        torch.testing.assert_close(again.kl(dist), torch.zeros(7, dtype=torch.float64), rtol=0, atol=1e-13)
+        torch.testing.assert_close(again.kl_from(dist), torch.zeros(7, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
 def test_shapes_of_a_rollout_are_kept() -> None:
     logits = some_logits(12, 3).view(4, 3, 3)
     dist, action = Categorical(logits), torch.ones(4, 3, dtype=torch.int64)
-    assert dist.log_prob(action).shape == dist.entropy().shape == dist.kl(dist).shape == (4, 3)
+    assert dist.log_prob(action).shape == dist.entropy().shape == dist.kl_from(dist).shape == (4, 3)
     assert dist.sample(torch.zeros(4, 3)).shape == (4, 3)
     assert dist.log_prob(action)[2, 1] == Categorical(logits[2, 1]).log_prob(action[2, 1])
 
@@ -183,7 +183,7 @@ def test_bernoulli_is_the_categorical_with_logits_0_and_l() -> None:
         torch.testing.assert_close(two.log_prob(chosen), many.log_prob(chosen), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(two.probabilities(), many.probabilities(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(two.entropy(), many.entropy(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(two.kl(two_old), many.kl(many_old), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(two.kl_from(two_old), many.kl_from(many_old), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(two.cross_entropy(two_old), many.cross_entropy(many_old), rtol=1e-10, atol=1e-12)
 
 
@@ -209,10 +209,10 @@ def test_entropy_by_hand() -> None:
 def test_kl_by_hand_weights_with_the_old_policy() -> None:
     # old 1/2, 1/2, new 1/4, 3/4: (log 2 + log 2/3) / 2 = log(4/3) / 2; the other way round it would be 0.1308
     expected = 0.5 * math.log(4 / 3)
-    assert Bernoulli(numbers(math.log(3))).kl(Bernoulli(numbers(0))).item() == pytest.approx(expected)
+    assert Bernoulli(numbers(math.log(3))).kl_from(Bernoulli(numbers(0))).item() == pytest.approx(expected)
     old, new = Categorical(numbers(0, 0)), Categorical(numbers(1, 3).log())
-    assert new.kl(old).item() == pytest.approx(expected)
-    assert old.kl(new).item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2))
+    assert new.kl_from(old).item() == pytest.approx(expected)
+    assert old.kl_from(new).item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2))
 
 
 def test_cross_entropy_by_hand_weights_with_the_new_policy() -> None:
@@ -237,16 +237,16 @@ def pairs() -> list[tuple[Bernoulli, Bernoulli] | tuple[Categorical, Categorical
 
 def test_kl_is_0_from_itself_and_above_0_from_every_other() -> None:
     for new, old in pairs():
-        torch.testing.assert_close(new.kl(new), torch.zeros(200, dtype=torch.float64), rtol=0, atol=1e-13)
-        assert (new.kl(old) > -1e-15).all()
-        assert (new.kl(old).mean() > 1e-11).all()
+        torch.testing.assert_close(new.kl_from(new), torch.zeros(200, dtype=torch.float64), rtol=0, atol=1e-13)
+        assert (new.kl_from(old) > -1e-15).all()
+        assert (new.kl_from(old).mean() > 1e-11).all()
 
 
 def test_cross_entropy_is_divergence_plus_entropy() -> None:
-    # H(new, old) = KL(new || old) + H(new); our kl is named from the new one: old.kl(new) is KL(new || old)
+    # H(new, old) = KL(new || old) + H(new); our kl is named from the new one: old.kl_from(new) is KL(new || old)
     for new, old in pairs():
-        torch.testing.assert_close(new.cross_entropy(old), old.kl(new) + new.entropy(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(new.cross_entropy(old), old.kl_from(new) + new.entropy(), rtol=1e-12, atol=1e-13)
         written = []
         for p, q in zip(new.probabilities().tolist(), old.probabilities().tolist(), strict=True):
             written.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
-        torch.testing.assert_close(old.kl(new), numbers(*written), rtol=1e-7, atol=1e-13)
+        torch.testing.assert_close(old.kl_from(new), numbers(*written), rtol=1e-7, atol=1e-13)

@@ -358,7 +358,7 @@ def test_the_distribution_of_choices_and_numbers_is_the_product() -> None:
     torch.testing.assert_close(a.entropy(), sum(k.entropy() for k in kinds[0]) + normal[0].entropy().sum(1))
     kl = torch.distributions.kl_divergence
     both = sum(kl(q, p) for p, q in zip(*kinds, strict=True)) + kl(normal[1], normal[0]).sum(1)
-    torch.testing.assert_close(a.kl(b), both)
+    torch.testing.assert_close(a.kl_from(b), both)
     torch.testing.assert_close(Mixed(a.params, (2, 3), stored=True).log_prob(action), logp)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import surefoot
-from helpers import TINY, readme_block
+from helpers import TINY, block_with
 from surefoot.commands.cli import main
 from surefoot.connect.export import Graph, as_bytes, feed, to_onnx
 from surefoot.envs.atari import Atari, Pong
@@ -176,7 +176,7 @@ def test_the_readmes_way_from_a_run_to_an_action(
     assert (meta["task"], meta["surefoot"], meta["steps"]) == ("Pendulum-v1", surefoot.__version__, "48")
     assert meta["action_space"] == "Box(-2.0, 2.0, (1,), float32)"
     names: dict[str, Any] = {}
-    exec(readme_block("onnxruntime.InferenceSession"), names)
+    exec(block_with("onnxruntime.InferenceSession"), names)
     assert names["truncated"]
     policy = surefoot.load("runs/pendulum").policy
     action = names["session"].run(["action"], {"obs": names["obs"][None]})[0][0]

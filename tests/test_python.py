@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import surefoot
-from helpers import readme_block
+from helpers import block_with
 from hooks import Halved, first_env, third_iteration
 from surefoot.algorithm.objectives import ClippedSurrogate, Objective, TrustRegion
 from surefoot.config import Config
@@ -92,9 +92,9 @@ def test_the_loop_by_hand_is_the_loop(objective: Objective, small: Config, tmp_p
 def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(readme_block("from surefoot.loop import").replace("20_000", "1_024"), names)
+    exec(block_with("from surefoot.loop import").replace("20_000", "1_024"), names)
     assert names["state"].steps == 1024  # type: ignore[attr-defined]
-    exec(readme_block("def solved(row)").replace("> 475", "> 5"), names)
+    exec(block_with("def solved(row)").replace("> 475", "> 5"), names)
     run = names["run"]
     assert isinstance(run, surefoot.Run)
     assert run.steps < 100_000

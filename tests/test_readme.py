@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from surefoot.commands.cli import COMMANDS, parse
+from surefoot.commands.cli import COMMANDS, main, parse
 from surefoot.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTHING = ("doctor", "lesson", "ladder")  # commands that can stand alone
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -24,10 +26,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert "TODO" not in text
 
 
-def test_the_readme_names_every_command_and_rung() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_every_command_and_rung_is_on_a_page() -> None:
+    commands, readme = (ROOT / "docs" / "commands.md").read_text(), (ROOT / "README.md").read_text()
     for command in COMMANDS:
-        assert f"surefoot {command}" in text
+        assert f"surefoot {command}" in commands
     for task in (
         "pong",
         "pong-lesson",
@@ -39,17 +41,34 @@ def test_the_readme_names_every_command_and_rung() -> None:
         "clipped",
         "ppo",
     ):
-        assert f"`{task}`" in text
+        assert f"`{task}`" in readme
         assert task in PRESETS
 
 
-def test_the_options_on_the_page_are_understood() -> None:
-    """Every --option that README shows after `surefoot train` or as the lesson's advice is one that train takes."""
-    text = (ROOT / "README.md").read_text()
-    lines = "--num-steps 200 400 800", "normalize:over-batch", "--env.frame-skip 2 4", "--objective.clip-range 0.2"
-    for line in (*lines, "network:impala-cnn", "network:small-cnn", "network:nature-cnn", "network:mlp"):
-        assert line in text
-        parse(["train", "pong-lesson", *line.split()])
+def shown_commands() -> list[str]:
+    """Every `surefoot ...` that a page shows, in a block or within a sentence."""
+    texts = [page.read_text() for page in PAGES if page.name not in ("log.md", "CHANGELOG.md")]
+    lines = [line for text in texts for line in re.findall(r"^    (surefoot .*)", text, re.MULTILINE)]
+    lines += [" ".join(words.split()) for text in texts for words in re.findall(r"`(surefoot [^`]+)`", text)]
+    return sorted({re.split(r" #| >", line)[0].strip() for line in lines})
+
+
+@pytest.mark.parametrize("shown", shown_commands())
+def test_what_the_pages_show_is_understood(shown: str, tmp_path: Path) -> None:
+    """Each is parsed, with something that exists for what is to be put in."""
+    words = {"TASK": "CartPole-v1", "NAME": "cliff", "ADDRESS": "10.0.0.1:6379", "FILE": str(tmp_path / "file")}
+    words |= {"NAME": "normalize"} if "exercise" in shown else {"NAME": "CartPole-v1"} if "train" in shown else {}
+    args = [words.get(word, word) for word in re.sub(r"\[.*?\]|\.\.\.", "", shown).split()[1:]]
+    if (len(args) == 1 and args[0].isalpha()) or args[1:2] == ["--run-dir"]:  # only the command is named
+        args[1:1] = {"train": ["CartPole-v1"], "tune": ["CartPole-v1"], "bench": ["CartPole-v1"]}.get(
+            args[0], [] if args[0] in NOTHING else ["cliff"]
+        )
+    if args[-1] in ("--help", "--version"):
+        with pytest.raises(SystemExit) as done:
+            sys.exit(main(args))
+        assert not done.value.code
+    elif "preset.json" not in shown:  # a file that tune has made
+        assert type(parse(args)) is COMMANDS[args[0]]
 
 
 def test_the_tests_that_hold_the_promises_exist() -> None:

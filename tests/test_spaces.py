@@ -37,9 +37,9 @@ def test_the_gaussian_is_torchs() -> None:
     action = torch.randn(50, 3, dtype=torch.float64)
     torch.testing.assert_close(mine.log_prob(action), theirs.log_prob(action))
     torch.testing.assert_close(mine.entropy(), theirs.entropy())
-    torch.testing.assert_close(mine.kl(other), kl_divergence(their_other, theirs))  # KL(old || new)
+    torch.testing.assert_close(mine.kl_from(other), kl_divergence(their_other, theirs))  # KL(old || new)
     torch.testing.assert_close(mine.cross_entropy(other), theirs.entropy() + kl_divergence(theirs, their_other))
-    assert mine.kl(mine).abs().max() < 1e-15
+    assert mine.kl_from(mine).abs().max() < 1e-15
 
 
 def test_gaussian_samples_are_the_inverse_of_the_cumulative_distribution() -> None:
@@ -69,7 +69,7 @@ def test_independent_choices_are_the_sum_of_torchs() -> None:
     want = theirs[0].log_prob(action[:, 0]) + theirs[1].log_prob(action[:, 1])
     torch.testing.assert_close(mine.log_prob(action), want)
     torch.testing.assert_close(mine.entropy(), sum(t.entropy() for t in theirs))
-    torch.testing.assert_close(mine.kl(other), sum(map(kl_divergence, others, theirs)))
+    torch.testing.assert_close(mine.kl_from(other), sum(map(kl_divergence, others, theirs)))
     again = MultiCategorical(mine.params, (2, 3))  # as a rollout stores it
     torch.testing.assert_close(again.log_prob(action), want)
     assert mine.greedy().tolist() == [
@@ -204,7 +204,11 @@ def test_a_dict_is_seen_whole_and_its_mask_is_obeyed(network: Network) -> None:
         for noise in (torch.zeros(64), torch.full((64,), LARGEST), torch.rand(64)):
             action = dist.sample(noise)
             assert allowed[some].gather(1, action[some, None]).all()
-        for figure in (dist.entropy(), dist.kl(policy.distribution(dist.params.roll(1, 0))), dist.log_prob(action)):
+        for figure in (
+            dist.entropy(),
+            dist.kl_from(policy.distribution(dist.params.roll(1, 0))),
+            dist.log_prob(action),
+        ):
             assert figure.isfinite().all()
         for part in parts(EVERYTHING):
             other = rows.clone()

@@ -23,7 +23,7 @@ from surefoot.algorithm.rollout import Rollout, collect_rollout, gather_if_small
 from surefoot.algorithm.schedules import annealed
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.train import finish_iteration
-from surefoot.algorithm.trpo import method
+from surefoot.algorithm.trpo import update_rule
 from surefoot.algorithm.update import Batch, UpdateInfo, flush_denormals
 from surefoot.errors import Fault
 from surefoot.parallel.ranks import Alone
@@ -65,13 +65,15 @@ def advantages(rollout: Rollout, cfg: Config, state: State) -> tuple[Tensor, Ten
 
 def minibatches(rollout: Rollout, advantage: Tensor, returns: Tensor, cfg: Config, state: State) -> Iterator[Batch]:
     """All minibatches of a rollout, epoch after epoch."""
-    return method(cfg)[0](rollout, advantage, returns, cfg, state, ALONE)
+    return update_rule(cfg)[0](rollout, advantage, returns, cfg, state, ALONE)
 
 
 def update(state: State, batch: Batch, cfg: Config) -> UpdateInfo:
     """One optimizer step down the gradient of `ppo_loss`; returns KL(old || new) and the gradient's norm."""
     with flush_denormals():
-        return method(cfg)[1](state, batch, annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef), ALONE)
+        return update_rule(cfg)[1](
+            state, batch, annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef), ALONE
+        )
 
 
 def finish(state: State, rollout: Rollout, cfg: Config) -> list[Episode]:

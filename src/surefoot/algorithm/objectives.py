@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from surefoot.models.distributions import Distribution
 
 
-def trajectory_ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
-    """Importance ratio of whole trajectories, P(tau; theta') / P(tau; theta) = prod_t pi'(a_t|s_t) / pi(a_t|s_t).
-
-    The environment's own probabilities cancel. `logp`, `logp_old` [T, N], one trajectory a column; returns [N].
-    Averages over old trajectories, weighted with it, are averages over the new policy's; its variance grows with T
-    (`effective_sample_size`), which is why the surrogate keeps only the ratio of the step itself.
-    """
-    return (logp - logp_old).sum(0).exp()
-
-
-def effective_sample_size(ratio: Tensor) -> Tensor:
-    """How many equally weighted samples the weighted ones are worth, (sum r)^2 / sum r^2. `ratio` [N]; scalar.
-
-    Source: Kish 1965.
-    """
-    return ratio.sum() ** 2 / (ratio * ratio).sum()
-
-
 def squared_error(value: Tensor, returns: Tensor) -> Tensor:
     """The value loss, (V - R)^2 per sample, to be minimised."""
     return (value - returns).square()
@@ -234,7 +216,7 @@ class FixedPenalty:
         return self
 
     def __call__(self, new: Distribution, old: Distribution) -> Tensor | float:
-        return self.coef * new.kl(old) if self.coef else 0.0
+        return self.coef * new.kl_from(old) if self.coef else 0.0
 
 
 @dataclass(frozen=True)
@@ -273,3 +255,24 @@ class AdaptivePenalty:
 Objective = Reinforce | Surrogate | ClippedSurrogate | DualClip | SPO | TrustRegion
 KLPenalty = FixedPenalty | AdaptivePenalty
 EntropyBonus = Entropy | OldPolicyCrossEntropy
+
+
+# Of importance sampling, for the lesson's pages: training uses neither.
+
+
+def trajectory_ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
+    """Importance ratio of whole trajectories, P(tau; theta') / P(tau; theta) = prod_t pi'(a_t|s_t) / pi(a_t|s_t).
+
+    The environment's own probabilities cancel. `logp`, `logp_old` [T, N], one trajectory a column; returns [N].
+    Averages over old trajectories, weighted with it, are averages over the new policy's; its variance grows with T
+    (`effective_sample_size`), which is why the surrogate keeps only the ratio of the step itself.
+    """
+    return (logp - logp_old).sum(0).exp()
+
+
+def effective_sample_size(ratio: Tensor) -> Tensor:
+    """How many equally weighted samples the weighted ones are worth, (sum r)^2 / sum r^2. `ratio` [N]; scalar.
+
+    Source: Kish 1965.
+    """
+    return ratio.sum() ** 2 / (ratio * ratio).sum()

@@ -77,7 +77,7 @@ def adapt_penalty(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> 
         return
     params = rollout.evaluated_by(state.policy)[0][: rollout.value.numel()]
     new, old = (state.policy.distribution(x, stored=True) for x in (params, rollout.params.flatten(0, 1)))
-    kl, valid = new.kl(old).double(), rollout.valid
+    kl, valid = new.kl_from(old).double(), rollout.valid
     counted = torch.ones_like(kl) if valid is None else valid.flatten().to(kl)
     total, count = ranks.all_reduce_mean(torch.stack(((kl * counted).sum(), counted.sum())))
     state.kl_coef = cfg.kl_penalty.adapted(state.kl_coef, float(total / count))

@@ -1,7 +1,7 @@
 """The outer loop, from REINFORCE to PPO.
 
-Where the formulas are: `advantages.gae` and returns; `objectives.ClippedSurrogate`: ratio and clip; `update.ppo_loss`:
-policy loss, value loss, entropy bonus; `update.update`: gradient clipping and the optimizer's step; `schedules`.
+GAE, returns: `advantages`; ratio, clip: `objectives.ClippedSurrogate`; policy loss, value loss, entropy bonus:
+`update.ppo_loss`; gradient clipping, optimizer: `update.update`; learning rate: `schedules`; KL early stop: here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from surefoot.algorithm.advantages import compute_advantages
 from surefoot.algorithm.rollout import collect_rollout, gather_if_small
 from surefoot.algorithm.running_stats import update_running_stats
 from surefoot.algorithm.schedules import annealed
-from surefoot.algorithm.trpo import method
+from surefoot.algorithm.trpo import update_rule
 from surefoot.algorithm.update import UpdateInfo, flush_denormals, update_metrics
 from surefoot.envs.interface import Episode
 
@@ -31,22 +31,23 @@ def train(cfg: Config, state: State, ranks: Ranks, callback: Callback) -> State:
 
     REINFORCE and PPO differ in `cfg.advantage`, `normalize`, `objective`, `entropy`, `value_coef`, `num_epochs` alone.
     """
-    batches, update = method(cfg)  # PPO's, or TRPO's
+    batches, update = update_rule(cfg)  # `batches` and `update` of update.py, or TRPO's of trpo.py
     while not ranks.any(callback.should_stop(state)):
-        collected = collect_rollout(cfg, state, ranks, callback)  # the present policy acts, [T, N]
+        collected = collect_rollout(cfg, state, ranks, callback)  # the current policy acts, [T, N]
         if collected is None:
             break
         start = perf_counter()
-        rollout, learner_group = gather_if_small(collected, cfg, state, ranks)  # the ranks that share a minibatch
+        rollout, learner_group = gather_if_small(collected, cfg, state, ranks)  # who shares minibatches
         advantage, returns, advantage_std = compute_advantages(rollout, cfg, state, learner_group)  # [T, N]
+        # clip range, entropy and KL coefficient of this iteration; the learning rate changes in every update
         annealed_cfg, updates = annealed(cfg, state.iteration, state.progress(cfg), state.kl_coef), list[UpdateInfo]()
         with flush_denormals():
             for batch in batches(rollout, advantage, returns, cfg, state, learner_group):  # epochs x minibatches, [B]
                 updates.append(update(state, batch, annealed_cfg, learner_group))  # one step down ppo_loss's gradient
-                if updates[-1].kl > cfg.target_kl:
+                if updates[-1].kl > cfg.target_kl:  # early stop; KL(old || new) before this step
                     break
         metrics = update_metrics(updates, state, annealed_cfg, learner_group)
-        if learner_group is not ranks:  # each rank has learned from the whole rollout: rounding must not part them
+        if learner_group is not ranks:  # each rank has learned from the whole rollout: the same up to rounding
             ranks.broadcast(state.flat.data)
         state.advantage_std = advantage_std
         rollout.episodes = finish_iteration(state, collected, cfg, ranks)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SHORTER = 0.8  # factor on a step that was too long
 
 
-def method(cfg: Config) -> tuple[Callable[..., Iterator[Batch]], Callable[..., UpdateInfo]]:
+def update_rule(cfg: Config) -> tuple[Callable[..., Iterator[Batch]], Callable[..., UpdateInfo]]:
     """How a Config learns: what yields the batches of a rollout, and what learns from one of them."""
     return (batches, update) if isinstance(cfg.objective, TrustRegion) else (ppo.batches, ppo.update)
 
@@ -171,7 +171,7 @@ def kl_gradients(state: State, batch: Batch) -> Iterator[tuple[Sequence[Tensor |
     for part, share in batch.microbatches(policy.microbatch(batch.obs)):
         with torch.enable_grad():
             dist = policy.evaluate(part.obs, part.sequences)[0]
-            kl = dist.kl(policy.distribution(dist.params.detach(), stored=True)).mean()
+            kl = dist.kl_from(policy.distribution(dist.params.detach(), stored=True)).mean()
             yield torch.autograd.grad(kl, parameters, create_graph=True, allow_unused=True), share
 
 
@@ -200,6 +200,6 @@ def gain_and_kl(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> tuple[
     for part, share in batch.microbatches(state.policy.microbatch(batch.obs)):
         dist, value = state.policy.evaluate(part.obs, part.sequences)
         loss, samples = ppo_loss(cfg, part, dist, state.policy.distribution(part.params_old, stored=True), value)
-        total += share * torch.stack((-loss, samples.dist.kl(samples.dist_old).mean())).double().cpu()
+        total += share * torch.stack((-loss, samples.dist.kl_from(samples.dist_old).mean())).double().cpu()
     gain, kl = ranks.all_reduce_mean(total).tolist()
     return gain, kl

@@ -165,7 +165,8 @@ def ppo_loss(
     """L = mean(-J) + c_v mean(L_V) - mean(bonus) + mean(penalty) over a batch [B]; scalar, and what it was made of.
 
     J = min(r A, clip(r, 1 - eps, 1 + eps) A) with r = pi(a|s) / pi_old(a|s) for `ClippedSurrogate`; L_V = (V - R)^2;
-    bonus = c_e H(pi); penalty = beta KL(pi_old || pi). Source: Schulman et al. 2017, equations 7, 8 and 9.
+    bonus = c_e H(pi); penalty = beta KL(pi_old || pi): the parts of `objectives` that cfg names. There is no factor 1/2
+    in L_V, so c_v is half of CleanRL's. Source: Schulman et al. 2017, equations 7, 8 and 9.
     """
     logp = dist.log_prob(batch.action)
     policy_loss = -cfg.objective(logp, batch.logp_old, batch.advantage)
@@ -193,7 +194,7 @@ def loss_backward(state: State, cfg: Config, batch: Batch, scale: float, add: bo
 class UpdateInfo(NamedTuple):
     """One update; `update_metrics` computes the rest once a rollout, since many small sums take long."""
 
-    kl: float  # mean KL(old || new) over the minibatch, all ranks; NaN where nothing depends on it
+    kl: float  # mean KL(old || new) over the minibatch, all ranks, before the step; NaN where nothing depends on it
     grad_norm: float  # of all ranks' mean gradient, before clipping
     microbatches: list[tuple[Samples, Any]]  # of this rank: samples, and log pi_old(a|s)
 
@@ -204,6 +205,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     Where the gradient is not finite nothing is changed: the update is skipped, `cfg.skip_updates` times a run; then
     Fault is raised.
     """
+    # autograd through `ppo_loss`, or for MLPs the same gradient written out, fast/mlp.py; a test holds them equal
     backward = mlp_backward(state.mlp, cfg) or partial(loss_backward, state, cfg)
     gradient: Any = state.gradient.numpy() if state.mlp else state.gradient
     state.envs.heartbeat.rest()
@@ -214,15 +216,16 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
         scale = share / ranks.count
         samples = Samples(*backward(microbatch, scale, bool(done)))
         if needs_kl:
-            kl += scale / len(microbatch.obs) * float(samples.dist.kl(samples.dist_old).sum())
+            kl += scale / len(microbatch.obs) * float(samples.dist.kl_from(samples.dist_old).sum())
         done.append((samples, microbatch.logp_old))
-    own = state.optimizer.part
-    info = UpdateInfo(*ranks.reduce_gradient(gradient, kl, state.gradients, own), done)
+    shard = state.optimizer.part  # what this rank steps: everything, or its share of the parameters (ZeRO)
+    kl, grad_norm = ranks.reduce_gradient(gradient, kl, state.gradients, shard)
+    info = UpdateInfo(kl, grad_norm, done)
     if not info.grad_norm < math.inf:
         skip(state, cfg)
         return info
-    if info.grad_norm > cfg.max_grad_norm:
-        gradient[own] *= cfg.max_grad_norm / info.grad_norm
+    if info.grad_norm > cfg.max_grad_norm:  # gradient clipping
+        gradient[shard] *= cfg.max_grad_norm / info.grad_norm
     state.learning_rate = cfg.learning_rate(state.learning_rate, info.kl, state.progress(cfg))
     state.optimizer.step(state.learning_rate)
     if ranks.count > 1 and len(state.gradients) > 1:
@@ -280,7 +283,8 @@ def update_metrics(updates: Sequence[UpdateInfo], state: State, cfg: Config, ran
     new, old = (state.policy.distribution(x, stored=True) for x in (params, params_old))
     ratio = (logp - logp_old).exp()
     per_sample = (
-        new.kl(old), is_clipped(ratio, clip_range), new.entropy(), value_loss, (ratio - 1).abs(), ratio, ratio.square()
+        new.kl_from(old), is_clipped(ratio, clip_range), new.entropy(), value_loss,
+        (ratio - 1).abs(), ratio, ratio.square(),
     )  # fmt: skip
     together = torch.stack(per_sample)
     if len(set(sizes)) == 1:

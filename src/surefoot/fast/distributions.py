@@ -69,7 +69,7 @@ class NumpyCategorical:
         grad: Array = p * (row_sum(p * other.params)[:, None] - other.params)
         return grad
 
-    def kl(self, old: Any) -> Array:
+    def kl_from(self, old: Any) -> Array:
         """KL(old || self), [B]."""
         return row_sum(old.probabilities * (old.params - self.params))
 
@@ -126,7 +126,7 @@ class NumpyDiagonalGaussian:
         ratio = other.precision / self.precision
         return np.concatenate(((self.mean - other.mean) * other.precision**2, ratio * ratio), -1)
 
-    def kl(self, old: Any) -> Array:
+    def kl_from(self, old: Any) -> Array:
         """KL(old || self), [B]."""
         shift = (old.mean - self.mean) * self.precision
         log_ratio = old.log_std - self.log_std

@@ -182,7 +182,7 @@ def trust(width: int, probability: float, epsilon: float, delta: float) -> Drawn
     """What TRPO's bound on the KL divergence allows for one action's probability, beside the clip range."""
     grid = torch.linspace(0.005, 0.995, 397, dtype=torch.float64)
     old = Bernoulli(torch.full_like(grid, probability).logit())
-    kl = Bernoulli(grid.logit()).kl(old)
+    kl = Bernoulli(grid.logit()).kl_from(old)
     inside, near = kl <= delta, ~is_clipped(grid / probability, epsilon).bool()
 
     def extent(which: Tensor) -> tuple[float, float]:

@@ -53,7 +53,7 @@ class Bernoulli:
         """H(pi) = -sum_a pi(a) log pi(a) per sample, in nats."""
         return self.cross_entropy(self)
 
-    def kl(self, old: Any) -> Tensor:
+    def kl_from(self, old: Any) -> Tensor:
         """KL(old || self) per sample, exact, in nats."""
         kl: Tensor = old.cross_entropy(self) - old.entropy()
         return kl
@@ -99,7 +99,7 @@ class Categorical:
         """H(pi) = -sum_a pi(a) log pi(a) per sample, in nats."""
         return self.cross_entropy(self)
 
-    def kl(self, old: Any) -> Tensor:
+    def kl_from(self, old: Any) -> Tensor:
         """KL(old || self) = sum_a old(a) (log old(a) - log pi(a)) per sample, exact, in nats."""
         kl: Tensor = (old.probabilities() * (old.params - self.params)).sum(-1)
         return kl
@@ -162,7 +162,7 @@ class DiagonalGaussian:
 
     def cross_entropy(self, other: Any) -> Tensor:
         """-E_pi log pi_other per sample, in nats."""
-        cross_entropy: Tensor = self.entropy() + other.kl(self)
+        cross_entropy: Tensor = self.entropy() + other.kl_from(self)
         return cross_entropy
 
     def entropy(self) -> Tensor:
@@ -170,7 +170,7 @@ class DiagonalGaussian:
         entropy: Tensor = (self.log_std + (LOG_SQRT_2PI + 0.5)).sum(-1)
         return entropy
 
-    def kl(self, old: Any) -> Tensor:
+    def kl_from(self, old: Any) -> Tensor:
         """KL(old || self) per sample, exact, in nats."""
         shift = (old.mean - self.mean) * (-self.log_std).exp()
         log_ratio = old.log_std - self.log_std
@@ -219,9 +219,9 @@ class Mixed:
         """H(pi) per sample, in nats."""
         return self.choices.entropy() + self.numbers.entropy()
 
-    def kl(self, old: Any) -> Tensor:
+    def kl_from(self, old: Any) -> Tensor:
         """KL(old || self) per sample, exact, in nats."""
-        return self.choices.kl(old.choices) + self.numbers.kl(old.numbers)
+        return self.choices.kl_from(old.choices) + self.numbers.kl_from(old.numbers)
 
 
 Distribution = Bernoulli | Categorical | DiagonalGaussian | Mixed
