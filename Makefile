@@ -42,7 +42,7 @@ site: $(STAMP)  # the documentation, in site/
 lock: $(STAMP)  # torch without its local version (+cpu): the same lock serves every platform's wheel
 	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --upgrade-package torch==$(TORCH) \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --unsafe-package pip \
-	  --strip-extras --extra dev --extra lesson --extra notebook --extra onnx --extra wandb --extra mlflow --extra tune --output-file requirements.lock pyproject.toml
+	  --strip-extras --extra dev --extra lesson --extra notebook --extra onnx --extra wandb --extra mlflow --extra tune --extra minari --output-file requirements.lock pyproject.toml
 	sed -i.bak -e '/^surefoot @ /d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock && rm requirements.lock.bak
 
 clean:

@@ -40,6 +40,7 @@ __all__ = [
     "configure",
     "evaluate",
     "export",
+    "export_minari",
     "ladder",
     "load",
     "load_policy",
@@ -263,6 +264,14 @@ def export(run: Path | str, onnx: Path | str, *, env: GivenEnv = None, trust: bo
     from surefoot.connect.run import spec_of
 
     return write(run, onnx, spec_of(env), trust)[0]
+
+
+def export_minari(run: Path | str, dataset: str, *, env: GivenEnv = None, trust: bool = False, **how: Any) -> Any:
+    """Play `episodes` and save them as a MinariDataset; `surefoot.connect.minari.export_minari` says with what."""
+    from surefoot.connect.minari import export_minari as write
+    from surefoot.connect.run import spec_of
+
+    return write(run, dataset, env=spec_of(env), trust=trust, **how)
 
 
 def plot(

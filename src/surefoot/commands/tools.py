@@ -18,28 +18,47 @@ from surefoot.presets import find
 
 @dataclass(frozen=True)
 class Export:
-    """Write a policy for other programs: as an ONNX graph from the environment's observation to its action."""
+    """Write a policy for other programs as an ONNX graph, or its episodes as a dataset of Minari's."""
 
     run: tyro.conf.Positional[Path]
     """a run directory or policy file"""
     onnx: Path | None = None
-    """file to write, .onnx"""
+    """file to write, .onnx: a graph from the environment's observation to its action"""
+    minari: str | None = None
+    """id of the dataset to make, such as cartpole/surefoot-v0, where Minari keeps its own (MINARI_DATASETS_PATH)"""
+    episodes: int = 100
+    """number of the dataset's episodes, the ones that `surefoot evaluate` plays with this seed"""
+    seed: int = 0
+    """seed of these episodes and their sampled actions"""
+    greedy: bool = False
+    """always take the most probable action in them"""
+    eval_max_steps: int = 27_000
+    """cut one that has not ended after this many steps; 0: never"""
     task: str | None = None
     """another task with the same observations and actions, whose spaces are taken; default: the policy's own"""
     trust: bool = False
     """run the code that the file names, although it was not written here"""
 
     def __call__(self) -> None:
-        if self.onnx is None:
-            raise UserError("name what to write: --onnx FILE")
-        with needs_extra("onnx"):
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
+        if self.onnx is None and self.minari is None:
+            raise UserError("name what to write: --onnx FILE or --minari DATASET")
+        env = find(self.task).env if self.task else None
+        if self.onnx is not None:
+            with needs_extra("onnx"):
+                import onnxruntime  # noqa: F401
+                import onnxscript  # noqa: F401
 
-            from surefoot.connect.export import export
+                from surefoot.connect.export import export
 
-        file, largest = export(self.run, self.onnx, find(self.task).env if self.task else None, self.trust)
-        print(f"{file}, which differs from PyTorch by at most {largest:.1e}", file=out())
+            file, largest = export(self.run, self.onnx, env, self.trust)
+            print(f"{file}, which differs from PyTorch by at most {largest:.1e}", file=out())
+        if self.minari is not None:
+            with needs_extra("minari"):
+                from surefoot.connect.minari import export_minari
+
+                how = self.episodes, self.seed, self.greedy, env, self.trust, self.eval_max_steps
+                made = export_minari(self.run, self.minari, *how)
+            print(f"{made.id}: {made.total_episodes} episodes, {made.total_steps:,} steps", file=out())
 
 
 @dataclass(frozen=True)
