@@ -24,8 +24,27 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.networks import MLP
 from surefoot.presets import CARTPOLE
+from surefoot.runs import report_card, worker
+from surefoot.runs.files import replace_file
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_that_only_takes_time() -> Iterator[None]:
+    """Runs in this process draw no learning curve (their file says so) and do not wait for the disk.
+
+    Drawing takes as long as all the rest of a small run; `drawn_curves` brings it back. Other processes do both.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "curve", lambda _, path: replace_file(path, b"not drawn"))
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "curve", report_card.curve)
 
 
 @pytest.fixture

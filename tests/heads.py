@@ -22,7 +22,7 @@ COUNT = 23
 
 
 def policy_for(head: str) -> Policy:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     policy = MLP((8, 6), running=True).build(*HEADS[head]).double()
     square = torch.tensor([9.0, 3.0, 20.0, 6.0])  # observations have statistics: std 1.2, 0.7, 1.8, 1
     policy.preprocess.moments.assign(torch.tensor(6.0), torch.tensor([0.3, -0.2, 0.1, 0.5]), square)

@@ -15,6 +15,7 @@ from gymnasium import spaces
 
 import surefoot
 from helpers import TINY
+from surefoot.envs import ids
 from surefoot.envs.actions import action_converter, choices
 from surefoot.envs.gym import Gymnasium, describe
 from surefoot.envs.gym_env import reward_of
@@ -518,6 +519,7 @@ def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
         with (facts / "RECORD").open("a") as record:
             record.write("clowder/late.py,,\n")
         (facts / "entry_points.txt").write_text("[gymnasium.envs]\n__root__ = clowder.late:register_envs\n")
+        ids.ask.cache_clear()  # as in a new process
         assert find("Mewling-v1").env.make().action_space.n == 3
         with pytest.raises(UserError, match=r"the import of clowder fails: NameError"):
             find("Hisspit-v0")
@@ -525,6 +527,16 @@ def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
         gymnasium.registry.pop("Purrbox-v0", None)
         gymnasium.registry.pop("Clowder-v2", None)
         gymnasium.registry.pop("Mewling-v1", None)
+
+
+def test_a_packages_entry_points_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for every environment: it reads the metadata of every package that is installed."""
+    looked = list[str]()
+    monkeypatch.setattr(ids.metadata, "entry_points", lambda group: looked.append(group) or ())
+    ids.ask.cache_clear()
+    for _ in range(3):
+        find("worlds:Catch-v0").env.make().close()
+    assert looked == ["gymnasium.envs"]
 
 
 def test_wrappers_by_name() -> None:

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def as_numpy(batch: Batch) -> Batch:
     return batch.each(torch.Tensor.numpy)
 
 
+@pytest.fixture(scope="module")
+def state(small: Config) -> Iterator[State]:
+    """One for all cases, which give it a policy of their own."""
+    state = initial(small, Alone())
+    yield state
+    state.envs.close()
+
+
 @pytest.mark.parametrize("size", [COUNT, 10], ids=["whole", "microbatches"])
 @pytest.mark.parametrize("normalize", [OverBatch(), OverMinibatch()], ids=str)
 @pytest.mark.parametrize("value_clip", [math.inf, 0.2])
@@ -62,6 +71,7 @@ def test_the_gradient_is_that_of_the_plain_path(
     normalize,
     size: int,
     small: Config,
+    state: State,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In double precision; also the metrics, and what is added to a gradient that was there before."""
@@ -71,7 +81,6 @@ def test_the_gradient_is_that_of_the_plain_path(
     cfg = replace(small, objective=objective, entropy=bonus, value_clip=value_clip, normalize=normalize, target_kl=9.0)
     cfg = replace(cfg, max_grad_norm=1e9, value_coef=0.7, kl_penalty=penalty)
     results = []
-    state = initial(small, Alone())
     for fast in (True, False):
         state.policy = policy
         before = {name: x.clone() for name, x in policy.state_dict().items()}
@@ -85,7 +94,6 @@ def test_the_gradient_is_that_of_the_plain_path(
         moved = state.flat.detach().clone()
         results.append((state.gradient.clone(), torch.tensor([info.kl, info.grad_norm]), metrics, moved))
         policy.load_state_dict(before)
-    state.envs.close()
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
     assert (results[0][0] != 0).all()
     ratio = (policy.evaluate(batch.obs)[0].log_prob(batch.action) - batch.logp_old).exp()

@@ -21,6 +21,7 @@ from surefoot.models.layers import Palette, Patches, Residual
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy, flatten
 from surefoot.models.policy import build_policy as build
+from surefoot.presets import CARTPOLE
 
 FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -104,6 +105,13 @@ def test_bfloat16_is_close_and_leaves_the_heads_exact(network: Network) -> None:
     assert rough.params.dtype == rough_value.dtype == torch.float32
     assert 0 < (value - rough_value).abs().max() < 0.05 * value.abs().max() + 0.02
     assert (exact.params - rough.params).abs().max() < 0.01
+
+
+def test_first_weights_leave_the_generators_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded = list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    build(CARTPOLE, spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
+    assert seeded == []
 
 
 @pytest.mark.parametrize("network", [SmallCNN(), ImpalaCNN()], ids=str)

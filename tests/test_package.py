@@ -25,7 +25,7 @@ def base(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("base")
+@pytest.mark.usefixtures("base", "drawn_curves")
 def test_a_run_needs_no_extra_for_its_card_and_film(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     surefoot.train("FrozenLake-v1", run_dir=tmp_path / "run", ranks=1, num_envs=2, num_steps=8, minibatch_size=16,
                    total_steps=32, eval_episodes=2)  # fmt: skip

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import surefoot
 from helpers import block_with
@@ -23,8 +24,11 @@ from surefoot.runs.directory import checkpoints
 from surefoot.runs.hooks import TAKEN
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_a_run_is_an_object(small: Config, tmp_path: Path) -> None:
     run = surefoot.train(small, eval_episodes=2, run_dir=tmp_path / "a", quiet=True)
+    with Image.open(run.path / "curve.png") as picture:
+        assert picture.size == (910, 520)
     steps, scores = run.curve()
     assert run.directory == run.path == tmp_path / "a"
     assert steps[-1] == run.steps == 768

@@ -94,16 +94,16 @@ def imported(module: str) -> bool:
 def import_package(module: str) -> Any:
     """Import a module; a package that leaves it to Gymnasium's plugin group to register its ids is asked to do so."""
     found = importlib.import_module(module)
-    for point in metadata.entry_points(group="gymnasium.envs"):  # Gymnasium from 1.0 on asks nobody
-        if point.module.partition(".")[0] == module.partition(".")[0]:
-            ask(point)
+    ask(module.partition(".")[0])
     return found
 
 
 @functools.cache
-def ask(point: metadata.EntryPoint) -> None:
-    """Call the function of a plugin's entry point, once."""
-    point.load()()
+def ask(package: str) -> None:
+    """Call the functions of a package's entry points, once: Gymnasium from 1.0 on does so for nobody."""
+    for point in metadata.entry_points(group="gymnasium.envs"):
+        if point.module.partition(".")[0] == package:
+            point.load()()
 
 
 def known_ids() -> set[str]:

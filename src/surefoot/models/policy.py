@@ -216,7 +216,7 @@ def _from_names_in_files(_: nn.Module, state_dict: dict[str, Tensor], *__: Any) 
 def build_policy(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
     """The Config's policy with its first weights, on its device."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
+        torch.default_generator.manual_seed(integer(cfg.seed, Purpose.WEIGHTS))
         policy = cfg.build(observation, action)
         policy.spaces = observation, action
     try:
