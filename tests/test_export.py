@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 
 import surefoot
+from browser import chromium, needs_chromium
 from helpers import TINY, block_with
 from surefoot.commands.cli import main
 from surefoot.connect.export import Graph, as_bytes, feed, to_onnx
@@ -26,6 +30,7 @@ from surefoot.models.memory import GRU, LSTM, NoMemory
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.policy import Policy
 
+ORT_WEB = Path(__file__).parent.parent / "node_modules" / "onnxruntime-web" / "dist"
 LESSON = Pong(actions=("LEFTFIRE", "RIGHTFIRE"), palette=True)
 CASES = [
     *((Gymnasium(f"worlds:{name}-v0"), MLP(running=True)) for name in ("Target", "Switches", "Doors", "Nested")),
@@ -166,7 +171,7 @@ def test_the_readmes_way_from_a_run_to_an_action(
     assert main(["export", "runs/pendulum"]) == 2
     assert main(["export", "runs/pendulum", "--onnx", "policy.pt"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("surefoot: name what to write: --onnx FILE\n")
+    assert said.startswith("surefoot: name what to write: --onnx FILE or --minari DATASET\n")
     assert said.endswith("surefoot: 'policy.pt' must end in .onnx\n")
     assert main(["export", "runs/pendulum", "--onnx", "policy.onnx"]) == 0
     found = re.fullmatch(r"policy.onnx, which differs from PyTorch by at most (\S+)\n", capsys.readouterr().out)
@@ -181,6 +186,32 @@ def test_the_readmes_way_from_a_run_to_an_action(
     policy = surefoot.load("runs/pendulum").policy
     action = names["session"].run(["action"], {"obs": names["obs"][None]})[0][0]
     assert action == pytest.approx(policy.act(names["obs"], greedy=True), abs=1e-5)
+
+
+@pytest.mark.long
+@needs_chromium
+@pytest.mark.skipif(not ORT_WEB.is_dir(), reason="no onnxruntime-web: npm install --prefix . --no-save onnxruntime-web")
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
+def test_the_page_of_the_documentation_acts_as_the_policy_does(task: str, tmp_path: Path) -> None:
+    """In Chromium, with onnxruntime-web, on observations of the environment."""
+    surefoot.train(task, run_dir=tmp_path / "run", quiet=True, **{**TINY, "eval_episodes": 0})
+    surefoot.export(tmp_path / "run", tmp_path / "policy.onnx")
+    policy = surefoot.load(tmp_path / "run").policy
+    (tmp_path / "index.html").write_text(block_with("ort.InferenceSession.create"))
+    (tmp_path / "ort").symlink_to(ORT_WEB, target_is_directory=True)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    space = surefoot.configure(task).env.make().observation_space
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.wait_for_function("() => window.act !== undefined")
+        for seed in range(20):
+            space.seed(seed)
+            obs = space.sample().clip(-5, 5)
+            action = page.evaluate("obs => window.act(obs)", obs.tolist())
+            assert action == pytest.approx(np.ravel(policy.act(obs, greedy=True)), abs=1e-5)
+        server.shutdown()
 
 
 @pytest.mark.slow
