@@ -26,6 +26,7 @@ TASKS = (  # what to install, the task, steps
     ("flappy-bird-gymnasium", "FlappyBird-v0", 200_000),
     ("panda-gym", "PandaReach-v3", 100_000),
     ("gymnasium-robotics mujoco<3.5", "FetchReach-v4", 200_000),
+    ("gymnasium-robotics mujoco<3.5", "FetchReachDense-v4", 200_000),
     ("shimmy[dm-control] mujoco<3.4", "dm_control/cartpole-balance-v0", 200_000),
     ("highway-env", "highway-fast-v0", 30_000),
     ("pettingzoo[classic]", "connect_four:AgainstRandom", 200_000),
@@ -49,11 +50,11 @@ def learn(install: str, task: str, steps: int, args: argparse.Namespace) -> dict
     row |= environments.versions(python, package)
     trial = environments.Trial(python, args.work.absolute() / "learned" / re.sub(r"\W+", "-", task)[:60])
     how = f"train {task} --seed {args.seed} --eval-episodes 50 --eval-max-steps 2000"
-    for name, more in (("untrained", "--total-iterations 1 --learning-rate.initial 1e-12 --learning-rate.floor 0"),
+    for name, more in (("untrained", "--total-iterations 1 learning-rate:fixed-rate --learning-rate.initial 1e-12"),
                        ("learned", f"--total-steps {steps} --ranks {args.ranks}")):  # fmt: skip
         begun = time.monotonic()
-        if trial.run(f"{how} --run-dir {name} {more}"):
-            return row | {"error": [*trial.said(), "not at an end in time"][-1]}
+        if code := trial.run(f"{how} --run-dir {name} {more}"):
+            return row | {"error": "not at an end in time" if code == 124 else [f"exit code {code}", *trial.said()][-1]}
         row[name] = score(trial, name) | {"seconds": round(time.monotonic() - begun, 1)}
     return row | {"notes": [line for line in trial.said() if not environments.PROGRESS(line)]}
 

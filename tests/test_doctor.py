@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from surefoot.commands import doctor
+from surefoot.commands.benchmark import Speed
 from surefoot.commands.cli import main
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import Fault
+from surefoot.presets import find
 
 
 def said(lines: str) -> dict[str, str]:
@@ -80,3 +82,11 @@ def test_how_long_pong_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--seconds", "0.5"]) == 0
     found = said(capsys.readouterr().out)
     assert re.fullmatch(r"1,003,520 steps in about [\d:]+: [\d,]+ steps/s on \d+ ranks", found["pong"])
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_slow_environment_wants_ranks(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Speed(ranks=1, bare=500, emulate=490, act=9e4, learn=2e4 if slow else 300, loop=470 if slow else 180)
+    monkeypatch.setattr(doctor, "bench", lambda *_: [found])
+    monkeypatch.setattr("surefoot.parallel.launch.usable_cores", lambda: 3)
+    assert ("--ranks 2" in str(list(doctor.speed(find("Pendulum-v1"), 1.0)))) is slow

@@ -431,3 +431,19 @@ def test_any_json_gives_a_config_or_a_users_mistake(tree: Any) -> None:
         return  # any other exception fails the test
     assert isinstance(cfg, Config)
     hash(cfg)  # frozen all the way down: no list is left in it
+
+
+# Environments without a preset
+
+
+@pytest.mark.parametrize(("envs", "settings"), [(1, (1024, 64)), (3, (256, 48)), (8, (128, 64)), (12, (128, 96))])
+def test_fewer_environments_play_longer_rollouts(envs: int, settings: tuple[int, int]) -> None:
+    typed = parse(["train", "MountainCar-v0", "--num-envs", str(envs)])
+    assert isinstance(typed, Train)
+    for cfg in (typed.config, find("MountainCar-v0", num_envs=envs)):
+        assert (cfg.num_envs, *cfg.num_steps, cfg.minibatch_size) == (envs, *settings)
+
+
+def test_one_environment_of_pictures_needs_no_further_option() -> None:
+    cfg = find("CarRacing-v3", num_envs=1)
+    assert (cfg.num_envs, *cfg.num_steps, cfg.minibatch_size) == (1, 1024, 256)

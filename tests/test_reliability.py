@@ -852,6 +852,16 @@ def test_a_policy_that_always_does_the_same_is_reported(
     assert "give it a larger --entropy.coef or a lower learning rate" in err
 
 
+def test_a_gaussian_that_is_narrow_is_not_one_action(
+    small: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The entropy of a density may be below 0."""
+    cfg = replace(small, env=Gymnasium("Pendulum-v1"), network=MLP(std=0.1))
+    go(cfg, tmp_path / "a", total_steps=128 * 22)
+    assert read(tmp_path / "a")[-1]["entropy"] < 0
+    assert "same actions" not in capsys.readouterr().err
+
+
 class SignalsAt:
     """Calls a function; at one of its calls signals come first."""
 

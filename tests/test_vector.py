@@ -218,6 +218,7 @@ def test_the_numbers_in_those_rows_change_nothing(normalize: Any, network: Any) 
             seen += [state.gradient.clone(), torch.as_tensor(batch.logp_old)]
         assert sum(len(batch) for batch in seen[3::2]) == int(rollout.valid.sum())
         seen.append(update_metrics(updates, state, cfg, Alone()))
+        assert torch.allclose(seen[-1], torch.cat([update_metrics([one], state, cfg, Alone()) for one in updates]))
         update_running_stats(state, rollout, cfg, Alone())
         seen.append(torch.tensor(state.return_moments))
         seen += [x.clone() for x in state.policy.state_dict().values()]
@@ -225,6 +226,20 @@ def test_the_numbers_in_those_rows_change_nothing(normalize: Any, network: Any) 
         state.envs.close()
     same = torch.equal if isinstance(network, MLP) else partial(torch.allclose, rtol=1e-4, atol=1e-6)
     assert all(same(a, b) for a, b in zip(*results, strict=True))  # other windows of pictures are convolved together
+
+
+def test_where_no_step_was_a_reset_there_is_no_mask() -> None:
+    cfg = Config(
+        env=vector("CartPole-v1", AutoresetMode.NEXT_STEP), network=MLP((8,)), num_envs=2, num_steps=(4,)
+    )  # no episode ends so early
+    state = initial(cfg, Alone())
+    rollout = collect_rollout(cfg, state, Alone(), Callback())
+    assert rollout is not None
+    assert rollout.valid is not None
+    assert rollout.valid_of_all_envs(Alone()) is None
+    rollout.valid[0, 0] = False
+    assert rollout.valid_of_all_envs(Alone()) is not None
+    state.envs.close()
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -250,7 +265,7 @@ def four(num_envs: int = 4) -> Any:
 @pytest.mark.long
 def test_a_function_without_arguments_says_how_many_it_makes(tmp_path: Path) -> None:
     cfg = find(lambda: four())
-    assert (cfg.num_envs, cfg.minibatch_size) == (4, 32)
+    assert (cfg.num_envs, cfg.num_steps, cfg.minibatch_size) == (4, (256,), 64)
     run = surefoot.train(lambda: four(), run_dir=tmp_path / "a", quiet=True, total_steps=2048, eval_episodes=2)
     assert run.evaluation is not None
     with pytest.raises(UserError, match="makes 4 environments where 8 are asked of it: train with 4 on one rank"):

@@ -213,8 +213,8 @@ ATARI_ID = re.compile(r"ALE/(\w+?)(?:-v5)?|(\w+)NoFrameskip(?:-v4)?")
 PRESETS = {cfg.task: cfg for cfg in (PONG, LESSON, LESSON_REINFORCE, *LADDER, TRPO, CARTPOLE, *TUNED)}
 
 
-def by_spaces(env: Gymnasium, timeout: Any = None) -> Config:
-    """The Config of an environment without a preset: a CNN for images, otherwise an MLP.
+def by_spaces(env: Gymnasium, timeout: Any = None, num_envs: int = 0) -> Config:
+    """The Config of an environment without a preset: a CNN for images, otherwise an MLP; few environments play longer.
 
     Raises Fault where the one that is made for a look hangs for `timeout` seconds and a minute (None: as in a Config).
     """
@@ -237,8 +237,12 @@ def by_spaces(env: Gymnasium, timeout: Any = None) -> Config:
     fixed = vector.env.num_envs if vector else 1  # more than the one that was asked for: it makes no other number
     made.close()
     cfg = replace(IMAGES if images else CONTROL, task=env.id, env=env)
-    per_env = cfg.minibatch_size // cfg.num_envs
-    return replace(cfg, num_envs=fixed, minibatch_size=per_env * fixed) if fixed > 1 else cfg
+    n = fixed if fixed > 1 else num_envs or cfg.num_envs
+    if fixed == 1 and n >= cfg.num_envs and cfg.minibatch_size % n == 0:
+        return cfg
+    longer = max(1, cfg.num_envs // n)
+    per_env = longer * cfg.minibatch_size // cfg.num_envs
+    return replace(cfg, num_envs=n, num_steps=(longer * cfg.num_steps[0],), minibatch_size=per_env * n)
 
 
 def by_name(task: str) -> str:
@@ -259,14 +263,19 @@ def by_name(task: str) -> str:
 
 
 def find(
-    task: Any, kwargs: Sequence[str] | Mapping[str, Any] = (), wrappers: Sequence[str] = (), **fields: Any
+    task: Any,
+    kwargs: Sequence[str] | Mapping[str, Any] = (),
+    wrappers: Sequence[str] = (),
+    expected_envs: int = 0,
+    **fields: Any,
 ) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
     An id may lack its version, and its package where that is installed. `kwargs`: keyword arguments for a Gymnasium id
     or `module:function`, as a dict or as NAME=VALUE; `wrappers`: as in `Gymnasium.wrappers`. Raises UserError, with the
-    nearest names for an unknown task.
+    nearest names for an unknown task. `expected_envs`: the `num_envs` that will be set.
     """
+    num_envs = given if isinstance(given := builtin(fields.get("num_envs", expected_envs)), int) else 0
     if isinstance(kwargs, Mapping):
         named = {name: value if isinstance(value, list) else builtin(value) for name, value in kwargs.items()}
         kwargs = [f"{name}={value!r}" for name, value in named.items()]
@@ -285,11 +294,11 @@ def find(
         env = Atari(rom, sticky=0.25 if atari[1] else 0.0, life_loss=True)
         cfg = replace(TUNED_GAMES.get(rom, ATARI), env=env, task=task)
     elif isinstance(task, Gymnasium):
-        cfg = by_spaces(task, timeout)
+        cfg = by_spaces(task, timeout, num_envs)
     elif isinstance(task, str):
-        cfg = by_spaces(Gymnasium(task, kwargs, wrappers), timeout)
+        cfg = by_spaces(Gymnasium(task, kwargs, wrappers), timeout, num_envs)
     else:
-        cfg = by_spaces(replace(describe(task), wrappers=wrappers), timeout)
+        cfg = by_spaces(replace(describe(task), wrappers=wrappers), timeout, num_envs)
     for name, given in (("kwargs", kwargs), ("wrappers", wrappers)):
         if not given:
             continue

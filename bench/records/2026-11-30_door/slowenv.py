@@ -30,3 +30,14 @@ def sync(num_envs):
 
 def asynchronous(num_envs):
     return gymnasium.vector.AsyncVectorEnv([Slow] * num_envs)
+
+
+class Asleep(Slow):
+    def step(self, action):
+        time.sleep(0.002)
+        self.t += 1
+        return self._see(), float(action), self.t == 50, False, {}
+
+
+def asleep(num_envs):
+    return gymnasium.vector.AsyncVectorEnv([Asleep] * num_envs)

@@ -59,8 +59,9 @@ class Rollout:
         return self.terminated | self.truncated
 
     def valid_of_all_envs(self, ranks: Ranks) -> Tensor | None:
-        """`valid` of all ranks' environments, [T, environments]."""
-        return None if self.valid is None else ranks.gather_columns(self.valid.long()) > 0
+        """`valid` of all ranks' environments, [T, environments]; None where all are."""
+        valid = None if self.valid is None else ranks.gather_columns(self.valid.long()) > 0
+        return None if valid is None or bool(valid.all()) else valid
 
     def evaluated_by(self, policy: Policy) -> list[Tensor]:
         """What `policy` says of it now: parameters of distributions and values of all rows, then bootstrap_obs's."""

@@ -139,15 +139,13 @@ def only_valid(steps: Any, columns: slice, valid: Any, parts: int, length: int) 
 
     `steps` [T, all environments], `valid` alike, in their order. A minibatch without a valid row here: row 0, weight 0.
     """
-    order, ends, weights = [], [0], []
     n, share = columns.stop - columns.start, (columns.stop - columns.start) / steps.shape[1]
-    for chunk in np.array_split(steps, parts):
-        here = np.take_along_axis(valid, chunk, 0)
-        rows = by_sequence(chunk[:, columns] * n + np.arange(n), length)[by_sequence(here[:, columns], length)]
-        weights.append(len(rows) / max(1.0, share * here.sum()))
-        order.append(rows if len(rows) else np.zeros(1, np.intp))
-        ends.append(ends[-1] + len(order[-1]))
-    return np.concatenate(order), ends[1:], weights
+    here = np.take_along_axis(valid, steps, 0)
+    own = by_sequence(here[:, columns], length)
+    counts, totals = (x.reshape(parts, -1).sum(1) for x in (own, here))
+    order = np.insert(by_sequence(steps[:, columns] * n + np.arange(n), length)[own], counts.cumsum()[counts == 0], 0)
+    weights = counts / np.maximum(1.0, share * totals)
+    return order, counts.clip(1).cumsum().tolist(), weights.tolist()
 
 
 class Samples(NamedTuple):
@@ -290,7 +288,8 @@ def update_metrics(updates: Sequence[UpdateInfo], state: State, cfg: Config, ran
     if len(set(sizes)) == 1:
         mean = together.view(len(per_sample), len(updates), -1).mean(2)
     else:
-        mean = torch.stack([part.mean(1) for part in torch.split(together, sizes, 1)], 1)
+        first = np.cumsum([0, *sizes[:-1]])
+        mean = torch.as_tensor(np.add.reduceat(together.numpy(force=True), first, 1) / sizes).to(together)
     *means, ratio_mean, square_mean = ranks.all_reduce_mean(mean)
     grad_norm = ratio.new_tensor([u.grad_norm for u in updates])
     return torch.stack((*means, ratio_mean.square() / square_mean, grad_norm), 1)

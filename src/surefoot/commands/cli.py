@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 import surefoot
-from surefoot.commands.complaints import following, sentence, timeout_in
+from surefoot.commands.complaints import following, number, sentence, timeout_in
 from surefoot.commands.completion import Shell, script
 from surefoot.commands.exits import exit_code
 from surefoot.commands.lessons import LessonCommand, watched
@@ -284,7 +284,7 @@ def parse(args: Sequence[str]) -> Command:
 
             task = read_preset(Path(task))
         kwargs, wrappers = (following(rest, f"--env.{field}") for field in ("kwargs", "wrappers"))
-        how: Any = [text for text in kwargs if "=" in text], wrappers
+        how: Any = [text for text in kwargs if "=" in text], wrappers, number(rest, "--num-envs")
         default = {"default": TAKES_TASK[name](find(task, *how, **timeout_in(rest)))}
     for i in [i for i, word in enumerate(rest) if word == "--ray" and (rest[i + 1 : i + 2] or ["-"])[0][0:1] == "-"]:
         rest[i] = "--ray=local"

@@ -63,3 +63,8 @@ def timeout_in(args: Sequence[str]) -> dict[str, Any]:
             with contextlib.suppress(ValueError):  # it is complained of later
                 return {"timeout": float(value if equals else after)}
     return {}
+
+
+def number(args: Sequence[str], option: str) -> int:
+    """The whole number given for an option; 0 where there is none."""
+    return int(*filter(str.isdecimal, following(args, option)[:1]))

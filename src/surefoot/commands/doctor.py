@@ -107,6 +107,9 @@ def speed(cfg: Config, seconds: float) -> Iterator[Line]:
     yield "environment", each
     time = START + cfg.total_steps / found.loop
     yield cfg.task, f"{cfg.total_steps:,} steps in about {clock(time)}: {found.loop:,.0f} steps/s on {ranks} ranks"
+    most = choose_ranks(0, cfg.num_envs)
+    if ranks < most and found.loop > found.emulate / 2:
+        yield "", f"more than half of this time is the environment's: --ranks {most} plays in {most} processes"
 
 
 class Player:

@@ -209,7 +209,7 @@ class Reporter(Callback):
         self.metrics.add(row)
         if self.hooks.stop is not None and not self.fault:
             self.ended = self.call("stop", self.hooks.stop, dict(row)) > 0
-        self.flat = self.flat + 1 if not row["grad_norm"] or row["entropy"] < 1e-4 else 0
+        self.flat = self.flat + 1 if not row["grad_norm"] or abs(row["entropy"]) < 1e-4 else 0
         if self.flat == FLAT:
             note(why_flat(row))
         self.progress.show(self.line(row, state))
