@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-FILE, ALL = 350, 20_620
-FOLDERS = {"algorithm": 1970}
+FILE, ALL = 350, 20_660
+FOLDERS = {"algorithm": 2000}
 
 
 def main() -> int:

@@ -148,6 +148,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("coef * factor))", "self.initial * factor))"),
     ],
     ("algorithm/schedules.py", "test_update"): [
+        ("(at - k) * (self.rates[min(k + 1, last)] - self.rates[k])", "(at - k) * self.rates[k]"),
         ("self.initial * max(0.0, 1 - progress)", "self.initial * max(0.0, progress)"),
         ("self.initial * max(0.0, 1 - progress)", "learning_rate * max(0.0, 1 - progress)"),
         ("1.5 if kl < target / 2 else 1 / 1.5 if kl > target * 2", "1.5 if kl > target * 2 else 1 / 1.5 if kl < target / 2"),

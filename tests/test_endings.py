@@ -22,7 +22,7 @@ from helpers import TINY
 from makers import Image
 from processes import RANK, Ear, gone_within
 from surefoot.algorithm.objectives import Entropy
-from surefoot.algorithm.schedules import FixedRate, LinearRate
+from surefoot.algorithm.schedules import FixedRate, LinearRate, ScheduledRate
 from surefoot.commands.cli import Train, parse
 from surefoot.config import Config
 from surefoot.envs.makers import parse_kwargs
@@ -170,6 +170,15 @@ def test_a_run_may_lose_the_directory_it_was_started_in(tmp_path: Path) -> None:
     start.mkdir()
     done = shell(f"rmdir ../start; surefoot train CartPole-v1 SHORT --run-dir {tmp_path / 'a'}", start)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_directory_that_is_gone_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since MKL ends the process there, at its first product on an Intel processor."""
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert absolute(tmp_path / "run") == tmp_path / "run"
+    assert Path.cwd() == Path("/")
 
 
 def test_a_name_is_not_meant_from_a_directory_that_is_gone(tmp_path: Path) -> None:
@@ -353,7 +362,8 @@ def test_what_a_program_has_registered_its_ranks_know_or_it_takes_one(
 @pytest.mark.long
 def test_a_later_end_says_what_jumps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields: dict[str, Any] = TINY | {"eval_episodes": 0, "entropy": Entropy(0.5, end_factor=0.0)}
-    for rate, says in ((LinearRate(1e-3), "the learning rate 0.0005 instead of 0"), (FixedRate(1e-3), "50%")):
+    jumps = "the learning rate 0.0005 instead of 0"
+    for rate, says in ((LinearRate(1e-3), jumps), (ScheduledRate((1e-3, 0.0)), jumps), (FixedRate(1e-3), "50%")):
         where = tmp_path / type(rate).__name__
         surefoot.train("CartPole-v1", run_dir=where, quiet=True, learning_rate=rate, **fields)
         capsys.readouterr()

@@ -5,6 +5,7 @@ Numbers by hand hold both ways of learning, autograd's and the NumPy twin's, to 
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from surefoot.algorithm.objectives import (
     Surrogate,
 )
 from surefoot.algorithm.running_stats import adapt_penalty
-from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate, annealed
+from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate, ScheduledRate, annealed
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.update import METRIC_NAMES, Batch, minibatches, update, update_metrics
 from surefoot.config import Config
@@ -175,6 +176,20 @@ def test_nothing_is_learned_from_games_that_all_agree(small: Config) -> None:
     batch = next(minibatches(r, OverGames()(weight), target, replace(cfg, minibatch_size=0), 0, 0, slice(0, 8), True))
     update(state, batch, cfg, Alone())
     assert float(state.gradient.abs().max()) == 0
+
+
+def test_a_schedule_of_ones_own_goes_in_straight_lines_and_is_numbers_in_files() -> None:
+    """By hand: half of the first, then a tenth of it, at equal distances; a function is taken at a thousand places."""
+    rate = ScheduledRate((1e-3, 5e-4, 1e-4))
+    seen = [rate(9.9, 9.9, progress) for progress in (0, 0.25, 0.5, 0.75, 1, 1.5)]
+    assert seen == pytest.approx([1e-3, 7.5e-4, 5e-4, 3e-4, 1e-4, 1e-4])
+    assert ScheduledRate((1e-3,))(0, 0, 0.7) == rate.initial == 1e-3
+    given = surefoot.configure("cartpole", learning_rate=lambda progress: 1e-3 * (1 - progress) ** 2)
+    again = Config.from_json(json.loads(json.dumps(given.to_json())))
+    assert again == given
+    assert again.learning_rate(0, 0, 0.3456) == pytest.approx(1e-3 * 0.6544**2, rel=1e-5)
+    with pytest.raises(UserError, match=r"ScheduledRate.rates is \(.*; allowed is at least 0, finite"):
+        surefoot.configure("cartpole", learning_rate=lambda progress: progress - 0.5)
 
 
 def test_clipping_uses_the_iterations_epsilon(small: Config) -> None:

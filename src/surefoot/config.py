@@ -22,7 +22,7 @@ from surefoot.algorithm.objectives import (
     TrustRegion,
 )
 from surefoot.algorithm.rewards import RawReward, Reward
-from surefoot.algorithm.schedules import AdaptiveRate, LearningRate
+from surefoot.algorithm.schedules import AdaptiveRate, LearningRate, ScheduledRate
 from surefoot.envs.atari import Pong
 from surefoot.envs.interface import EnvSpec
 from surefoot.errors import UserError, builtin, require
@@ -122,6 +122,8 @@ class Config:
     def __post_init__(self) -> None:
         if callable(self.objective) and not isinstance(self.objective, Objective | GivenObjective):
             object.__setattr__(self, "objective", GivenObjective.of(self.objective))
+        if callable(self.learning_rate) and not isinstance(self.learning_rate, LearningRate):
+            object.__setattr__(self, "learning_rate", ScheduledRate.of(self.learning_rate))
         normalize(self)
         for name, kind in _hints(Config).items():
             _build(kind, _plain(getattr(self, name)), name)

@@ -27,15 +27,16 @@ def absolute(path: Path | str, typed: str = "") -> Path:
     if "\0" in str(path):
         raise UserError(f"'{path}' is no path: it holds a zero byte")
     try:
-        whole = path.absolute()
-        if typed or whole != path:
-            _typed[whole] = Path(typed or path)
-        return whole
+        os.getcwd()
     except OSError:
-        if path.is_absolute():
-            os.chdir(path.anchor)  # libraries fail in a directory that is gone: MKL ends the process
-            return path
-        raise UserError(f"the present directory is gone, and '{path}' is meant from it: name a whole path") from None
+        if not path.is_absolute():
+            sentence = f"the present directory is gone, and '{path}' is meant from it: name a whole path"
+            raise UserError(sentence) from None
+        os.chdir(path.anchor)  # libraries fail in a directory that is gone: on Intel's processors MKL ends the process
+    whole = path.absolute()
+    if typed or whole != path:
+        _typed[whole] = Path(typed or path)
+    return whole
 
 
 def shown(path: Path) -> str:

@@ -307,7 +307,7 @@ def find(
         changed: Any = {name: given}
         cfg = replace(cfg, env=replace(cfg.env, **changed))
     for name, value in fields.items():
-        if name not in vars(cfg) or (OPTIONS.get(name, name) != name and not is_dataclass(value)):
+        if name not in vars(cfg) or (OPTIONS.get(name, name) != name and not (is_dataclass(value) or callable(value))):
             here = in_python(name, cfg)
             hint = f"surefoot calls it {here}" if here else f"it has {', '.join(vars(cfg))}"
             raise UserError(f"{name} is {value}: {hint}" if name in vars(cfg) else f"there is no field {name}: {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,6 +44,35 @@ class LinearRate:
 
 
 @dataclass(frozen=True)
+class ScheduledRate:
+    """A learning rate that goes in straight lines through `rates`, at equal distances from the start to the end.
+
+    From Python any function of the progress (0 to 1) will do: `of` takes its values, so files hold numbers and no code.
+    """
+
+    rates: tuple[float, ...] = (3e-4, 0.0)
+    """step sizes, the first at the start of the run, the last at its end"""
+
+    def __post_init__(self) -> None:
+        require_range(self, "rates")
+
+    @staticmethod
+    def of(function: Callable[[float], float], places: int = 1000) -> ScheduledRate:
+        """The schedule that a function of the progress describes."""
+        return ScheduledRate(tuple(float(function(k / places)) for k in range(places + 1)))
+
+    @property
+    def initial(self) -> float:
+        """Step size at the start."""
+        return self.rates[0]
+
+    def __call__(self, learning_rate: float, kl: float, progress: float) -> float:
+        at, last = min(1.0, progress) * (len(self.rates) - 1), len(self.rates) - 1
+        k = min(int(at), max(0, last - 1))
+        return self.rates[k] + (at - k) * (self.rates[min(k + 1, last)] - self.rates[k])
+
+
+@dataclass(frozen=True)
 class AdaptiveRate:
     """A learning rate that is adapted after each minibatch to keep KL(old || new) near a desired value.
 
@@ -71,7 +101,7 @@ class AdaptiveRate:
         return min(self.cap, max(self.floor, learning_rate * factor))
 
 
-LearningRate = FixedRate | LinearRate | AdaptiveRate
+LearningRate = FixedRate | LinearRate | ScheduledRate | AdaptiveRate
 
 
 def linear(end_factor: float, progress: float) -> float:

@@ -15,7 +15,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from surefoot.algorithm.schedules import AdaptiveRate, LinearRate, annealed
+from surefoot.algorithm.schedules import AdaptiveRate, LinearRate, ScheduledRate, annealed
 from surefoot.algorithm.state import State
 from surefoot.config import Config
 from surefoot.envs.interface import Episode
@@ -196,7 +196,7 @@ def moved(before: Config, cfg: Config, state: State) -> str:
     for now, rate, progress in parts:
         each = [(f"{name}.{k}", v) for name in ("objective", "entropy") for k, v in vars(getattr(now, name)).items()]
         found = {name: v for name, v in each if isinstance(v, float)}
-        if isinstance(rate, LinearRate):
+        if isinstance(rate, LinearRate | ScheduledRate):
             found["the learning rate"] = rate(0.0, 0.0, progress)
         elif isinstance(rate, AdaptiveRate):
             found["learning_rate.desired_kl"] = rate.desired_kl * rate.end_factor ** min(1.0, progress)
