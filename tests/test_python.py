@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -91,6 +92,22 @@ def test_the_loop_by_hand_is_the_loop(objective: Objective, small: Config, tmp_p
     state.envs.close()
     own = run.policy.state_dict()
     assert all(torch.equal(x, own[name]) for name, x in state.policy.state_dict().items())
+
+
+@pytest.mark.long
+def test_the_snippets_on_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training is cut short: the calls are the page's."""
+    monkeypatch.chdir(tmp_path)
+    short = "total_iterations=1, eval_episodes=0, quiet=True"
+    names: dict[str, Any] = {"surefoot": surefoot, "gymnasium": gymnasium}
+    for call in ("objective=lambda logp", "learning_rate=lambda progress"):
+        exec(block_with(call).replace('"cartpole", ', f'"cartpole", {short}, '), names)
+    exec(block_with('make_vec("CartPole-v1", num_envs, "async"'), names)
+    run = surefoot.train(names["make_env"], run_dir="vector", total_iterations=1, eval_episodes=0, quiet=True)
+    assert run.steps == 1024
+    surefoot.train("Pendulum-v1", run_dir="runs/pendulum", total_iterations=1, eval_episodes=0, quiet=True)
+    exec(block_with('surefoot.load_policy("runs/pendulum")'), names)
+    assert names["truncated"]
 
 
 def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,14 @@ def test_what_the_pages_show_is_understood(shown: str, tmp_path: Path) -> None:
         assert type(parse(args)) is COMMANDS[args[0]]
 
 
+def test_each_equation_is_linked_to_its_line() -> None:
+    """On the page of equations a link shows a piece of code, which stands at the line that it leads to."""
+    links = re.findall(r"\[`(.+?)`\]\(\.\./(\S+?)#L(\d+)\)", (ROOT / "docs" / "equations.md").read_text())
+    assert len(links) > 12
+    for code, file, line in links:
+        assert code in (ROOT / file).read_text().splitlines()[int(line) - 1], f"{code} is not in line {line} of {file}"
+
+
 def test_the_tests_that_hold_the_promises_exist() -> None:
     source = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     files = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
