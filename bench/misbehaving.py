@@ -75,6 +75,8 @@ STEPS: dict[str, Callable[[list[Any]], Any]] = {
     "calls sys.exit(0)": lambda _: sys.exit(0),
     "calls os._exit(0)": lambda _: os._exit(0),
     "calls exit(0) in C": lambda _: LIBC.exit(0),
+    "calls _exit(0) in C": lambda _: LIBC._exit(0),
+    "becomes another program": lambda _: os.execv("/bin/true", ["true"]),
     "aborts in C": lambda _: LIBC.abort(),
     "crashes in C": lambda _: ctypes.string_at(0),
     "is killed": lambda _: os.kill(os.getpid(), signal.SIGKILL),
@@ -282,9 +284,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"the end, {faults} ended as a fault in a sentence, {hung} hung, {tracebacks} showed a traceback. *Same*:",
         "trained by halves and resumed, the policy is the same to the byte. Most misbehave in the 60th step. Seconds",
         "are those of the whole command, with the start of Python, at a timeout of 5 s.\n",
-        "Steps are counted from the start of a process, so a reward of 1e38 comes again after a resume: another run. A",
-        "process that a crash in C, SIGABRT or SIGKILL ends on one rank says nothing; of more ranks the launcher does.",
-        "",
+        "Steps are counted from the start of a process, so a reward of 1e38 comes again after a resume: another run.\n",
         "| the environment | exit code | seconds | same | said |\n|---|---|---|---|---|",
     ]
     for row in rows:

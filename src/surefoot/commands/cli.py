@@ -22,7 +22,7 @@ import tyro
 import surefoot
 from surefoot.commands.complaints import following, number, sentence, timeout_in
 from surefoot.commands.completion import Shell, script
-from surefoot.commands.exits import exit_code
+from surefoot.commands.exits import WITH_ENVIRONMENTS, exit_code, supervised
 from surefoot.commands.lessons import LessonCommand, watched
 from surefoot.commands.tools import Tool, Tune
 from surefoot.commands.whole_numbers import numbers
@@ -30,7 +30,7 @@ from surefoot.config import Config
 from surefoot.connect.tracking import Tracker, beside, chosen
 from surefoot.errors import UserError
 from surefoot.output import EVERY, Progress, doing, environments_on_stderr, out, signs_of_life
-from surefoot.parallel.guard import end, guarded, hear_exit, standard_streams
+from surefoot.parallel.guard import end, guarded, hear_exit, interrupt, standard_streams
 from surefoot.presets import PRESETS, find
 
 STARTED = time.perf_counter()  # the start of the process, for the time to a score
@@ -247,7 +247,6 @@ TAKES = {
     "notebook": " FILE",
     "ladder": "",
 }
-WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "export", "summary", "bench", "doctor")
 QUIET = {"--quiet", "--json", "-h", "--help"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench, "tune": Tune}
 
@@ -311,8 +310,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
     `args`: None for those of the program, which then is over: no thread of an environment keeps it.
     """
-    threads, whole = threading.enumerate(), args is None
-    code = run_command(sys.argv[1:] if args is None else args, whole)
+    threads, whole, words = threading.enumerate(), args is None, sys.argv[1:] if args is None else args
+    if whole:
+        supervised(words)
+    code = run_command(words, whole)
     if whole:
         end(threads, code)
     return code
@@ -323,10 +324,9 @@ def run_command(args: Sequence[str], whole: bool) -> int:
     """`main`, but for the program's end."""
     standard_streams()
     with contextlib.suppress(OSError):  # where the present directory is gone
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # for a user's module, as with `python -m surefoot`
+        sys.path += {os.getcwd()} - {*sys.path}  # for a user's module, as with `python -m surefoot`
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the process as Ctrl-C does
+        signal.signal(signal.SIGTERM, interrupt)  # ends the process as Ctrl-C does
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training run to save; ignored until there is one
     try:

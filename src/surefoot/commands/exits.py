@@ -1,4 +1,4 @@
-"""What a command's end says, and its exit code."""
+"""What a command's end says, its exit code, and which commands have a supervisor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from surefoot.errors import Fault, UserError, note, said
 from surefoot.output import out, silence
 from surefoot.parallel.launch import world
+from surefoot.parallel.supervisor import supervise
+from surefoot.presets import ATARI_ID, PRESETS
 
+WITH_ENVIRONMENTS = ("train", "resume", "evaluate", "video", "export", "summary", "bench", "doctor")
 LOST = re.compile(r"gloo|rank \d+ (?:is gone|has not come)|[Cc]onnection (?:closed|reset|refused)")
 
 
@@ -38,3 +41,12 @@ def exit_code(error: BaseException, args: Sequence[str]) -> int:
         note("there is not enough memory: choose fewer environments or steps, or a smaller network")
         return 1
     raise error
+
+
+def supervised(args: Sequence[str]) -> None:
+    """Go on under a supervisor where the command may play an environment that neither Gymnasium nor ALE brings."""
+    if not args or args[0] not in WITH_ENVIRONMENTS or {"-h", "--help"} & set(args):
+        return
+    task = args[1] if len(args) > 1 and args[0] in ("train", "bench", "summary") else ""
+    if not (task in PRESETS or ATARI_ID.fullmatch(task)) or any(word.startswith(("--env", "env:")) for word in args):
+        supervise()

@@ -20,7 +20,9 @@ _owner = [0]  # the process that is guarded; 0: none
 _copy = [False]  # whether this process is a copy of it, which an environment has forked
 _by_main = [False]
 _heard = dict[int, object]()  # what C's exit() calls, by process
+announced = -1  # where a supervisor reads how this process means to end; below 0: nobody does
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_interrupted = [False]
 LEFT = 1.0  # seconds that other threads have to end after the command
 
 
@@ -28,6 +30,9 @@ def exit_now(code: int) -> NoReturn:
     """End this process at once, its output flushed: gloo's threads now and then abort Python's regular shutdown."""
     for stream in (sys.stdout, sys.stderr):
         put("", stream, "")
+    if announced >= 0:
+        with suppress(OSError):
+            os.write(announced, f"{os.getpid()} {code}".encode())
     _really_exit(code)
 
 
@@ -60,7 +65,7 @@ def guarded() -> Iterator[None]:
         if threading.get_ident() == thread:
             raise SystemExit(f"os._exit({status}) was called")
         note(f"a thread of the environment has ended the program with os._exit({status})")
-        _really_exit(status or 1)
+        exit_now(status or 1)
 
     os._exit = refuse
     try:
@@ -92,16 +97,33 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
+def is_profiled() -> bool:
+    """Whether a profiler measures this program."""
+    monitoring = getattr(sys, "monitoring", None)
+    return bool(sys.getprofile() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID)))
+
+
+def is_supervised() -> bool:
+    """Whether this process has a supervisor: a signal to the process group comes twice then, once from there."""
+    return announced >= 0
+
+
+def interrupt(*_: object) -> None:
+    """Handle a signal as Ctrl-C is; in a supervised process the first time alone."""
+    if not (is_supervised() and _interrupted[0]):
+        _interrupted[0] = True
+        raise KeyboardInterrupt
+
+
 def hear_exit() -> None:
     """From now on C's `exit()` ends this program with a sentence and 1, and so only `end` may end it regularly.
 
     Not on Windows, and not under a profiler, which writes its file after the program.
     """
-    monitoring = getattr(sys, "monitoring", None)
-    profiled = sys.getprofile() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID))
-    if os.name == "posix" and not profiled and not _heard:
+    if os.name == "posix" and not is_profiled() and not _heard:
         _heard[os.getpid()] = ctypes.CFUNCTYPE(None)(_exit_was_called)
         ctypes.CDLL(None).__cxa_atexit(_heard[os.getpid()], None, None)
+        atexit.register(exit_now, 1)  # after a mistake of ours; C's exit() comes when Python is gone
 
 
 def _exit_was_called() -> None:
@@ -116,6 +138,7 @@ def end(threads: Collection[threading.Thread], code: int) -> None:
     for thread in left:
         thread.join(LEFT / len(left))
     if _heard or any(thread.is_alive() for thread in left):
+        atexit.unregister(exit_now)
         with suppress(Exception):
             atexit._run_exitfuncs()
         if os.name == "posix":

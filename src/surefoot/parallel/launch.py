@@ -318,6 +318,8 @@ class SignalForwarder:
 
     def __enter__(self) -> SignalForwarder:
         def handle(number: int, _: object) -> None:
+            if self.seen and guard.is_supervised():  # that ends us by other means
+                return
             if self.seen:
                 raise KeyboardInterrupt
             self.seen = number

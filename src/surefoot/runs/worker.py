@@ -29,7 +29,7 @@ from surefoot.errors import OURS, UserError, needs_extra, note, said
 from surefoot.models.policy import Policy, bf16_units
 from surefoot.other_words import kebab
 from surefoot.output import Progress, adopt_stdout, doing, signs_of_life
-from surefoot.parallel.guard import guarded
+from surefoot.parallel.guard import guarded, is_supervised
 from surefoot.parallel.heartbeat import VARIABLE, Heartbeat
 from surefoot.parallel.launch import EXIT_STOPPED, die_with_launcher, exit_now, exit_with_error, stop_signals
 from surefoot.parallel.ranks import Ranks, join
@@ -93,7 +93,7 @@ def run(
             with Folder(run_dir) as folder:
                 for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
                     folder.remove(name)
-        with graceful_shutdown(reporter, again=shared is not None):
+        with graceful_shutdown(reporter, again=shared is not None or is_supervised()):
             train_loop(cfg, state, ranks, reporter)
             heartbeat.end()
             reporter.on_save(state, last=True)
