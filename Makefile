@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TOO_OLD := surefoot needs Python 3.11 or newer, and $(PYTHON) is %s: name another one, as in make PYTHON=python3.12 install
 
-.PHONY: install pong test check long slow mutants site lock clean
+.PHONY: install pong test check long slow bench mutants site lock clean
 
 install: $(STAMP)
 
@@ -33,6 +33,9 @@ long: $(STAMP)  # tests of whole programs, a few seconds each
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
+bench: $(STAMP)  # how long the program takes to begin
+	$(BIN)/python bench/start.py
+
 mutants: $(STAMP)  # faults planted in the mathematics, one at a time: each must fail a test
 	$(BIN)/python tests/mutants.py
 
@@ -46,4 +49,4 @@ lock: $(STAMP)  # torch without its local version (+cpu): the same lock serves e
 	sed -i.bak -e '/^surefoot @ /d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock && rm requirements.lock.bak
 
 clean:
-	rm -rf .venv dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist site node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
