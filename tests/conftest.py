@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join(  # for ranks; an empty entry would be the present directory
@@ -16,26 +18,32 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # for ranks; an empty entry would b
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="surefoot-state-")  # the key of the user who tests
 
 import pytest
-import torch
 
 import worlds  # noqa: F401 (registers the environments)
-from surefoot.algorithm.schedules import FixedRate
-from surefoot.config import Config
-from surefoot.envs.gym import Gymnasium
-from surefoot.models.networks import MLP
-from surefoot.presets import CARTPOLE
-from surefoot.runs import report_card, worker
-from surefoot.runs.files import replace_file
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from surefoot.config import Config
+
+gc.disable()  # modules and tests stay: looking through them while they become more costs a quarter of the start
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_that_only_takes_time() -> Iterator[None]:
-    """Runs in this process draw no learning curve (their file says so) and do not wait for the disk.
+def without_what_only_takes_time() -> Iterator[None]:
+    """One thread; runs in this process draw no learning curve (its file says so) and do not wait for the disk.
 
     Drawing takes as long as all the rest of a small run; `drawn_curves` brings it back. Other processes do both.
     """
+    import torch
+
+    from surefoot.runs import worker
+    from surefoot.runs.files import replace_file
+
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "curve", lambda _, path: replace_file(path, b"not drawn"))
         patch.setattr(os, "fsync", lambda _: None)
@@ -44,6 +52,8 @@ def nothing_that_only_takes_time() -> Iterator[None]:
 
 @pytest.fixture
 def drawn_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surefoot.runs import report_card, worker
+
     monkeypatch.setattr(worker, "curve", report_card.curve)
 
 
@@ -60,6 +70,11 @@ def signals_interrupt() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small() -> Config:
     """Catch in a few seconds, with minibatches, a fixed learning rate and no evaluation."""
+    from surefoot.algorithm.schedules import FixedRate
+    from surefoot.envs.gym import Gymnasium
+    from surefoot.models.networks import MLP
+    from surefoot.presets import CARTPOLE
+
     return replace(
         CARTPOLE,
         task="catch",

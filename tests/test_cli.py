@@ -95,7 +95,7 @@ def test_the_newcomers_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
             "allowed is 3, 6, 12, 24, 48, 96, 192: 3 environments times a divisor of",
         ),
         (["train", "pong", "--ranks", "3"], "divisors of the 32 environments"),
-        (["train", "pong", "--ranks", "1", "--device", "warp"], "device 'warp'"),
+        (["train", "cartpole", "--ranks", "1", "--device", "warp"], "device 'warp'"),
         (["train", "CartPoel-v1", "--ranks", "1"], "did you mean CartPole-v1"),
         (["evaluate", "nowhere"], "no file 'nowhere'"),
         (["evaluate"], "a run directory or policy file"),

@@ -257,7 +257,10 @@ def test_observations_as_the_network_sees_them(space: Any, value: Any, want: lis
         ((4, 3, 48, 64), (48, 64, 12, False)),
     ],
 )
-def test_pictures_of_every_layout(shape: tuple[int, ...], axes: tuple[int, int, int, bool]) -> None:
+def test_pictures_of_every_layout(
+    shape: tuple[int, ...], axes: tuple[int, int, int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surefoot.models.policy.orthogonal", lambda policy: policy)  # any weights do
     assert image_axes(shape) == axes
     torch.manual_seed(0)
     for kind, high in ((np.uint8, 255), (np.float32, 1)):

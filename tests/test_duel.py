@@ -56,7 +56,7 @@ def test_the_screen_is_the_single_players() -> None:
     assert right < 40
 
 
-@pytest.mark.parametrize("env", [Pong(), Atari("pong")], ids=["pong", "atari"])
+@pytest.mark.parametrize("env", [Pong(), pytest.param(Atari("pong"), marks=pytest.mark.long)], ids=["pong", "atari"])
 def test_a_policy_plays_and_points_are_counted(env: Pong | Atari, tmp_path: Path) -> None:
     cfg = find("ALE/Pong-v5") if isinstance(env, Atari) else PONG
     duel = Duel(write_policy(tmp_path / "policy.safetensors", cfg), pace=FAST)

@@ -121,6 +121,7 @@ def test_an_exercise_is_written_and_judged(page: Any) -> None:
     assert editor.input_value().startswith("import torch")
 
 
+@pytest.mark.long
 def test_a_training_runs_live(page: Any) -> None:
     page.goto(f"{page.home}/live")
     page.locator("#live-seeds").fill("1")

@@ -358,6 +358,7 @@ def test_what_does_not_go_together_is_said_in_one_sentence(cfg: Config, tmp_path
         surefoot.train(replace(plain, memory=GRU(6)), source=tmp_path / "plain", run_dir=tmp_path / "b", quiet=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("memory", [GRU(16), NoMemory(), pytest.param(LSTM(16), marks=pytest.mark.slow)], ids=str)
 def test_it_remembers_a_cue_over_20_steps_which_a_feed_forward_policy_cannot(small: Config, memory: Any) -> None:
     """Which of two actions pays is shown at the beginning of an episode, and asked for 20 steps later."""

@@ -124,16 +124,16 @@ def test_the_policy_that_acts_is_the_policy_that_learns(network: Network, kind: 
     policy.bf16 = kind == "bfloat16"
     before = {name: p.clone() for name, p in policy.state_dict().items()}
     close = {"rtol": 1e-5, "atol": 1e-6} if kind != "float64" else {"rtol": 1e-12, "atol": 1e-12}
-    noise = torch.rand(1, 16, generator=torch.Generator().manual_seed(1))
+    noise = torch.rand(1, 4, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        learned = policy(images(16))
+        learned = policy(images(4))
         packed = inference_policy(policy)
         assert not any(p.requires_grad for p in packed.parameters())
-        dist, value, _ = packed(images(16))
+        dist, value, _ = packed(images(4))
         actor = make_actor(policy, noise)
         assert isinstance(actor, PackedActor)
-        action = actor.act(0, images(16).numpy())
-        done = actor.decisions(images(16).numpy()[None], images(16).numpy())
+        action = actor.act(0, images(4).numpy())
+        done = actor.decisions(images(4).numpy()[None], images(4).numpy())
     for params, v in ((dist.params, value), (done.params[0], done.value[0]), (done.params[0], done.bootstrap_value)):
         torch.testing.assert_close(learned[0].params, params, **close)  # only the order of sums differs
         torch.testing.assert_close(learned[1], v, **close)

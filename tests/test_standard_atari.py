@@ -31,7 +31,7 @@ gymnasium.register_envs(ale_py)
         pytest.param("Breakout", Atari("breakout"), marks=pytest.mark.long),
         pytest.param("MsPacman", Atari("ms_pacman"), marks=pytest.mark.long),
         pytest.param("Breakout", Atari("breakout", frame_skip=(1,), all_buttons=True), marks=pytest.mark.long),
-        ("Seaquest", Atari("seaquest", size=64)),  # 32 lines of 105, twice
+        pytest.param("Seaquest", Atari("seaquest", size=64), marks=pytest.mark.long),  # 32 lines of 105, twice
         pytest.param("Freeway", Atari("freeway", size=100), marks=pytest.mark.long),  # not to be had in bands
         pytest.param("Klax", Atari("klax"), marks=pytest.mark.long),  # 250 lines
     ],

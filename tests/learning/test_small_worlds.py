@@ -41,7 +41,7 @@ def score(cfg: Config, tmp_path: Path) -> float:
     return evaluate(policy, env, range(50), seed=7).mean
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_identity_is_learned(seed: int, tmp_path: Path) -> None:
     """A random policy scores 2.5, a perfect one 10."""
     cfg = replace(WORLD, seed=seed, task="identity", env=Gymnasium("worlds:Identity-v0"), total_steps=12_000)
@@ -68,21 +68,13 @@ def test_catch_is_learned(seed: int, tmp_path: Path) -> None:
     assert score(cfg, tmp_path) > 0.8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(
-            {"advantage": EpisodeReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            {"advantage": FutureReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": Surrogate(), "num_epochs": 2},
-            marks=pytest.mark.long,
-        ),
+        {"advantage": EpisodeReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
+        {"advantage": FutureReturn(1.0), "normalize": OverGames(), "objective": Reinforce(), "num_epochs": 1},
+        {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": Surrogate(), "num_epochs": 2},
         {"advantage": FutureReturn(1.0), "normalize": OverBatch(), "objective": ClippedSurrogate(0.1), "num_epochs": 4},
     ],
     ids=["total reward", "future reward", "surrogate", "clipped"],
