@@ -114,9 +114,17 @@ def test_links_that_a_run_cannot_replace_end_it_or_are_given_up(
             surefoot.train(cfg, run_dir=where, ranks=1, quiet=True)
 
 
-@pytest.mark.parametrize("name", [*WRITTEN, ".policy.safetensors.writing", ".lock", "tb", "checkpoints", "checkpoint"])
+ENDS = {
+    "checkpoints": r"checkpoints' cannot be written \(it is a link",
+    "best.safetensors": r"best\.safetensors' is not a surefoot policy \(ValueError: it is no plain file",
+    "config.json": r"config\.json cannot be used \(it is no plain file\)",
+}
+GOES_ON = {*WRITTEN, ".policy.safetensors.writing", ".lock", "tb", "checkpoint"} - ENDS.keys()
+
+
+@pytest.mark.parametrize("names", [*([name] for name in ENDS), sorted(GOES_ON)], ids=[*ENDS, "others"])
 def test_links_that_appear_while_a_run_trains_are_not_followed(
-    name: str, cfg: Config, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    names: list[str], cfg: Config, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where, sabotaged = tmp_path / "run", list[int]()
 
@@ -124,21 +132,17 @@ def test_links_that_appear_while_a_run_trains_are_not_followed(
         def on_iteration(self, state: Any, *rest: Any) -> None:
             super().on_iteration(state, *rest)
             sabotaged.append(state.iteration)
-            if name == "checkpoint":
-                (where / "checkpoints").mkdir(exist_ok=True)
-                lay(where / "checkpoints" / f".{state.steps:09d}.writing", outside / "sub")
-                lay(where / "checkpoints" / f"{state.steps:09d}", outside / "sub")
-            elif name != "checkpoints" or state.iteration == 2:
-                lay(where / name, outside / ("sub" if name in ("tb", "checkpoints") else "victim"))
+            for name in names:
+                if name == "checkpoint":
+                    (where / "checkpoints").mkdir(exist_ok=True)
+                    lay(where / "checkpoints" / f".{state.steps:09d}.writing", outside / "sub")
+                    lay(where / "checkpoints" / f"{state.steps:09d}", outside / "sub")
+                elif name != "checkpoints" or state.iteration == 2:
+                    lay(where / name, outside / ("sub" if name in ("tb", "checkpoints") else "victim"))
 
     monkeypatch.setattr(runner, "Reporter", Sabotaged)
-    ends = {
-        "checkpoints": r"checkpoints' cannot be written \(it is a link",
-        "best.safetensors": r"best\.safetensors' is not a surefoot policy \(ValueError: it is no plain file",
-        "config.json": r"config\.json cannot be used \(it is no plain file\)",
-    }
-    if name in ends:
-        with pytest.raises(UserError, match=ends[name]):
+    if names[0] in ENDS:
+        with pytest.raises(UserError, match=ENDS[names[0]]):
             surefoot.train(cfg, run_dir=where, ranks=1, quiet=True)
     else:
         assert surefoot.train(cfg, run_dir=where, ranks=1, quiet=True).evaluation is not None
