@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -167,6 +168,7 @@ def write_config(cfg: Config, run_dir: Path) -> None:
     replace_file(run_dir / "config.json", seal(facts))
 
 
+@functools.cache  # of the code that has been imported, whatever becomes of its files
 def machine() -> dict[str, Any]:
     """Versions and hardware: what a run's bits depend on besides its Config."""
     names = ("surefoot", "torch", "numpy", "gymnasium", "ale-py")
