@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from browser import chromium, needs_chromium, served
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.long]  # a browser is several processes
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,6 @@ def settle(page: Any) -> None:
     expect(page.locator("figure.play:not([data-shown])")).to_have_count(0)
 
 
-@pytest.mark.long
 def test_the_token_leaves_the_address(page: Any) -> None:
     expect(page).to_have_url(f"{page.home}/")
     assert page.locator("math").first.bounding_box()["height"] > 10
@@ -101,7 +100,6 @@ def test_a_note_lights_its_line(page: Any) -> None:
     page.wait_for_selector("#line-1.lit")
 
 
-@pytest.mark.long
 def test_an_exercise_is_written_and_judged(page: Any) -> None:
     page.goto(f"{page.home}/exercises")
     form = page.locator("form[data-exercise=normalize]")
@@ -121,7 +119,6 @@ def test_an_exercise_is_written_and_judged(page: Any) -> None:
     assert editor.input_value().startswith("import torch")
 
 
-@pytest.mark.long
 def test_a_training_runs_live(page: Any) -> None:
     page.goto(f"{page.home}/live")
     page.locator("#live-seeds").fill("1")
@@ -131,7 +128,6 @@ def test_a_training_runs_live(page: Any) -> None:
     expect(page.get_by_role("button", name="go on")).to_have_attribute("aria-pressed", "true")
 
 
-@pytest.mark.long
 def test_no_page_is_wider_than_a_small_screen(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{page.home}/reinforce")

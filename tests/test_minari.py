@@ -22,7 +22,7 @@ def own_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("task", ["CartPole-v1", "worlds:Target-v0", "makers:Image"])
 def test_it_holds_the_episodes_that_an_evaluation_plays(task: str, tmp_path: Path) -> None:
     """Each replays in the environment that the dataset recovers: same observations (pictures, too), same rewards."""
-    run = surefoot.train(task, run_dir=tmp_path / "run", quiet=True, **TINY)
+    run = surefoot.train(task, run_dir=tmp_path / "run", quiet=True, ranks=1, **TINY)
     made = surefoot.export_minari(run.directory, "own/played-v0", episodes=3, seed=5, eval_max_steps=40)
     played = run.evaluate(episodes=3, seed=5, eval_max_steps=40)
     read = list(minari.load_dataset("own/played-v0").iterate_episodes())
@@ -40,7 +40,7 @@ def test_it_holds_the_episodes_that_an_evaluation_plays(task: str, tmp_path: Pat
 
 
 def test_from_the_command_line_and_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = surefoot.train("CartPole-v1", run_dir=tmp_path / "run", quiet=True, **TINY)
+    run = surefoot.train("CartPole-v1", run_dir=tmp_path / "run", quiet=True, ranks=1, **TINY)
     export = ["export", str(run.directory), "--minari", "cartpole/surefoot-v0", "--episodes", "2", "--greedy"]
     assert main(export) == 0
     assert "cartpole/surefoot-v0: 2 episodes" in capsys.readouterr().out
@@ -50,6 +50,15 @@ def test_from_the_command_line_and_what_is_refused(tmp_path: Path, capsys: pytes
     assert "Minari does not take the dataset 'no id at all'" in capsys.readouterr().err
     assert main(["export", str(run.directory)]) == 2
     assert "--minari DATASET" in capsys.readouterr().err
-    lesson = surefoot.train("pong-lesson", run_dir=tmp_path / "pong", quiet=True, total_iterations=1, eval_episodes=0)
+    lesson = surefoot.train(
+        "pong-lesson",
+        run_dir=tmp_path / "pong",
+        ranks=1,
+        quiet=True,
+        num_envs=2,
+        num_steps=(8,),
+        total_iterations=1,
+        eval_episodes=0,
+    )
     assert main([*export[:1], str(lesson.directory), *export[2:]]) == 2
     assert "not played in one Gymnasium environment" in capsys.readouterr().err

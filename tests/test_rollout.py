@@ -226,11 +226,11 @@ def test_every_seed_iteration_and_epoch_shuffles_anew(small) -> None:
             for b in parts:
                 x = torch.as_tensor(b.action).double()
                 for column, want in (
-                    (b.logp, x + 0.5),
-                    (b.value, -x),
+                    (b.logp_old, x + 0.5),
+                    (b.value_old, -x),
                     (b.advantage, 10 * x),
                     (b.returns, 20 * x),
-                    (b.params, 2 * x[:, None].expand(-1, 3)),
+                    (b.params_old, 2 * x[:, None].expand(-1, 3)),
                     (b.obs, 3 * x[:, None].expand(-1, 3)),
                 ):
                     assert torch.equal(torch.as_tensor(column).double(), want)
