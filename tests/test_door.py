@@ -526,10 +526,16 @@ def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
         assert find("Mewling-v1").env.make().action_space.n == 3
         with pytest.raises(UserError, match=r"the import of clowder fails: NameError"):
             find("Hisspit-v0")
+        pride = "def register_envs():\n    gymnasium.register('Pride/' + 'roar'.title() + '-v0', Catch)\n"
+        (package / "pride.py").write_text(f"import gymnasium\nfrom worlds import Catch\n{pride}")
+        (facts / "entry_points.txt").write_text("[gymnasium.envs]\nPride = clowder.pride:register_envs\n")
+        ids.ask.cache_clear()
+        assert find("Pride/Roar").env == Gymnasium("clowder.pride:Pride/Roar-v0")  # its source does not have the name
     finally:
         gymnasium.registry.pop("Purrbox-v0", None)
         gymnasium.registry.pop("Clowder-v2", None)
         gymnasium.registry.pop("Mewling-v1", None)
+        gymnasium.registry.pop("Pride/Roar-v0", None)
 
 
 def test_a_packages_entry_points_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:

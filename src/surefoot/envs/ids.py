@@ -58,10 +58,14 @@ def registering(name: str) -> str | None:
     """The module whose import registers `name`: the user's word, so that it need not be written in full.
 
     A package is imported only where its own source calls `register` and holds the name, or what precedes its first
-    digit, dash or slash; then its modules that do so themselves. Why an import failed is kept in FAILED.
+    digit, dash or slash; then its modules that do so themselves. Why an import failed is kept in FAILED. A namespace
+    that is the name of an entry point comes first.
     """
     from surefoot.envs.screen import draw_offscreen
 
+    for point in metadata.entry_points(group="gymnasium.envs", name=name.rpartition("/")[0]):
+        if imported(point.module) and registered(name):
+            return point.module
     stem = re.split(r"[-/\d]", name.rpartition("/")[2])[0]
     for package, found in packages():
         texts, size = dict[str, str](), 0
