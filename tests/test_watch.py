@@ -110,7 +110,7 @@ def test_after_an_ending_the_next_seeds_episode_begins(tmp_path: Path) -> None:
 
 def test_saliency_is_the_slope_of_the_actions_log_probability() -> None:
     env = make(PONG.env)
-    policy = build_policy(PONG, env.observation_space, env.action_space).double()
+    policy = build_policy(replace(PONG, bf16=False), env.observation_space, env.action_space).double()
     obs = torch.randint(0, 200, (2, 80, 80), dtype=torch.uint8)
     found = saliency(policy, obs, torch.tensor(1))
     assert found is not None
