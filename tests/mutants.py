@@ -236,8 +236,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("Purpose.MINIBATCHES, iteration, epoch)", "Purpose.MINIBATCHES, epoch)", "test_rollout"),
         ("stream(cfg.seed, Purpose.MINIBATCHES", "stream(0, Purpose.MINIBATCHES", "test_rollout"),
         ("(draws.argsort(0)[:, None]", "((0 * draws).argsort(0)[:, None]", "test_rollout"),
-        ("(steps[:, columns] * n", "(steps[:, columns][:, ::-1] * n", "test_rollout"),
-        ("(steps[:, columns] * n", "(steps[:, :n] * n", "test_rollout"),
+        ("order: Any = by_sequence(steps[:, columns]", "order: Any = by_sequence(steps[:, columns][:, ::-1]", "test_rollout"),
+        ("order: Any = by_sequence(steps[:, columns]", "order: Any = by_sequence(steps[:, :n]", "test_rollout"),
         # sequences
         (" * length + np.arange(length)[:, None])", " * length + np.arange(length)[::-1, None])", MINIBATCHES),
         ("rollout.begins(length)", "rollout.begins(1)", MINIBATCHES),
