@@ -3,8 +3,9 @@
     python bench/pairs.py --before ../before --rounds 7 --out RECORD cartpole:40960 HalfCheetah-v5:12288 pong:40960:2
 
 TASK:STEPS[:RANKS[:OPTION...]], options without their dashes, as in no-bf16. Each run is a process of its own,
-`surefoot train` with the checkout's src on PYTHONPATH; an iteration's time is its env_s + act_s + learn_s in metrics.jsonl, the first fifth left out. On a machine that others use
-processor time is the steadier figure; it includes the start.
+`surefoot train` with the checkout's src on PYTHONPATH; an iteration's time is its env_s + act_s + learn_s in
+metrics.jsonl, the first fifth left out. On a machine that others use processor time is the steadier figure; it includes
+the start.
 """
 
 from __future__ import annotations
