@@ -39,6 +39,7 @@ MINIBATCHES = (
 )
 SAVED = "test_memory.py::test_a_checkpoint_holds_the_memory"
 EVALUATED = "test_memory.py::test_an_evaluation_is_the_same_whatever_is_played_beside_it"
+PENALTY = "test_update.py::test_the_penaltys_coefficient_follows_the_divergence_of_all_transitions"
 TWO_RANKS = "test_tasks.py::test_normalised_by_two_ranks_is_normalised_by_one"
 
 
@@ -174,8 +175,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("total[-1] * ~ended[-1]", "total[-1]"),
         ("decay = gamma * torch.cat", "decay = torch.cat"),
         ("cfg.advantage.gamma, state.running_return)", "cfg.advantage.gamma, 0 * state.running_return)"),
-        ("new.kl_from(old).double()", "old.kl_from(new).double()", "test_update.py::test_the_penaltys"),
-        ("valid.flatten().to(kl)", "torch.ones_like(kl)", "test_update.py::test_the_penaltys"),
+        ("new.kl_from(old).double()", "old.kl_from(new).double()", PENALTY),
+        ("valid.flatten().to(kl)", "torch.ones_like(kl)", PENALTY),
     ],
     ("algorithm/state.py", AVERAGE): [
         ("max(1 - decay, 10 / (9 + self.iteration))", "max(decay, 10 / (9 + self.iteration))"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mutants
 from surefoot.commands.cli import COMMANDS, main, parse
 from surefoot.presets import PRESETS
 
@@ -85,3 +86,12 @@ def test_the_tests_that_hold_the_promises_exist() -> None:
     named = set(re.findall(r"test_\w+", (ROOT / "docs" / "reliability.md").read_text()))
     assert len(named) > 50
     assert {name for name in named - files if f"def {name}(" not in source} == set()
+
+
+def test_the_planted_faults_and_the_tests_that_notice_them_exist() -> None:
+    for fault in mutants.faults():
+        assert (ROOT / "src" / "surefoot" / fault.file).read_text().count(fault.old) == 1, fault
+        for test in fault.tests.split():
+            file, _, name = test.partition("::")
+            text = (ROOT / "tests" / file).with_suffix(".py").read_text()
+            assert not name or f"def {name.partition('[')[0]}(" in text, test
