@@ -77,9 +77,9 @@ def create(dataset: str, recorder: Recorder, description: str) -> MinariDataset:
 
     env = recorder.env.spec
     try:
-        assert env is not None
-        env.to_json()
-    except (ValueError, TypeError, AssertionError):  # made by a function, which no file can name
+        if env is not None:
+            env.to_json()
+    except (ValueError, TypeError):  # made by a function, which no file can name
         env = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about an author, whom nobody has named
