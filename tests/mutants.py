@@ -65,7 +65,7 @@ def faults() -> list[Mutant]:
 FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
     ("algorithm/advantages.py", "test_credit"): [
         # off by one in time, endings
-        ("total[t] += kept[t] * total[t + 1]", "total[t] += kept[t + 1] * total[t + 1]"),
+        ("total[t] += decays[t] * total[t + 1]", "total[t] += decays[t + 1] * total[t + 1]"),
         ("in reversed(range(len(total) - 1))", "in reversed(range(1, len(total) - 1))"),
         ("discounted_sum(reward, gamma * (~ended)", "discounted_sum(reward, gamma * (~ended | True)"),
         ("gamma ** torch.arange(len(reward),", "gamma ** torch.arange(1, len(reward) + 1,"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 
 import pytest
 
 from surefoot.errors import Fault, UserError
 from surefoot.parallel import rendezvous
-from surefoot.parallel.rendezvous import meet
+from surefoot.parallel.rendezvous import Meeting, meet
 
 
 @pytest.fixture
@@ -43,10 +44,17 @@ def test_a_rank_that_waits_hears_signals(number: int, monkeypatch: pytest.Monkey
 
 
 def test_two_processes_that_are_the_same_rank_are_told(port: int) -> None:
-    with pytest.raises(Fault):
-        meet(0, 2, 0.4)
-    with pytest.raises(UserError, match=f"two processes are rank 0 at 127.0.0.1 port {port}"):
-        meet(0, 2, 20.0)
+    first = Meeting(0, 2, 20.0)
+    waiting = threading.Thread(target=first.go)
+    waiting.start()
+    try:
+        while not first.here and waiting.is_alive():
+            waiting.join(0.01)
+        with pytest.raises(UserError, match=f"two processes are rank 0 at 127.0.0.1 port {port}"):
+            meet(0, 2, 20.0)
+    finally:
+        first.over.set()
+        waiting.join()
 
 
 def test_a_place_where_nobody_can_meet_is_told_at_once(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

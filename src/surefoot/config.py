@@ -192,21 +192,21 @@ class Config:
 
 def normalize(settings: Any) -> None:
     """NumPy's numbers become Python's, lists tuples, and 1e6 the whole number that is wanted, in a part's parts too."""
-    own: type = type(settings)
-    for name, kind in _hints(own).items():
+    kind_of_settings: type = type(settings)
+    for name, kind in _hints(kind_of_settings).items():
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value):
             normalize(value)
-        elif (found := _number(kind, builtin(value))) is not value:
-            object.__setattr__(settings, name, found)  # Configs and their parts are frozen
+        elif (converted := _number(kind, builtin(value))) is not value:
+            object.__setattr__(settings, name, converted)  # Configs and their parts are frozen
 
 
 def _number(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
         several = value if isinstance(value, tuple) else (value,)
-        found = tuple(_number(inner, x) for x in several)
-        return value if isinstance(value, str) or found == value else found
+        converted = tuple(_number(inner, x) for x in several)
+        return value if isinstance(value, str) or converted == value else converted
     return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
 
 

@@ -33,7 +33,7 @@ OURS = (Interrupted, KeyboardInterrupt)  # what is not an environment's own, tho
 def one_line(text: str, longest: int = LONGEST) -> str:
     """A text as one line of bounded length, in which a terminal finds nothing to obey."""
     start = " ".join(text[: 2 * longest].split())
-    line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], start)
+    line = CONTROL.sub(lambda match: ascii(match[0])[1:-1], start)
     return line if len(line) <= longest and len(text) <= 2 * longest else f"{line[: longest - 3].rstrip()}..."
 
 

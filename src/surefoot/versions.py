@@ -14,11 +14,11 @@ def require_versions() -> None:
     """Raise UserError where NumPy or Gymnasium is too old, or cannot be imported."""
     for name, oldest in OLDEST.items():
         try:
-            found = str(getattr(importlib.import_module(name), "__version__", "0"))
+            installed = str(getattr(importlib.import_module(name), "__version__", "0"))
         except ImportError as error:
             raise UserError(f"{name} cannot be imported ({error}): pip install '{name}>={oldest}'") from error
-        if numbers(found) < numbers(oldest):
-            needs = f"{name} {found} is installed, and surefoot needs {oldest} or newer"
+        if numbers(installed) < numbers(oldest):
+            needs = f"{name} {installed} is installed, and surefoot needs {oldest} or newer"
             raise UserError(f"{needs} (another package may have put it there): pip install '{name}>={oldest}'")
 
 

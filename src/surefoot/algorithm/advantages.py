@@ -33,9 +33,9 @@ def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
     """
     import torch
 
-    total, kept = x.numpy(force=True).copy(), decay.numpy(force=True)
+    total, decays = x.numpy(force=True).copy(), decay.numpy(force=True)
     for t in reversed(range(len(total) - 1)):  # a fifth of PyTorch's time
-        total[t] += kept[t] * total[t + 1]
+        total[t] += decays[t] * total[t + 1]
     return torch.from_numpy(total).to(x.device)
 
 

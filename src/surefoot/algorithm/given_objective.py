@@ -48,8 +48,8 @@ class GivenObjective:
     def at_address(where: str, settings: dict[str, Any]) -> GivenObjective:
         """What `address` gave."""
         module, _, path = where.partition(":")
-        found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
-        return GivenObjective.of(found(**settings) if is_dataclass(found) else found)
+        imported = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        return GivenObjective.of(imported(**settings) if is_dataclass(imported) else imported)
 
     def at(self, iteration: int, progress: float) -> GivenObjective:
         """This objective in a given iteration, where it has an `at` of its own."""
@@ -62,8 +62,8 @@ class GivenObjective:
                 f"the objective {self.name} is Python code, which no file holds: give it with "
                 "surefoot.resume(RUN, objective=...), or with surefoot.train"
             )
-        found: Tensor = self.function(logp, logp_old, advantage)
-        return found
+        objective: Tensor = self.function(logp, logp_old, advantage)
+        return objective
 
 
 def require_lawful(objective: GivenObjective) -> None:

@@ -69,9 +69,9 @@ class Rollout:
         if self.memory is None:
             return [*(mlp_twin(policy) or policy).evaluate_all(obs)]
         order, sequences = self.whole_episodes()
-        found = policy.evaluate_all(obs[order if self.windows else torch.from_numpy(order)], sequences)
+        evaluated = policy.evaluate_all(obs[order if self.windows else torch.from_numpy(order)], sequences)
         back = torch.from_numpy(order).to(self.value.device)
-        return [torch.empty_like(x).index_copy(0, back, x) for x in found]
+        return [torch.empty_like(x).index_copy(0, back, x) for x in evaluated]
 
     def with_values_of(self, policy: Policy) -> Rollout:
         """The same rollout with the values that `policy` gives it."""
@@ -102,10 +102,10 @@ class Rollout:
 
     def of_all_envs(self, ranks: Ranks) -> Rollout:
         """All ranks' environments side by side, the same on every rank."""
-        own = {k: v.contiguous().clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        own["bootstrap_index"][1] += ranks.rank * self.reward.shape[1]
-        parts = [load(data) for data in ranks.all_gather_bytes(save(own))]
-        rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "bootstrap_obs")) for k in own}
+        local = {k: v.contiguous().clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
+        local["bootstrap_index"][1] += ranks.rank * self.reward.shape[1]
+        parts = [load(data) for data in ranks.all_gather_bytes(save(local))]
+        rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "bootstrap_obs")) for k in local}
         return replace(self, **rows)
 
     def cut(self, length: int, indices: range) -> Rollout:

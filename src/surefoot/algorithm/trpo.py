@@ -116,10 +116,10 @@ def policy_step(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update
         ppo.skip(state, cfg)
         return UpdateInfo(0.0, norm, done)
     uphill, before = -gradient, flat.clone()  # ppo_loss is minimised
-    kept = [*kl_gradients(state, batch)] if state.policy.hidden else None  # of an MLP: an image's are large
+    gradients = [*kl_gradients(state, batch)] if state.policy.hidden else None  # of an MLP: an image's are large
 
     def product(vector: Tensor) -> Tensor:
-        return fisher_product(state, kept or kl_gradients(state, batch), vector, ranks) + region.damping * vector
+        return fisher_product(state, gradients or kl_gradients(state, batch), vector, ranks) + region.damping * vector
 
     x, curvature = conjugate_gradient(product, uphill, region.cg_steps)
     step = math.sqrt(2 * region.max_kl / curvature) * x if curvature > 0 else x

@@ -141,9 +141,9 @@ def only_valid(steps: Any, columns: slice, valid: Any, parts: int, length: int) 
     """
     n, share = columns.stop - columns.start, (columns.stop - columns.start) / steps.shape[1]
     here = np.take_along_axis(valid, steps, 0)
-    own = by_sequence(here[:, columns], length)
-    counts, totals = (x.reshape(parts, -1).sum(1) for x in (own, here))
-    order = np.insert(by_sequence(steps[:, columns] * n + np.arange(n), length)[own], counts.cumsum()[counts == 0], 0)
+    mask = by_sequence(here[:, columns], length)
+    counts, totals = (x.reshape(parts, -1).sum(1) for x in (mask, here))
+    order = np.insert(by_sequence(steps[:, columns] * n + np.arange(n), length)[mask], counts.cumsum()[counts == 0], 0)
     weights = counts / np.maximum(1.0, share * totals)
     return order, counts.clip(1).cumsum().tolist(), weights.tolist()
 

@@ -59,16 +59,16 @@ def missing(package: str, extra: str) -> list[str]:
 
 def extras() -> dict[str, list[str]]:
     """What each extra lacks here."""
-    found = re.findall(r"extra == ['\"]([\w-]+)['\"]", "\n".join(installed.requires("surefoot") or ()))
-    return {name: missing("surefoot", name) for name in sorted(set(found) - NOT_FOR_USERS)}
+    extras = re.findall(r"extra == ['\"]([\w-]+)['\"]", "\n".join(installed.requires("surefoot") or ()))
+    return {name: missing("surefoot", name) for name in sorted(set(extras) - NOT_FOR_USERS)}
 
 
 def processor() -> str:
     """The processor's name, as the system has it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            found = re.search(r"model name\s*:\s*(.+)", file.read())
-        return found[1] if found else platform.machine()
+            match = re.search(r"model name\s*:\s*(.+)", file.read())
+        return match[1] if match else platform.machine()
     except OSError:
         return platform.processor() or platform.machine()
 
@@ -102,13 +102,13 @@ def machine() -> Iterator[Line]:
 def speed(cfg: Config, seconds: float) -> Iterator[Line]:
     """What training is measured to do, and how long the whole run will take."""
     ranks = choose_ranks(int(isinstance(cfg.network, MLP)), cfg.num_envs)
-    (found,) = bench(cfg, seconds, ranks)
-    each = f"{found.bare / ranks:,.0f} steps/s on one core, {found.emulate / ranks:,.0f} as training sees it"
+    (measured,) = bench(cfg, seconds, ranks)
+    each = f"{measured.bare / ranks:,.0f} steps/s on one core, {measured.emulate / ranks:,.0f} as training sees it"
     yield "environment", each
-    time = START + cfg.total_steps / found.loop
-    yield cfg.task, f"{cfg.total_steps:,} steps in about {clock(time)}: {found.loop:,.0f} steps/s on {ranks} ranks"
+    time = START + cfg.total_steps / measured.loop
+    yield cfg.task, f"{cfg.total_steps:,} steps in about {clock(time)}: {measured.loop:,.0f} steps/s on {ranks} ranks"
     most = choose_ranks(0, cfg.num_envs)
-    if ranks < most and found.loop > found.emulate / 2:
+    if ranks < most and measured.loop > measured.emulate / 2:
         yield "", f"more than half of this time is the environment's: --ranks {most} plays in {most} processes"
 
 

@@ -99,9 +99,9 @@ class Runs:
             text = columns([("setting", *map(str, self.diff)), *rows]) if rows else "they have the same settings"
             print(json.dumps({name: both for name, *both in rows}) if self.json else text, file=out())
             return
-        found = list_runs(self.dir)
-        rows_of = [dataclasses.asdict(run) | {"path": str(run.path)} for run in found]
-        print(json.dumps(rows_of) if self.json else table(found, self.dir), file=out())
+        runs = list_runs(self.dir)
+        rows_of = [dataclasses.asdict(run) | {"path": str(run.path)} for run in runs]
+        print(json.dumps(rows_of) if self.json else table(runs, self.dir), file=out())
 
 
 @dataclass(frozen=True)

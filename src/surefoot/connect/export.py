@@ -90,14 +90,14 @@ class Graph(nn.Module):
             if scale is None:
                 size = len(choices(leaf))
                 first = torch.as_tensor(np.asarray(getattr(leaf, "start", 0)).reshape(-1))
-                own, taken = rows[:, taken : taken + size].long() + first, taken + size
+                action, taken = rows[:, taken : taken + size].long() + first, taken + size
             else:
                 bounded = bool(np.isfinite(scale[2:]).all())
                 middle, half, low, high = map(torch.as_tensor, scale)
                 x, count = rows[:, count : count + len(half)].double(), count + len(half)
-                own = middle + half * x.clamp(-1, 1) if bounded else (middle + half * x).clamp(low, high)
-                own = own if np.issubdtype(leaf.dtype, np.floating) else own.round()
-            yield own.reshape(-1, *(leaf.shape or ())).to(torch_dtype(leaf))
+                action = middle + half * x.clamp(-1, 1) if bounded else (middle + half * x).clamp(low, high)
+                action = action if np.issubdtype(leaf.dtype, np.floating) else action.round()
+            yield action.reshape(-1, *(leaf.shape or ())).to(torch_dtype(leaf))
 
 
 def stored(part: Part, x: Tensor) -> Tensor:
@@ -135,13 +135,13 @@ def named(space: Space, name: str = "action") -> Iterator[tuple[str, Space]]:
 
 def feed(observation: Space, obs: Any) -> dict[str, Any]:
     """What an ONNX session takes for one of the environment's own observations (with its mask), a batch of one."""
-    found = {}
+    inputs = {}
     for part in parts(observation):
         value = obs
         for key in part.path:
             value = value[key]
-        found[input_name(observation, part)] = np.asarray(value, part.space.dtype)[None]
-    return found
+        inputs[input_name(observation, part)] = np.asarray(value, part.space.dtype)[None]
+    return inputs
 
 
 def export(run: Path | str, file: Path | str, env: EnvSpec | None = None, trust: bool = False) -> tuple[Path, float]:

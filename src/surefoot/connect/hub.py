@@ -58,17 +58,17 @@ def push(run: Path | str, repo: str, private: bool = False, trust: bool = False)
     The command lines and the machine in config.json stay at home. Raises UserError for a wrong name, Fault where the
     Hub refuses or cannot be reached; a token comes from `hf auth login` or HF_TOKEN.
     """
-    found = Run(run, trust=trust)
-    if not found.directory.is_dir():
+    finished = Run(run, trust=trust)
+    if not finished.directory.is_dir():
         raise UserError(f"'{run}' is no run directory: its curve and settings belong to what is published")
     with tempfile.TemporaryDirectory() as name, said_by_the_hub(repo):
         folder = Path(name)
-        write(found, folder, repo, trust)
+        write(finished, folder, repo, trust)
         api = HfApi()
         address = str(api.create_repo(repo, private=private, exist_ok=True))
         files = [CommitOperationAdd(file.name, file.read_bytes()) for file in sorted(folder.iterdir())]
-        score = f" ({found.evaluation.mean:.2f})" if found.evaluation else ""
-        api.create_commit(repo, files, commit_message=f"{found.config.task}{score}")
+        score = f" ({finished.evaluation.mean:.2f})" if finished.evaluation else ""
+        api.create_commit(repo, files, commit_message=f"{finished.config.task}{score}")
     return address
 
 

@@ -85,15 +85,15 @@ def list_runs(folder: Path) -> list[Listed]:
     """All runs below a folder, without those that cannot be read, with a note. Raises UserError for none."""
     if not folder.is_dir():
         raise UserError(f"there is no directory '{shown(folder)}': name one that holds runs")
-    found = list[Listed]()
+    runs = list[Listed]()
     for run in find_runs(folder):
         try:
-            found.append(listed(run))
+            runs.append(listed(run))
         except UserError as error:
             note(str(error))
-    if not found:
+    if not runs:
         raise UserError(f"'{shown(folder)}' holds no runs")
-    return found
+    return runs
 
 
 def table(runs: Sequence[Listed], above: Path) -> str:
@@ -120,13 +120,13 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one dict with dotted names; a part's `type` has the part's own name."""
-    found = dict[str, Any]()
+    flat_data = dict[str, Any]()
     for name, value in data.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            flat_data |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix.rstrip(".") if name == "type" else prefix + name] = value
-    return found
+            flat_data[prefix.rstrip(".") if name == "type" else prefix + name] = value
+    return flat_data
 
 
 def settings(cfg: Config) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def export_minari(
 
     if episodes < 1:
         raise UserError(f"episodes is {episodes}; allowed is at least 1")
-    policy, own, facts = load_policy(run, env=env, trust=trust)
-    spec = env or own
+    policy, trained_in, facts = load_policy(run, env=env, trust=trust)
+    spec = env or trained_in
     first: Any = make(spec)
     if not isinstance(spec, Gymnasium) or not first.alone:
         first.close()
@@ -120,10 +120,10 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """One step, which is kept."""
-        kept = copied(action)
+        own_copy = copied(action)
         obs, reward, terminated, truncated, info = super().step(action)
         self.observations.append(copied(obs))
-        self.steps.append((kept, float(reward), bool(terminated), bool(truncated)))
+        self.steps.append((own_copy, float(reward), bool(terminated), bool(truncated)))
         return obs, reward, terminated, truncated, info
 
     def buffer(self) -> EpisodeBuffer:

@@ -55,27 +55,27 @@ def groups(runs: Sequence[Path], by: Sequence[str] = ()) -> dict[str, list[Path]
 
     Raises UserError where a path holds no run, or a run no such setting.
     """
-    found = dict[Path, dict[str, Any]]()
+    by_run = dict[Path, dict[str, Any]]()
     for path in runs:
         below = list(find_runs(path)) if path.is_dir() else []
         if not below:
             raise UserError(f"'{shown(path)}' is not a run directory and holds none")
-        found |= {run: settings(read_config(run)) for run in below}
+        by_run |= {run: settings(read_config(run)) for run in below}
     names = [name.replace("-", "_") for name in by]
-    known = set[str]().union(*found.values())
+    known = set[str]().union(*by_run.values())
     for name in names:
         if name not in known:
             raise UserError(f"by is {name}: the runs have no such setting, but {', '.join(sorted(known))}")
     if not names:
-        all_names = dict.fromkeys(name for own in found.values() for name in own if name not in OWN)
-        names = [name for name in all_names if len({str(own.get(name)) for own in found.values()}) > 1]
-        tasks = {own["task"] for own in found.values()}
+        all_names = dict.fromkeys(name for options in by_run.values() for name in options if name not in OWN)
+        names = [name for name in all_names if len({str(options.get(name)) for options in by_run.values()}) > 1]
+        tasks = {options["task"] for options in by_run.values()}
         names = ["task"] * (len(tasks) > 1 or not names) + names
-        if len(tasks) == len({tuple(str(own.get(name)) for name in names) for own in found.values()}):
+        if len(tasks) == len({tuple(str(options.get(name)) for name in names) for options in by_run.values()}):
             names = ["task"]  # which says it all
     together = dict[str, list[Path]]()
-    for run, own in found.items():
-        values = [own.get(name, "none") for name in names]
+    for run, options in by_run.items():
+        values = [options.get(name, "none") for name in names]
         label = ", ".join(str(x) if name == "task" else f"{name} {x}" for name, x in zip(names, values, strict=True))
         together.setdefault(label, []).append(run)
     return together

@@ -145,10 +145,10 @@ class ThreeCalls:
 
     def __init__(self, tracker: Tracker, id: str, run_dir: Path, config: dict[str, Any]) -> None:
         self.module, self.id = importlib.import_module(tracker), id or secrets.token_hex(4)
-        own = {"id": self.id, "dir": str(run_dir)} if tracker is Tracker.WANDB else {}
+        wandb_only = {"id": self.id, "dir": str(run_dir)} if tracker is Tracker.WANDB else {}
         project = os.environ.get(f"{tracker}_PROJECT".upper(), "surefoot")
-        name = run_dir.name if own else f"{run_dir.name}-{self.id}"  # Trackio knows a run by its name
-        self.module.init(project=project, name=name, config=config, resume="allow", **own)
+        name = run_dir.name if wandb_only else f"{run_dir.name}-{self.id}"  # Trackio knows a run by its name
+        self.module.init(project=project, name=name, config=config, resume="allow", **wandb_only)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.module.log(dict(numbers), step=step)

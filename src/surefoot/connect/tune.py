@@ -126,15 +126,15 @@ def work(where: Path, trials: int) -> None:
             return bool(pruned)
 
         try:
-            own = replace(suggest(trial, cfg), eval_episodes=0)
-            start(own, where / name, quiet=True, ranks=1, hooks=Hooks(stop))
-            found = score(where / name)
+            trial_cfg = replace(suggest(trial, cfg), eval_episodes=0)
+            start(trial_cfg, where / name, quiet=True, ranks=1, hooks=Hooks(stop))
+            result = score(where / name)
         except UserError as error:  # it diverged
             trial.set_user_attr("failure", str(error))
             raise optuna.TrialPruned from error
         if pruned:
             raise optuna.TrialPruned
-        return found
+        return result
 
     while len(ended(study)) < trials:
         study.optimize(objective, n_trials=1)
@@ -226,8 +226,8 @@ def compare(cfg: Config, where: Path, seeds: int) -> list[float]:
     folder, finished = start_seeds(seeds, replace(cfg, seed=FRESH), where, None, True)
     if not finished:
         raise KeyboardInterrupt
-    found = (read_evaluation(run) for run in sorted(folder.glob("seed-*")))
-    return [evaluation.mean for evaluation in found if evaluation]
+    evaluations = (read_evaluation(run) for run in sorted(folder.glob("seed-*")))
+    return [evaluation.mean for evaluation in evaluations if evaluation]
 
 
 def importance(study: optuna.Study, path: Path) -> None:
@@ -239,13 +239,13 @@ def importance(study: optuna.Study, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the evaluator is new
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (ValueError, RuntimeError) as error:  # too few trials
         note(f"no importance of settings: {error}")
         return
-    figure = Figure((6, 0.6 + 0.28 * len(found)), layout="constrained")
+    figure = Figure((6, 0.6 + 0.28 * len(importances)), layout="constrained")
     axes = figure.add_subplot()
-    axes.barh([*found][::-1], [*found.values()][::-1], color="#0072B2")
+    axes.barh([*importances][::-1], [*importances.values()][::-1], color="#0072B2")
     axes.set_xlabel("importance among the better trials")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture := io.BytesIO(), dpi=200)
@@ -278,8 +278,8 @@ def read_preset(file: Path, trust: bool = False) -> Config:
         raise UserError(f"there is no file '{shown(file)}'") from None
     except DAMAGE as error:
         raise UserError(f"'{shown(file)}' is no preset of surefoot tune ({error})") from error
-    own = [(file.absolute().parent, facts.get("begun"))]
-    permit(cfg.env, file, trust, own, "name the environment as TASK, and its settings as options")
+    run_seal = [(file.absolute().parent, facts.get("begun"))]
+    permit(cfg.env, file, trust, run_seal, "name the environment as TASK, and its settings as options")
     return cfg
 
 

@@ -116,11 +116,11 @@ def _typed(x: Any, dtype: Any) -> Any:
 def _nested_converter(space: spaces.Space[Any]) -> Callable[[Any], Any]:
     inner, taken, count = [], 0, len(choices(space))
     for leaf in leaves(space):
-        convert, own = action_converter(leaf), len(choices(leaf))
-        size = own or numbers(leaf)
-        start = taken if own else count
+        convert, choice_count = action_converter(leaf), len(choices(leaf))
+        size = choice_count or numbers(leaf)
+        start = taken if choice_count else count
         inner.append((slice(start, start + size), isinstance(leaf, spaces.Discrete), convert))
-        taken, count = (taken + size, count) if own else (taken, count + size)
+        taken, count = (taken + size, count) if choice_count else (taken, count + size)
 
     def values(row: Any) -> Iterator[Any]:
         for where, single, convert in inner:

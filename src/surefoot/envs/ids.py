@@ -42,15 +42,15 @@ def near(name: str, more: tuple[str, ...] = ()) -> list[str]:
 
 def packages() -> Iterator[tuple[str, metadata.Distribution]]:
     """Installed packages that need Gymnasium or Gym, and so may register environments: module and distribution."""
-    for found in metadata.distributions():
-        facts = found.read_text("METADATA") or "gym"  # parsing all of them takes ten times longer
-        needs = [text for text in found.requires or () if "extra ==" not in text] if "gym" in facts.lower() else []
+    for dist in metadata.distributions():
+        facts = dist.read_text("METADATA") or "gym"  # parsing all of them takes ten times longer
+        needs = [text for text in dist.requires or () if "extra ==" not in text] if "gym" in facts.lower() else []
         if any(re.match(r"(gymnasium|gym)\b(?!-)", text, re.IGNORECASE) for text in needs):
-            top = (found.read_text("top_level.txt") or "").split()
-            files = [str(file) for file in found.files or ()]
+            top = (dist.read_text("top_level.txt") or "").split()
+            files = [str(file) for file in dist.files or ()]
             for module in top or sorted({file.split("/")[0] for file in files if file.endswith("/__init__.py")}):
                 if module.isidentifier() and module not in ("surefoot", "gymnasium", "gym", "ale_py", "tests"):
-                    yield module, found
+                    yield module, dist
 
 
 @functools.cache
@@ -67,9 +67,9 @@ def registering(name: str) -> str | None:
         if imported(point.module) and registered(name):
             return point.module
     stem = re.split(r"[-/\d]", name.rpartition("/")[2])[0]
-    for package, found in packages():
+    for package, dist in packages():
         texts, size = dict[str, str](), 0
-        for file in found.files or ():
+        for file in dist.files or ():
             if file.suffix == ".py" and size < MAX_SOURCE:
                 with suppress(OSError, UnicodeDecodeError):
                     module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
@@ -98,9 +98,9 @@ def imported(module: str) -> bool:
 
 def import_package(module: str) -> Any:
     """Import a module; a package that leaves it to Gymnasium's plugin group to register its ids is asked to do so."""
-    found = importlib.import_module(module)
+    imported = importlib.import_module(module)
     ask(module.partition(".")[0])
-    return found
+    return imported
 
 
 @functools.cache

@@ -79,10 +79,10 @@ def maker(id: str, many: bool = False) -> Callable[..., Any]:
         return LOCAL_MAKERS[id]
     module, colon, name = id.rpartition(":")
     if colon:
-        found: Any = import_package(module)
+        imported: Any = import_package(module)
         if not registered(name):
             try:
-                made: Callable[..., Any] = functools.reduce(getattr, name.split("."), found)
+                made: Callable[..., Any] = functools.reduce(getattr, name.split("."), imported)
                 return made
             except AttributeError as error:
                 if not in_old_gym(name):

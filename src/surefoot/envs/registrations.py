@@ -31,10 +31,10 @@ def importable(made_by: object) -> str | None:
     """A class or function as MODULE:NAME, if other processes can import it."""
     module, name = getattr(made_by, "__module__", ""), getattr(made_by, "__qualname__", "")
     try:
-        found = functools.reduce(getattr, name.split("."), sys.modules.get(module))
+        by_name = functools.reduce(getattr, name.split("."), sys.modules.get(module))
     except AttributeError:
         return None
-    return f"{module}:{name}" if found is made_by and module != "__main__" else None
+    return f"{module}:{name}" if by_name is made_by and module != "__main__" else None
 
 
 def register(text: str) -> None:

@@ -62,8 +62,8 @@ def egl_works(egl: ctypes.CDLL) -> bool:
     query = ctypes.CFUNCTYPE(ctypes.c_uint, number, ctypes.POINTER(pointer), ctypes.POINTER(number))(query_at)
     display = ctypes.CFUNCTYPE(pointer, ctypes.c_uint, pointer, pointer)(display_at)
     devices, count = (pointer * 10)(), number()
-    found = query(10, devices, ctypes.byref(count))
-    displays = (display(EGL_PLATFORM_DEVICE, devices[i], None) for i in range(count.value if found else 0))
+    succeeded = query(10, devices, ctypes.byref(count))
+    displays = (display(EGL_PLATFORM_DEVICE, devices[i], None) for i in range(count.value if succeeded else 0))
     return any(one and egl.eglInitialize(one, None, None) for one in displays)
 
 

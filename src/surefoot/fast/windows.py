@@ -53,8 +53,8 @@ class Windows:
             there = np.zeros(len(below), np.bool_)
             there[some] = True
             tables.append((there.cumsum() - 1)[some])
-            found = np.flatnonzero(there)
-            some = below[np.resize(found, -(-len(found) // ROUND) * ROUND)]
+            indices = np.flatnonzero(there)
+            some = below[np.resize(indices, -(-len(indices) // ROUND) * ROUND)]
         return Windows(torch.from_numpy(some), (*reversed(tables),))
 
     def convolve(self, layers: nn.Sequential, dtype: torch.dtype) -> tuple[Tensor, nn.Sequential]:
@@ -89,13 +89,13 @@ class _Spread(torch.autograd.Function):
         return rows.index_select(0, ctx.at).view(*table.shape, -1)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        parts, exact = slope.reshape(len(ctx.at), -1), torch.promote_types(slope.dtype, torch.float32)
-        total = slope.new_zeros(ctx.count, parts.shape[1], dtype=exact)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        parts, exact = grad.reshape(len(ctx.at), -1), torch.promote_types(grad.dtype, torch.float32)
+        total = grad.new_zeros(ctx.count, parts.shape[1], dtype=exact)
         size = max(1, CHUNK // parts.shape[1])
         for at, part in zip(torch.split(ctx.at, size), torch.split(parts, size), strict=True):
             total.index_add_(0, at, part.to(exact))
-        return total.to(slope.dtype), None
+        return total.to(grad.dtype), None
 
 
 spread: Callable[[Tensor, Numbers], Tensor] = _Spread.apply
@@ -136,11 +136,11 @@ def distinct_windows(parts: Sequence[Tensor], convolutions: Sequence[Shape]) -> 
         rare = reduce(np.logical_or, (near[..., i, j] for i, j in np.ndindex(kernel)))
         if np.count_nonzero(rare) * math.prod(kernel) > MOST:
             break
-        table, found = _numbered(seen[rare].reshape(-1, math.prod(kernel)), rare)
-        if len(table) > WORTH * found.size:
+        table, numbers = _numbered(seen[rare].reshape(-1, math.prod(kernel)), rare)
+        if len(table) > WORTH * numbers.size:
             break
         tables.append(table)
-        number = found
+        number = numbers
     return Windows(patches, (*tables, number[1:])) if tables else None
 
 
@@ -167,7 +167,7 @@ def _numbered(rows: NDArray[Any], rare: NDArray[np.bool_]) -> tuple[NDArray[Any]
     one[others] = last[group]
     first = np.flatnonzero(one == every)
     last[first] = np.arange(len(first))
-    own = last[one]
-    number = np.repeat(own[None, : rare[0].size], len(rare), 0).reshape(rare.shape)
-    number[rare] = own
+    row_number = last[one]
+    number = np.repeat(row_number[None, : rare[0].size], len(rare), 0).reshape(rare.shape)
+    number[rare] = row_number
     return rows[first], number

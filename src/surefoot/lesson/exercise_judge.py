@@ -124,26 +124,26 @@ def judge(answer: Answer, function: Callable[..., Any]) -> list[Verdict]:
     if not answer.expected:
         answer.expect()
     try:
-        found = [run(function, law.args) for law in answer.laws]
+        results = [run(function, law.args) for law in answer.laws]
     except UserError as error:
         return [Verdict("it runs", False, str(error))]
     laws = []
-    for law, mine, right in zip(answer.laws, found, answer.expected, strict=True):
+    for law, mine, right in zip(answer.laws, results, answer.expected, strict=True):
         passed = right.agrees(mine)
         laws.append(Verdict(law.sentence, passed, "" if passed else difference(mine, right)))
     broken = [not v.passed for v in laws]
-    mistakes = _recognised(answer, found, broken) if any(broken) else []
+    mistakes = _recognised(answer, results, broken) if any(broken) else []
     return [Verdict("known mistake", False, message, name) for name, message in mistakes] + laws
 
 
-def _recognised(answer: Answer, found: list[Outcome], broken: list[bool]) -> list[tuple[str, str]]:
-    """Names and explanations of the mistakes that explain what was found."""
+def _recognised(answer: Answer, results: list[Outcome], broken: list[bool]) -> list[tuple[str, str]]:
+    """Names and explanations of the mistakes that explain these results."""
     telling = dict.fromkeys(law.mistake for law, wrong in zip(answer.laws, broken, strict=True) if wrong)
     named = [mistake for mistake in telling if mistake[0]]
     plain = [i for i, law in enumerate(answer.laws) if not law.mistake[0]]
     if any(broken[i] for i in plain):
         for made, outcomes in answer.wrong:
-            if all(outcomes[i].agrees(found[i]) for i in plain):
+            if all(outcomes[i].agrees(results[i]) for i in plain):
                 return [(m.name, m.message) for m in made] + named
     return named
 

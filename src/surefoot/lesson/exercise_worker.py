@@ -72,8 +72,8 @@ def main() -> None:
     os.write(answer, b"ready\n")
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
-    found = verdicts(order["name"], order["source"], order["megabytes"])
-    os.write(answer, json.dumps([asdict(v) for v in found]).encode())
+    results = verdicts(order["name"], order["source"], order["megabytes"])
+    os.write(answer, json.dumps([asdict(v) for v in results]).encode())
 
 
 if __name__ == "__main__":

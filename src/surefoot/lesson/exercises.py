@@ -168,9 +168,9 @@ def exercise(first: str = "", file: Path | None = None) -> str:
         raise UserError(f"'{path}' cannot be read: {error}") from error
     if only_file and not (names := _defined(source)):
         raise UserError(f"'{path}' defines none of {', '.join(EXERCISES)}: `surefoot exercise NAME` writes a template")
-    found = {name: check(name, source) for name in names}
-    text = "\n\n".join(f"{name}\n{table(verdicts)}" for name, verdicts in found.items())
-    if wrong := [name for name, verdicts in found.items() if not all(v.passed for v in verdicts)]:
+    results = {name: check(name, source) for name in names}
+    text = "\n\n".join(f"{name}\n{table(verdicts)}" for name, verdicts in results.items())
+    if wrong := [name for name, verdicts in results.items() if not all(v.passed for v in verdicts)]:
         print(text)
         raise Fault(f"not right yet: {', '.join(wrong)}")
     return f"{text}\n\nall right"

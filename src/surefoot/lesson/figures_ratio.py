@@ -142,7 +142,7 @@ def cliff(width: int, epsilon: float, step: float, steps: float, rounds: float, 
     return Drawn(pictures, values, says)
 
 
-def slope(objective: Objective, ratio: float, advantage: float) -> tuple[float, float]:
+def objective_gradient(objective: Objective, ratio: float, advantage: float) -> tuple[float, float]:
     """One term of an objective and its derivative by the ratio."""
     r = scalar(ratio).requires_grad_()
     term = objective(r.log(), scalar(0.0), scalar(advantage))
@@ -156,7 +156,7 @@ def clipped(width: int, epsilon: float, ratio: float) -> Drawn:
     for sign, name in ((1.0, "A = +1"), (-1.0, "A = −1")):
         advantage = torch.full_like(grid, sign)
         clip = ClippedSurrogate(epsilon)
-        term, steep = slope(clip, ratio, sign)
+        term, steep = objective_gradient(clip, ratio, sign)
         marks = [
             Mark("band", [1 - epsilon, 1 + epsilon], None, "grey", "1 − ε to 1 + ε"),
             Mark("line", grid, Surrogate()(grid.log(), zero, advantage), "a", "r A", dashed=True),

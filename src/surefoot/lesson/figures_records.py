@@ -116,12 +116,12 @@ NORMAL = {
 
 def normal(width: int, case: str) -> Drawn:
     """Six curves of a short training, beside those of the healthy one."""
-    cases = {name: found["columns"] for name, found in record("normal").items()}
+    cases = {name: run["columns"] for name, run in record("normal").items()}
     shown, healthy = cases[case], cases["healthy"]
     half = half_of(width)
     end, pictures, values = shown["step"][-1], [], {}
     for name, y in NORMAL.items():
-        numbers, usual = (np.array(found[name], float) for found in (shown, healthy))
+        numbers, usual = (np.array(columns[name], float) for columns in (shown, healthy))
         y = replace(y, high=max(0.05, 1.1 * float(np.nanmax([*numbers, *usual])))) if name == "kl" else y
         marks = [Mark("line", healthy["step"], usual, "grey", "healthy")] if case != "healthy" else []
         marks.append(Mark("line", shown["step"], numbers, "b", case))

@@ -75,19 +75,19 @@ def histogram(x: Tensor, low: float, high: float, bins: int = 48) -> tuple[np.nd
 
 def noise(width: int, theta: float, games: float, seed: int) -> Drawn:
     """The distribution of the gradient's estimate from N parallel games."""
-    found, true = estimates(theta, int(games), seed), true_gradient(theta, LEVEL)
+    gradients, true = estimates(theta, int(games), seed), true_gradient(theta, LEVEL)
     reach = 4 * float(estimates(theta, 1, 1).std())
-    middle, share = histogram(found, true - reach, true + reach)
+    middle, share = histogram(gradients, true - reach, true + reach)
     marks = [
         Mark("bars", middle, share, "a", f"estimates from N = {int(games)}"),
         Mark("rule", [true], None, "b", "true gradient"),
         Mark("rule", [0.0], None, "grey"),
     ]
     x, y = Axis("gradient", true - reach, true + reach), axis("share of estimates", share, low=0.0)
-    wrong = float((found * true < 0).double().mean())
+    wrong = float((gradients * true < 0).double().mean())
     values = {
         "true gradient": number(true),
-        "standard deviation of the estimate": number(float(found.std())),
+        "standard deviation of the estimate": number(float(gradients.std())),
         "estimates with the wrong sign": f"{100 * wrong:.0f} %",
     }
     many = f"{int(games)} games in parallel" if games > 1 else "one game"
@@ -114,8 +114,8 @@ def normalizing(width: int, theta: float, games: float, offset: float, seed: int
     ]
     true, wrong = true_gradient(theta, LEVEL), []
     for normalized in (False, True):
-        found = estimates(theta, n, seed, normalized, offset)
-        wrong.append(f"{100 * float((found * true < 0).double().mean()):.0f} %")
+        gradients = estimates(theta, n, seed, normalized, offset)
+        wrong.append(f"{100 * float((gradients * true < 0).double().mean()):.0f} %")
     values = {
         "mean of R": number(float(returns[0].mean())),
         "σ of R": number(float(returns[0].std(correction=0))),
@@ -141,9 +141,9 @@ def everything(theta: float) -> tuple[Episodes, Tensor]:
 def spread(theta: float, advantage: Tensor) -> tuple[float, float]:
     """Mean and standard deviation, both exact, of the gradient from one game."""
     e, p = everything(theta)
-    found = step_gradients(theta, e.action, advantage).sum(0)
-    mean = (p * found).sum()
-    return float(mean), float((p * (found - mean).square()).sum().sqrt())
+    gradient = step_gradients(theta, e.action, advantage).sum(0)
+    mean = (p * gradient).sum()
+    return float(mean), float((p * (gradient - mean).square()).sum().sqrt())
 
 
 def credit(width: int, theta: float, gamma: float, seed: int) -> Drawn:
@@ -167,10 +167,10 @@ def credit(width: int, theta: float, gamma: float, seed: int) -> Drawn:
         "σ of one game's gradient, total": number(std_total),
         "σ of one game's gradient, future": number(std_future),
     }
-    kept = "the same on average" if abs(mean_future - mean_total) < 1e-9 else "another on average"
+    compared = "the same on average" if abs(mean_future - mean_total) < 1e-9 else "another on average"
     less = 100 * (1 - (std_future / std_total) ** 2)
     word = "less" if less >= 0 else "more"
-    says = f"The gradient from future rewards is {kept}, and has {abs(less):.0f} % {word} variance."
+    says = f"The gradient from future rewards is {compared}, and has {abs(less):.0f} % {word} variance."
     return Drawn([picture], values, says)
 
 

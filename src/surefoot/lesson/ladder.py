@@ -95,16 +95,16 @@ def workers(count: int) -> Iterator[list[Worker]]:
     command, pipe = [sys.executable, "-m", "surefoot.lesson.ladder_worker"], subprocess.PIPE
     with ExitStack() as stack:
         files = [stack.enter_context(TemporaryFile()) for _ in range(count)]
-        found = [
+        started = [
             Worker(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=f, text=True, start_new_session=True), f)
             for f in files
         ]
         try:
-            yield found
+            yield started
         finally:
-            for process, _ in found:
+            for process, _ in started:
                 process.terminate()
-            for process, _ in found:
+            for process, _ in started:
                 try:
                     process.communicate(timeout=LAST)
                 except subprocess.TimeoutExpired:

@@ -81,15 +81,15 @@ def noise_of_rung(f: RungFigures) -> str:
 
 def report(todo: Sequence[Job], run_dir: Path) -> Path:
     """Write report.md, ladder.png and ladder.json of finished runs into `run_dir`; returns report.md's path."""
-    found = {job: _rows(job) for job in todo}
+    rows_of = {job: _rows(job) for job in todo}
     names = list(dict.fromkeys(job.rung for job in todo))
     per_step = frames_per_step(todo[0].cfg)
     end = todo[0].cfg.total_steps * per_step
-    start = statistics.fmean(rows[0]["return_mean"] for job, rows in found.items() if job.rung == names[0])
-    best = max(statistics.fmean(found[j][-1]["return_mean"] for j in todo if j.rung == name) for name in names)
+    start = statistics.fmean(rows[0]["return_mean"] for job, rows in rows_of.items() if job.rung == names[0])
+    best = max(statistics.fmean(rows_of[j][-1]["return_mean"] for j in todo if j.rung == name) for name in names)
     goal = (start + best) / 2
     noise = {j.cfg.seed: read_noise(j.run_dir, _newest(j.run_dir)) for j in todo if j.rung == names[0]}
-    figures = [_figures(n, [j for j in todo if j.rung == n], found, per_step, end, goal, noise) for n in names]
+    figures = [_figures(n, [j for j in todo if j.rung == n], rows_of, per_step, end, goal, noise) for n in names]
     facts: dict[str, Any] = {"frames": end, "seeds": [j.cfg.seed for j in todo if j.rung == names[0]]}
     facts |= {"start": start, "goal": goal, "unit": "frames" if per_step > 1 else "steps"}
     plain = [asdict(f) | {"noise": [x if x < math.inf else None for x in f.noise]} for f in figures]
@@ -117,13 +117,13 @@ def _end(job: Job) -> int:
 def _figures(
     name: str,
     jobs: list[Job],
-    found: dict[Job, list[Row]],
+    rows_of: dict[Job, list[Row]],
     per_step: int,
     end: int,
     goal: float,
     noise: dict[int, dict[str, float]],
 ) -> RungFigures:
-    runs = [found[job] for job in jobs]
+    runs = [rows_of[job] for job in jobs]
     grid = np.linspace(max(rows[0]["step"] for rows in runs) * per_step, end, POINTS)
     curves = np.array(
         [np.interp(grid, [r["step"] * per_step for r in rows], [r["return_mean"] for r in rows]) for rows in runs]

@@ -64,7 +64,7 @@ def jobs(names: Sequence[str], seeds: int, frames: int, run_dir: Path, quick: bo
     """All runs, the first seed of every rung first. Raises UserError."""
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; allowed is at least 1")
-    found = []
+    jobs = []
     for seed in range(1, seeds + 1):
         for cfg in rungs(names, quick):
             steps = frames // frames_per_step(cfg)
@@ -72,8 +72,8 @@ def jobs(names: Sequence[str], seeds: int, frames: int, run_dir: Path, quick: bo
                 raise UserError(f"frames is {frames}; allowed is at least {frames_per_step(cfg)}")
             how: dict[str, Any] = {"total_steps": steps, "total_iterations": 0, "eval_episodes": episodes, "seed": seed}
             rung = cfg.task.removesuffix("-quick")
-            found.append(Job(rung, replace(cfg, **how), run_dir / rung / f"seed-{seed}"))
-    return found
+            jobs.append(Job(rung, replace(cfg, **how), run_dir / rung / f"seed-{seed}"))
+    return jobs
 
 
 def read_noise(run_dir: Path, step: int) -> dict[str, float]:

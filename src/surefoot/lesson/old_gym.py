@@ -29,10 +29,10 @@ def describe(env_id: str) -> EnvSpec:
 
     Deterministic: 4 frames a step; NoFrameskip: 1; neither: 2 to 4 (v5: 4). v0 and v5 have sticky actions, v4 has not.
     """
-    found = ID.fullmatch(env_id) if isinstance(env_id, str) else None
-    if not found:
+    match = ID.fullmatch(env_id) if isinstance(env_id, str) else None
+    if not match:
         raise UserError(f"'{env_id}' is no Atari id: give one such as PongDeterministic-v4")
-    name, kind, version = found.groups()
+    name, kind, version = match.groups()
     skip = {"Deterministic": (4,), "NoFrameskip": (1,)}.get(kind, (4,) if version == "5" else (2, 4))
     sticky = 0.0 if version == "4" else 0.25
     if name == "Pong":

@@ -56,7 +56,7 @@ def _progressbar() -> ModuleType:
 
 def of_today(source: str) -> str:
     """An old cell's text: what installs packages that are not needed, or asks for a window, is left out."""
-    source = NOT_NEEDED.sub(lambda found: "# not needed: " + found[0].strip(), source)
+    source = NOT_NEEDED.sub(lambda match: "# not needed: " + match[0].strip(), source)
     return FOR_A_BROWSER.sub(r"\1%matplotlib inline", source)
 
 

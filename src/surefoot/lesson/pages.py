@@ -37,12 +37,12 @@ def formula(latex: str, options: dict[str, bool] | None = None) -> str:
 @cache
 def pages() -> dict[str, Page]:
     """All pages in order, by name; a file's number is its place."""
-    found = {}
+    pages = {}
     for path in sorted((HERE / "pages").glob("*.md")):
         name = path.stem.partition("-")[2]
         title, _, text = path.read_text(encoding="utf-8").partition("\n")
-        found[name] = Page(name, title.removeprefix("# ").strip(), text)
-    return found
+        pages[name] = Page(name, title.removeprefix("# ").strip(), text)
+    return pages
 
 
 def body(page: Page, slots: dict[str, Callable[[str], str]]) -> str:

@@ -48,8 +48,8 @@ def saliency(policy: Policy, obs: Tensor, action: Tensor, memory: Tensor | None 
     x = x.detach().requires_grad_()
     with torch.enable_grad(), suppress(RuntimeError, ValueError):  # a network of indices has no such derivative
         dist, *_ = policy.step(x if isinstance(policy.preprocess, Palette) else policy.preprocess(x), memory)
-        (slope,) = torch.autograd.grad(dist.log_prob(action[None]).sum(), x)
-        return np.asarray(slope[0].abs().numpy())
+        (gradient,) = torch.autograd.grad(dist.log_prob(action[None]).sum(), x)
+        return np.asarray(gradient[0].abs().numpy())
     return None
 
 
@@ -107,19 +107,19 @@ class Player:
         self.looked = monotonic()
         file = policy_file(self.run)
         try:
-            found = file.stat()
+            status = file.stat()
         except OSError:
             self.says = f"'{self.run}' is gone; its last policy plays on" if self.policy else f"'{self.run}' is gone"
             return self.policy is not None
         if file.is_dir():
             self.says = "The run has saved no policy yet: the first one comes with its first checkpoint."
             return self.policy is not None
-        stamp = found.st_mtime_ns, found.st_size, found.st_ino
+        stamp = status.st_mtime_ns, status.st_size, status.st_ino
         if stamp != self.stamp:
-            policy, own, facts = load_policy(file, env=self.env, trust=self.trust)
+            policy, trained_in, facts = load_policy(file, env=self.env, trust=self.trust)
             if self.game is None:
                 with naming_what_fails("constructor"):
-                    self.game = make(self.env or own, render=True)
+                    self.game = make(self.env or trained_in, render=True)
                 self.parts = parts(self.game.observation_space)
                 self.obs = blank(self.game.observation_space)
                 self.policy = policy
@@ -173,7 +173,7 @@ class Player:
         assert self.policy is not None
         if len(self.parts) > 1:
             return {"sees": "several parts, which are not shown"}
-        found = saliency(self.policy, obs, action, memory) if self.saliency else None
+        gradient = saliency(self.policy, obs, action, memory) if self.saliency else None
         if self.parts[0].is_image():
             colours = isinstance(self.policy.preprocess, Palette)
             plain = self.policy.preprocess(obs[None])[0].numpy() if colours else obs.numpy()
@@ -182,13 +182,13 @@ class Player:
                 seen = (255 * (seen - seen.min()) / max(float(np.ptp(seen)), 1e-9)).astype(np.uint8)
             strip = np.concatenate(list(seen), 1) if len(seen) != 3 else seen.transpose(1, 2, 0)
             message: dict[str, Any] = {"image": as_url(np.ascontiguousarray(strip))}
-            if found is not None:
-                message["overlay"] = as_url(heat(channels(found), len(seen) == 3))
+            if gradient is not None:
+                message["overlay"] = as_url(heat(channels(gradient), len(seen) == 3))
             return message
         numbers = obs.numpy().ravel()[:MOST_NUMBERS]
         message = {"numbers": [round(float(x), 4) for x in numbers]}
-        if found is not None:
-            weight = found.ravel()[:MOST_NUMBERS]
+        if gradient is not None:
+            weight = gradient.ravel()[:MOST_NUMBERS]
             message["weights"] = [round(float(x), 4) for x in weight / max(float(weight.max()), 1e-12)]
         return message
 
@@ -199,9 +199,9 @@ class Player:
                 self.game.close()
 
 
-def heat(slope: Array, color: bool) -> Picture:
+def heat(gradient: Array, color: bool) -> Picture:
     """Where the derivative [C, H, W] is large, as orange of that strength, RGBA; the channels side by side."""
-    rows = slope.max(0) if color else np.concatenate(list(slope), 1)
+    rows = gradient.max(0) if color else np.concatenate(list(gradient), 1)
     soft = avg_pool2d(torch.from_numpy(rows).float()[None], 5, 1, 2)[0].numpy()
     strength = soft / max(float(np.percentile(soft, 99.5)), 1e-12)
     picture = np.zeros((*rows.shape, 4), np.uint8)

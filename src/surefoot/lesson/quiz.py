@@ -40,13 +40,13 @@ def answers(seed: int) -> dict[str, tuple[list[float], str]]:
     """What is right, by field: the numbers, and how they come about."""
     action, reward, ended = game(seed)
     future, total = (f(reward, ended, 1.0) for f in (future_return, episode_return))
-    found = {}
+    gradients = {}
     for name, advantage in (("future", future), ("total", total)):
         each = contributions(action, advantage)
-        found[name] = [sum(each)], " + ".join(number(x) for x in each).replace("+ −", "− ")
+        gradients[name] = [sum(each)], " + ".join(number(x) for x in each).replace("+ −", "− ")
     returns = future[:, 0].tolist()
     rewards = ", ".join(number(x) for x in reward[:, 0].tolist())
-    return {"returns": (returns, f"sums of the rewards {rewards} from each step to the end"), **found}
+    return {"returns": (returns, f"sums of the rewards {rewards} from each step to the end"), **gradients}
 
 
 def check(seed: int, given: Mapping[str, str]) -> dict[str, tuple[bool, str]]:

@@ -36,7 +36,7 @@ class Lesson:
     """What the pages show for one reader."""
 
     figures: dict[str, Figure]
-    own: bool  # whether the reader has named a run
+    has_run: bool  # whether the reader has named a run
 
     def show(self, request: Request) -> Response:
         """A page of the course."""
@@ -66,7 +66,7 @@ class Lesson:
 
     def own_html(self, _: str) -> str:
         """The reader's own run, or how to name one."""
-        if self.own:
+        if self.has_run:
             try:
                 return self.figures["own"].html("own")
             except UserError as error:
@@ -106,12 +106,12 @@ async def sent(request: Request) -> dict[str, Any]:
         if len(data) > MOST_BYTES:
             raise HTTPException(413, "That is too long.")
     try:
-        found = json.loads(data)
+        body = json.loads(data)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        body = None
+    if not isinstance(body, dict):
         raise HTTPException(400, "That is no JSON object.")
-    return found
+    return body
 
 
 async def check_quiz(request: Request) -> Response:
@@ -152,15 +152,15 @@ def lesson_app(run: Path | None = None) -> Starlette:
     """The lesson as an ASGI application, still without its Guard; `run`: a run of the reader's, to be shown."""
     torch.set_num_threads(1)
     limiter = CapacityLimiter(CHECKS)
-    found = Lesson(FIGURES | ({"own": of_run(run)} if run else {}), run is not None)
+    lesson = Lesson(FIGURES | ({"own": of_run(run)} if run else {}), run is not None)
     routes: list[BaseRoute] = [
-        Route("/", found.show),
+        Route("/", lesson.show),
         Mount("/static", StaticFiles(directory=HERE / "static")),
-        Route("/figure/{name}", found.figure),
+        Route("/figure/{name}", lesson.figure),
         Route("/quiz", check_quiz, methods=["POST"]),
         Route("/quiz/{seed}", show_quiz),
         Route("/exercise/{name}", partial(check_exercise, limiter=limiter), methods=["POST"]),
         WebSocketRoute("/live", live.Live().serve),
-        Route("/{name}", found.show),
+        Route("/{name}", lesson.show),
     ]
     return Starlette(routes=routes, exception_handlers={UserError: failed, HTTPException: failed})

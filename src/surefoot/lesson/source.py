@@ -120,10 +120,10 @@ LOOP: list[tuple[str, Callable[..., Any], list[Note]]] = [
 
 def find(lines: list[str], note: Note) -> int:
     """The number, from 0, of the one line of code that holds the note's part."""
-    found = [i for i, line in enumerate(lines) if note.code in line]
-    if len(found) != 1:
-        raise LookupError(f"{note.code!r} is in {len(found)} lines")
-    return found[0]
+    matches = [i for i, line in enumerate(lines) if note.code in line]
+    if len(matches) != 1:
+        raise LookupError(f"{note.code!r} is in {len(matches)} lines")
+    return matches[0]
 
 
 def html(_: str = "") -> str:

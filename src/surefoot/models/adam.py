@@ -34,13 +34,13 @@ class AdamSteps:
         self.eps, count = eps, torch.zeros((), device=gradient.device)
         mean, square = gradient.new_zeros(2, len(gradient)) if moments is None else moments
         self.part = parts[rank]
-        self.own = [[x[self.part]] for x in (parameters, gradient, mean, square)]
+        self.shards = [[x[self.part]] for x in (parameters, gradient, mean, square)]
         self.moments = {"step": count, "exp_avg": mean, "exp_avg_sq": square}
         self.count = count.numpy() if count.is_cpu else count  # the same memory: PyTorch counts three times as slowly
 
     def step(self, rate: float) -> None:
         """One step of size `rate`."""
-        parameters, gradient, mean, square = self.own
+        parameters, gradient, mean, square = self.shards
         self.count += 1
         torch._fused_adam_(  # what torch.optim's Adam comes to: its way there takes longer than an MLP's step
             parameters,

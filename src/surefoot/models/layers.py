@@ -187,11 +187,11 @@ def part_of(row: Any, part: Part) -> Tensor:
     `row` may also be a dict of the parts by their paths, as in a graph for ONNX, which knows no views of bytes.
     """
     if not part.path or isinstance(row, dict):
-        own: Tensor = row[part.path] if part.path else row
-        return own
+        x: Tensor = row[part.path] if part.path else row
+        return x
     dtype = torch.from_numpy(np.zeros(0, part.dtype)).dtype
-    own = row[:, part.start : part.stop].clone(memory_format=torch.contiguous_format)  # a single row keeps its stride
-    return own.view(dtype).view(len(row), *part.shape)
+    x = row[:, part.start : part.stop].clone(memory_format=torch.contiguous_format)  # a single row keeps its stride
+    return x.view(dtype).view(len(row), *part.shape)
 
 
 class VectorEncoder(nn.Module):

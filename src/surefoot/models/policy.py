@@ -162,8 +162,8 @@ class Policy(nn.Module):
         """Parameters of the distributions and values for any number of preprocessed observations."""
         size = self.microbatch(preprocessed)
         parts: Any = ((slice(i, i + size), None) for i in range(0, len(preprocessed), size))
-        found = (self.evaluate(preprocessed[i], some) for i, some in (sequences.split(size) if sequences else parts))
-        params, values = zip(*((dist.params, value) for dist, value in found), strict=True)
+        outputs = (self.evaluate(preprocessed[i], some) for i, some in (sequences.split(size) if sequences else parts))
+        params, values = zip(*((dist.params, value) for dist, value in outputs), strict=True)
         return torch.cat(params), torch.cat(values)
 
     def features(self, x: Tensor | DistinctWindows) -> Tensor:
@@ -202,15 +202,15 @@ class Policy(nn.Module):
 
 
 def _to_names_in_files(_: nn.Module, state_dict: dict[str, Tensor], *__: Any) -> None:
-    for own, in_file in IN_FILES:
-        for name in [name for name in state_dict if own in name]:
-            state_dict[name.replace(own, in_file)] = state_dict.pop(name)
+    for here, in_file in IN_FILES:
+        for name in [name for name in state_dict if here in name]:
+            state_dict[name.replace(here, in_file)] = state_dict.pop(name)
 
 
 def _from_names_in_files(_: nn.Module, state_dict: dict[str, Tensor], *__: Any) -> None:
-    for own, in_file in IN_FILES:
+    for here, in_file in IN_FILES:
         for name in [name for name in state_dict if in_file in name]:
-            state_dict[name.replace(in_file, own)] = state_dict.pop(name)
+            state_dict[name.replace(in_file, here)] = state_dict.pop(name)
 
 
 def build_policy(cfg: Config, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Policy:
@@ -267,8 +267,8 @@ def flatten(policy: Policy, numbers: Tensor | None = None, gradient: Tensor | No
     first = matrices(policy)
     ids = {id(p) for p in first}
     parameters = first + [p for p in policy.parameters() if id(p) not in ids]
-    own = torch.cat([p.detach().flatten() for p in parameters])
-    flat = nn.Parameter(own if numbers is None else numbers.copy_(own))
+    start_values = torch.cat([p.detach().flatten() for p in parameters])
+    flat = nn.Parameter(start_values if numbers is None else numbers.copy_(start_values))
     flat.grad = torch.zeros_like(flat) if gradient is None else gradient
     start = 0
     for p in parameters:

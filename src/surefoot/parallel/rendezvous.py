@@ -71,7 +71,8 @@ def meet(rank: int, count: int, seconds: float) -> None:
     """Join the group of `count` ranks, with gloo; raises Fault where they have not come after so many seconds."""
     meeting, clock, told = Meeting(rank, count, seconds), WaitingClock(1.0), False
     meeting.check()
-    threading.Thread(target=meeting.go, daemon=True).start()
+    thread = threading.Thread(target=meeting.go, daemon=True)
+    thread.start()
     try:
         while not meeting.over.wait(0.1):
             waited = clock.read()
@@ -82,6 +83,7 @@ def meet(rank: int, count: int, seconds: float) -> None:
                 raise Fault(f"{meeting.where()}; they have not come in {seconds:.0f} seconds; {UNSET}")
     finally:
         meeting.over.set()
+        thread.join(1.0)  # PyTorch aborts a process that ends while its store is being made
     for error in meeting.error:
         if isinstance(error, UserError):
             raise error

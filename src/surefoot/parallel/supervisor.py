@@ -60,9 +60,9 @@ def wait_for(child: int, reader: int, stops: list[int], awaited: set[int]) -> No
     """Pass signals on until the child has ended; end as it has. A second signal to stop comes as NOW, a third kills."""
     seen, continued, ended = list[int](), False, (0, 0)
     while not ended[0]:
-        found = signal.sigtimedwait(awaited, 2 * LOOK if continued else 3600.0)
-        number = found.si_signo if found else signal.SIGCONT if continued else 0
-        continued = found is not None and number == signal.SIGCONT  # once more later: it may just be about to stop
+        received = signal.sigtimedwait(awaited, 2 * LOOK if continued else 3600.0)
+        number = received.si_signo if received else signal.SIGCONT if continued else 0
+        continued = received is not None and number == signal.SIGCONT  # once more later: it may just be about to stop
         if number in stops:
             seen.append(number)
             number = number if len(seen) == 1 else NOW if len(seen) == 2 else signal.SIGKILL

@@ -65,10 +65,10 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> bytes:
     return files["policy.safetensors"]
 
 
-def drop_old(folder: Folder, found: list[Path]) -> None:
+def drop_old(folder: Folder, saved: list[Path]) -> None:
     """Remove all but the newest KEEP and the best; each is renamed first, so that no half checkpoint is seen."""
-    best = max(found, key=lambda checkpoint: (_score(checkpoint), checkpoint))
-    for old in found[:-KEEP]:
+    best = max(saved, key=lambda checkpoint: (_score(checkpoint), checkpoint))
+    for old in saved[:-KEEP]:
         if old != best:
             folder.rename(old.name, f".{old.name}.writing")
             folder.remove(f".{old.name}.writing")
@@ -117,11 +117,11 @@ def finite(value: Any) -> float:
 
 def read_counters(facts: dict[str, Any]) -> dict[str, Any]:
     """The COUNTERS of a state.json; raises KeyError or ValueError."""
-    found: dict[str, Any] = {name: natural(facts[name]) for name in ("steps", "iteration", "episodes", "skipped")}
-    found |= {name: finite(facts[name]) for name in ("learning_rate", "seconds", "advantage_std")}
-    found["kl_coef"] = finite(facts.get("kl_coef", 0.0))  # before there were penalties it was not written
+    counters: dict[str, Any] = {name: natural(facts[name]) for name in ("steps", "iteration", "episodes", "skipped")}
+    counters |= {name: finite(facts[name]) for name in ("learning_rate", "seconds", "advantage_std")}
+    counters["kl_coef"] = finite(facts.get("kl_coef", 0.0))  # before there were penalties it was not written
     count, mean, square = facts["return_moments"]
-    return found | {"return_moments": (finite(count), finite(mean), finite(square))}
+    return counters | {"return_moments": (finite(count), finite(mean), finite(square))}
 
 
 def read_episode(entry: Any) -> Episode:
@@ -170,8 +170,8 @@ def restore(state: State, run_dir: Path, ranks: Ranks) -> list[int]:
             rows = [torch.from_numpy(saved.pop(f"{n}/memory")) for n in state.envs.indices]
             state.memory = torch.stack(rows).to(state.memory).view_as(state.memory)
         lost = state.envs.restore(saved)
-        kept = [0.0 if n in lost else c for n, c in zip(state.envs.indices, carry, strict=True)]
-        state.running_return = torch.tensor(kept, dtype=torch.float64)
+        running_return = [0.0 if n in lost else c for n, c in zip(state.envs.indices, carry, strict=True)]
+        state.running_return = torch.tensor(running_return, dtype=torch.float64)
         counters, state.ranks = read_counters(facts), natural(facts["ranks"])
         vars(state).update(counters)
         state.recent_episodes.extend(read_episode(entry) for entry in facts["window"])
@@ -195,12 +195,12 @@ def moved(before: Config, cfg: Config, state: State) -> str:
     values = []
     for now, rate, progress in parts:
         each = [(f"{name}.{k}", v) for name in ("objective", "entropy") for k, v in vars(getattr(now, name)).items()]
-        found = {name: v for name, v in each if isinstance(v, float)}
+        rates = {name: v for name, v in each if isinstance(v, float)}
         if isinstance(rate, LinearRate | ScheduledRate):
-            found["the learning rate"] = rate(0.0, 0.0, progress)
+            rates["the learning rate"] = rate(0.0, 0.0, progress)
         elif isinstance(rate, AdaptiveRate):
-            found["learning_rate.desired_kl"] = rate.desired_kl * rate.end_factor ** min(1.0, progress)
-        values.append(found)
+            rates["learning_rate.desired_kl"] = rate.desired_kl * rate.end_factor ** min(1.0, progress)
+        values.append(rates)
     jumps = [
         f"{name} {x:.3g} instead of {values[0][name]:.3g}" for name, x in values[1].items() if x != values[0][name]
     ]

@@ -71,9 +71,9 @@ def described(run_dir: Path) -> tuple[Config, Path, object]:
 
     It is the newest checkpoint's where config.json is gone.
     """
-    file, found = run_dir / "config.json", checkpoints(run_dir)
+    file, saved = run_dir / "config.json", checkpoints(run_dir)
     wrong = ""
-    for folder in reversed(found) if found and not os.path.lexists(file) else [run_dir]:
+    for folder in reversed(saved) if saved and not os.path.lexists(file) else [run_dir]:
         source = file if folder == run_dir else folder / "state.json"
         try:
             facts = read_state(folder) if folder != run_dir else read_facts(run_dir)
@@ -103,7 +103,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def seals(folder: Path) -> list[tuple[Path, object]]:
     """The run that a folder with a policy may be of, as its directory or checkpoint, and the `own_seal` it holds."""
-    found = list[tuple[Path, object]]()
+    begun = list[tuple[Path, object]]()
     newest = [(folder, checkpoint, "state.json") for checkpoint in checkpoints(folder)[-1:]]
     for run_dir, place, name in (
         (folder, folder, "config.json"),
@@ -111,8 +111,8 @@ def seals(folder: Path) -> list[tuple[Path, object]]:
         *newest,
     ):
         with suppress(*DAMAGE), Folder(place) as opened:
-            found.append((run_dir, unseal(opened.read(name)).get("begun")))
-    return found
+            begun.append((run_dir, unseal(opened.read(name)).get("begun")))
+    return begun
 
 
 def require_same_config(cfg: Config, run_dir: Path) -> None:
@@ -136,12 +136,12 @@ def call(command: str, run_dir: Path) -> str:
 
 def require_format(facts: dict[str, Any], where: Path) -> None:
     """Raise UserError where a run's file was written by another version of surefoot."""
-    found = facts.get("format", 4)
-    if found == FORMAT:
+    number = facts.get("format", 4)
+    if number == FORMAT:
         return
-    version = "a later" if isinstance(found, int) and found > FORMAT else "an earlier"
+    version = "a later" if isinstance(number, int) and number > FORMAT else "an earlier"
     raise UserError(
-        f"'{where}' was written by {version} version of surefoot (format {found}; this one reads {FORMAT}): evaluate "
+        f"'{where}' was written by {version} version of surefoot (format {number}; this one reads {FORMAT}): evaluate "
         "and video still read its policy, and `surefoot train TASK --from RUN` starts a new run from it"
     )
 
@@ -158,7 +158,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def newest(run_dir: Path) -> int:
     """The steps of a run's newest whole checkpoint; -1 where there is none."""
-    return max((int(found.name) for found in checkpoints(run_dir)), default=-1)
+    return max((int(checkpoint.name) for checkpoint in checkpoints(run_dir)), default=-1)
 
 
 WRITTEN = (
@@ -223,15 +223,15 @@ def evaluation_from(facts: Any) -> Evaluation:
     """The Evaluation whose `to_json` this is; raises KeyError, TypeError or ValueError where it is damaged."""
     from surefoot.runs.evaluation import Evaluation
 
-    found = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation) if f.name in facts or f.name != "cut"})
-    numbers, counts = [found.seconds, *found.scores], [found.seed, found.cut, *found.lengths]
-    if {type(x) for x in numbers} - {int, float} or {type(x) for x in counts} - {int} or type(found.greedy) is not bool:
+    saved = Evaluation(**{f.name: facts[f.name] for f in fields(Evaluation) if f.name in facts or f.name != "cut"})
+    numbers, counts = [saved.seconds, *saved.scores], [saved.seed, saved.cut, *saved.lengths]
+    if {type(x) for x in numbers} - {int, float} or {type(x) for x in counts} - {int} or type(saved.greedy) is not bool:
         raise TypeError("its fields are of other kinds")
-    if not found.scores or len(found.scores) != len(found.lengths) or min(counts) < 0:
+    if not saved.scores or len(saved.scores) != len(saved.lengths) or min(counts) < 0:
         raise ValueError("its episodes do not fit together")
     if not all(abs(x) < sys.float_info.max for x in numbers) or max(counts) >= 1 << 63:
         raise ValueError("its numbers are not finite")
-    return found
+    return saved
 
 
 def resume_hint(run_dir: Path) -> str:

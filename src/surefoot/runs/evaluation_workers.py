@@ -60,14 +60,14 @@ def evaluate_run(
         raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
     source = absolute(source)
     torch.set_num_threads(1)
-    policy, own, facts = load_policy(source, env=env, trust=trust)
-    if env is not None and type(env) is type(own):
-        if env != own and spaces_of(own) != spaces_of(env):
+    policy, trained_in, facts = load_policy(source, env=env, trust=trust)
+    if env is not None and type(env) is type(trained_in):
+        if env != trained_in and spaces_of(trained_in) != spaces_of(env):
             theirs = f"the policy in '{shown(source)}' is for the task '{facts['task']}'"
             raise UserError(f"{theirs}: its observations or actions differ here")
     elif env is not None:
         raise UserError(f"the policy in '{shown(source)}' is for the task '{facts['task']}', not for {env}")
-    env = env or own
+    env = env or trained_in
     if isinstance(env, Pong | Atari):
         env = env if sticky is None else replace(env, sticky=sticky)
     elif sticky:

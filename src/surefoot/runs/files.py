@@ -160,12 +160,12 @@ def plain(handle: int, path: Path) -> int:
 def content(handle: int, size: int | None = None) -> bytes:
     """All of an open file, which is then closed; raises ValueError where it is too large or has not this `size`."""
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle).st_size
-        if size is not None and found != size:
-            raise ValueError(f"it has {found} bytes instead of {size}")
-        if found > (most := LARGEST if size is None else LARGEST_STATED):
-            raise ValueError(f"it has {found:,} bytes, and at most {most:,} are read")
-        return file.read(found)
+        bytes_there = os.fstat(handle).st_size
+        if size is not None and bytes_there != size:
+            raise ValueError(f"it has {bytes_there} bytes instead of {size}")
+        if bytes_there > (most := LARGEST if size is None else LARGEST_STATED):
+            raise ValueError(f"it has {bytes_there:,} bytes, and at most {most:,} are read")
+        return file.read(bytes_there)
 
 
 def read_named(path: Path) -> bytes:
@@ -258,8 +258,8 @@ def locked(folder: Folder, seconds: float) -> Iterator[None]:
 def identity(folder: Path) -> tuple[int, int] | None:
     """What tells a folder from another one that has taken its place; None where there is none."""
     try:
-        found = os.stat(folder)
-        return found.st_dev, found.st_ino
+        status = os.stat(folder)
+        return status.st_dev, status.st_ino
     except OSError:
         return None
 

@@ -39,14 +39,14 @@ class Hooks:
     def names(self) -> dict[str, Any] | None:
         """The functions as MODULE:NAME, for other processes; None where one of them cannot be imported there."""
         functions = {"": self.stop, **self.metrics} if self.stop else dict(self.metrics)
-        found = {name: importable(function) for name, function in functions.items()}
-        return None if None in found.values() else found
+        addresses = {name: importable(function) for name, function in functions.items()}
+        return None if None in addresses.values() else addresses
 
     @staticmethod
     def named(names: Mapping[str, str]) -> Hooks:
         """What `names` gave."""
-        found = dict[str, Any]()
+        imported = dict[str, Any]()
         for name, where in names.items():
             module, _, path = where.partition(":")
-            found[name] = functools.reduce(getattr, path.split("."), importlib.import_module(module))
-        return Hooks(found.pop("", None), found)
+            imported[name] = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        return Hooks(imported.pop("", None), imported)

@@ -28,9 +28,9 @@ class Metrics:
     """Both files of one run. Rows after `step` are dropped when a run resumes there, so that no step appears twice."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        kept = [row for row in read(run_dir) if row["step"] <= step]
+        earlier = [row for row in read(run_dir) if row["step"] <= step]
         self.folder = Folder(run_dir)  # held: should another one take its place, nothing is written there
-        self.folder.replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.folder.replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in earlier).encode())
         self.file = self.folder.descriptor("metrics.jsonl", os.O_WRONLY | os.O_APPEND)
         self.waiting = b""
         """rows that could not be written yet"""
@@ -117,14 +117,14 @@ def read(run_dir: Path) -> list[Row]:
         ) from error
     damaged = 0
     for line in text.split("\n")[:-1]:
-        found = [row for piece in OBJECT.findall(line) if (row := sound(piece)) is not None]
-        damaged += not found or OBJECT.sub("", line).strip() != ""
-        rows += found
-    kept = ascending(rows)
-    damaged += len(rows) - len(kept)
+        recovered = [row for piece in OBJECT.findall(line) if (row := sound(piece)) is not None]
+        damaged += not recovered or OBJECT.sub("", line).strip() != ""
+        rows += recovered
+    ascending_rows = ascending(rows)
+    damaged += len(rows) - len(ascending_rows)
     if damaged:
         note(f"{damaged} damaged rows of '{shown(path)}' are left out")
-    return kept
+    return ascending_rows
 
 
 def sound(text: str) -> Row | None:

@@ -134,13 +134,13 @@ def load_policy(
     except DAMAGE as error:
         raise UserError(f"'{shown(file)}' is not a surefoot policy ({said(error)})") from error
     lost = isinstance(cfg.env, Gymnasium) and "#" in cfg.env.id and not is_local(cfg.env)
-    own = env if env and (lost or (env != cfg.env and not trust and runs_code(cfg.env))) else cfg.env
-    if env != own:
-        permit(own, file, trust, seals(file.absolute().parent), ALLOW)
-    require_fitting(file, cfg.network, tensors, (own.size, own.size) if isinstance(own, Atari) else ())
+    spec = env if env and (lost or (env != cfg.env and not trust and runs_code(cfg.env))) else cfg.env
+    if env != spec:
+        permit(spec, file, trust, seals(file.absolute().parent), ALLOW)
+    require_fitting(file, cfg.network, tensors, (spec.size, spec.size) if isinstance(spec, Atari) else ())
     if isinstance(cfg.memory, Unit) and cfg.memory.units > sum(x.numel() for x in tensors.values()) ** 0.5:
         raise UserError(f"'{shown(file)}' does not fit its own memory, which has more parameters than the file")
-    game = make(own)
+    game = make(spec)
     require_fitting(file, cfg.network, tensors, game.observation_space.shape or ())
     policy = cfg.build(game.observation_space, game.action_space)
     policy.spaces = game.observation_space, game.action_space
@@ -149,4 +149,4 @@ def load_policy(
         policy.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"'{shown(file)}' does not fit its own network: {one_line(str(error), 400)}") from error
-    return policy.to(device).eval(), own, facts
+    return policy.to(device).eval(), spec, facts

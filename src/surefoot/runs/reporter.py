@@ -174,9 +174,9 @@ class Reporter(Callback):
         moments = torch.stack([m for x in (returns.double(), error.double()) for m in (x.mean(), x.square().mean())])
         mean, square, error_mean, error_square = self.ranks.all_reduce_mean(moments).tolist()
         score = self.evaluate(state, len(rollout.reward) * self.cfg.num_envs)
-        own = [self.call(name, metric, rollout, state) for name, metric in self.hooks.metrics.items()]
-        if own:
-            own = self.ranks.all_reduce_mean(torch.tensor(own, dtype=torch.float64)).tolist()
+        hook_metrics = [self.call(name, metric, rollout, state) for name, metric in self.hooks.metrics.items()]
+        if hook_metrics:
+            hook_metrics = self.ranks.all_reduce_mean(torch.tensor(hook_metrics, dtype=torch.float64)).tolist()
         if self.metrics is None:
             return
         spent, self.shown = now - self.shown, now
@@ -205,7 +205,7 @@ class Reporter(Callback):
         if state.kl_coef:
             row["kl_coef"] = state.kl_coef
         row |= {name: float(metrics[:, i].mean()) for i, name in enumerate(METRIC_NAMES)}
-        row |= dict(zip(self.hooks.metrics, own, strict=True))
+        row |= dict(zip(self.hooks.metrics, hook_metrics, strict=True))
         self.metrics.add(row)
         if self.hooks.stop is not None and not self.fault:
             self.ended = self.call("stop", self.hooks.stop, dict(row)) > 0

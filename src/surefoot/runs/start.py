@@ -90,24 +90,24 @@ def start(
         run_dir = absolute(run_dir)
         require_no_link(run_dir)
         require_ours(run_dir)
-    own: Any = cfg.objective if isinstance(cfg.objective, GivenObjective) else None
-    if own:
-        require_lawful(own)
-    found = checkpoints(run_dir) if run_dir else []
+    objective: Any = cfg.objective if isinstance(cfg.objective, GivenObjective) else None
+    if objective:
+        require_lawful(objective)
+    saved = checkpoints(run_dir) if run_dir else []
     alone = isinstance(cfg.network, MLP)  # one process updates an MLP faster than several that synchronise
-    count = choose_ranks(world() or ranks or ranks_of(found, cfg.num_envs) or int(alone), cfg.num_envs)
+    count = choose_ranks(world() or ranks or ranks_of(saved, cfg.num_envs) or int(alone), cfg.num_envs)
     known, hooks = None if is_local(cfg.env) else registration(cfg.env), hooks or Hooks()
-    given_here = own is not None and own.address() is None
+    given_here = objective is not None and objective.address() is None
     if (known is None or hooks.names() is None or given_here) and (count > 1 or ray) and not world():
         what, cure = f"'{getattr(cfg.env, 'id', '')}' can be made", "name module:function"
         if known is not None:
-            which = f"the objective {own.name}" if given_here else "a function of stop or metrics"
+            which = f"the objective {objective.name}" if given_here else "a function of stop or metrics"
             what, cure = f"{which} can be called", "take it from a module"
         if ranks > 1 or ray:
             raise UserError(f"{what} in this process alone: for more ranks {cure}")
         note(f"{what} in this process alone, so the run takes one rank; for more {cure}")
         count = 1
-    if run_dir and not resuming and (found or (run_dir / "config.json").exists()):
+    if run_dir and not resuming and (saved or (run_dir / "config.json").exists()):
         require_same_config(cfg, run_dir)
     given, run_dir = run_dir, run_dir or new_dir(cfg.task)
     progress = Progress(quiet or rank_and_world()[0] > 0)
@@ -119,7 +119,7 @@ def start(
             if not ray and (count == 1 or world()):
                 stopped = run_here(cfg, run_dir, source, quiet, started, hooks)
             else:
-                paths, address = [os.path.abspath(path) for path in sys.path], own and own.address()
+                paths, address = [os.path.abspath(path) for path in sys.path], objective and objective.address()
                 about = [quiet, 0 if ray else started, sys.argv, hooks.names(), address, known, paths]
                 order = json.dumps(
                     [cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about]
@@ -131,8 +131,8 @@ def start(
                 how = count, cfg.num_envs // count, cfg.timeout
                 stopped = launch([*command, order], *how, f"{cfg.task}: starting {count} ranks")
     except KeyboardInterrupt:
-        if saved := resume_hint(run_dir):
-            note(saved)
+        if hint := resume_hint(run_dir):
+            note(hint)
         raise
     except (OSError, Fault) as error:
         fault = unwritable(error, run_dir) if isinstance(error, OSError) else error
@@ -208,12 +208,12 @@ def start_seeds(
         if not finished and run_dir.exists():
             note(f"all seeds go on with the same command and --run-dir {shlex.quote(shown(run_dir))}")
     facts: dict[str, Any] = {"task": cfg.task, "seeds": list(numbers), **scores}
-    for name, found in scores.items():
-        if found:
-            low, mean, high = min(found), statistics.fmean(found), max(found)
-            facts |= {f"{name}_mean": mean, f"{name}_deviation": statistics.pstdev(found)}
+    for name, values in scores.items():
+        if values:
+            low, mean, high = min(values), statistics.fmean(values), max(values)
+            facts |= {f"{name}_mean": mean, f"{name}_deviation": statistics.pstdev(values)}
             if not quiet:
-                what = f"{name.replace('_', ' ')}, {len(found)} seeds"
+                what = f"{name.replace('_', ' ')}, {len(values)} seeds"
                 print(f"{what}: mean {mean:.2f}, from {low:.2f} to {high:.2f}", file=out())
     replace_file(run_dir / "seeds.json", json.dumps(facts, indent=1).encode())
     return run_dir, True
@@ -231,9 +231,9 @@ def require_our_summary(run_dir: Path) -> None:
         raise UserError(f"{mine}: choose another --run-dir")
 
 
-def ranks_of(found: list[Path], num_envs: int) -> int:
+def ranks_of(saved: list[Path], num_envs: int) -> int:
     """How many ranks wrote the newest readable checkpoint; 0 if there is none, or too few cores for so many."""
-    for checkpoint in reversed(found):
+    for checkpoint in reversed(saved):
         with suppress(*DAMAGE):
             count = int(read_state(checkpoint)["ranks"])
             return count if 0 < count <= usable_cores() and num_envs % count == 0 else 0

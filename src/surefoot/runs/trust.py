@@ -103,9 +103,9 @@ def user_key() -> bytes:
         return folder.read("key", 32)
 
 
-def private(found: os.stat_result) -> None:
+def private(status: os.stat_result) -> None:
     """Raise ValueError where others than this user may read or write."""
-    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077):
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077):
         raise ValueError("others have access to it")
 
 

@@ -57,8 +57,8 @@ def video(
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"'{shown(out)}' must end in .mp4 or .gif")
     with naming_what_fails("constructor"):
-        policy, own, _ = load_policy(source, env=env, trust=trust)
-        game = make(env or own, render=True)
+        policy, trained_in, _ = load_policy(source, env=env, trust=trust)
+        game = make(env or trained_in, render=True)
     every, fps = speed(game, out.suffix, every)
     values: list[float] = []
     bound = f" of at most {max_steps:,}" if max_steps else " (--max-steps ends it)"

@@ -119,9 +119,9 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
-        task, theirs, own = facts["task"], facts["memory"]["type"], type(cfg.memory).__name__
-        if theirs != own:
-            what = f"the policy in '{source}' has memory {theirs}, this run's {own}"
+        task, theirs, here = facts["task"], facts["memory"]["type"], type(cfg.memory).__name__
+        if theirs != here:
+            what = f"the policy in '{source}' has memory {theirs}, this run's {here}"
             raise UserError(
                 f"{what}: train with memory:{kebab(theirs)} (memory={theirs}()), or without --from"
             ) from error
@@ -132,9 +132,9 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float
 
 def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
     """Restore the newest checkpoint, if there is one; make sure that all ranks begin with the same parameters."""
-    found = newest(run_dir)
-    require_equal(found, run_dir, ranks)
-    if found >= 0:
+    latest = newest(run_dir)
+    require_equal(latest, run_dir, ranks)
+    if latest >= 0:
         before, now = (history(run_dir) or [{}])[-1], machine()
         changed = [what for what in ("versions", "cpu", "bf16_units") if before.get(what) != now[what]]
         if changed and ranks.rank == 0:
@@ -272,14 +272,14 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
 def obey(order: str, listen: Callable[[Reporter], None] = lambda _: None) -> int:
     """Run the rank of a run that `runs.start` has described; returns as `run` does. Raises UserError."""
-    config, where, typed, origin, silent, began, sys.argv, named, own, known, paths = json.loads(order)
+    config, where, typed, origin, silent, began, sys.argv, named, objective_address, known, paths = json.loads(order)
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]  # as its launcher finds modules
     run_dir, source = absolute(where, typed), Path(origin) if origin else None
     try:
         with guarded():
             register(known)
             cfg = Config.from_json(config)
-            objective: Any = GivenObjective.at_address(*own) if own else cfg.objective
+            objective: Any = GivenObjective.at_address(*objective_address) if objective_address else cfg.objective
             how = run_dir, source, silent, began or perf_counter(), Hooks.named(named), listen
             return run(replace(cfg, objective=objective), *how)
     except OSError as error:
