@@ -157,6 +157,9 @@ def test_options_reach_the_config_in_any_order() -> None:
     assert other.config.objective == Surrogate()
     penalty = parse(["train", "cartpole", "objective:spo", "kl-penalty:adaptive-penalty", "--kl-penalty.initial", "2"])
     assert (penalty.config.objective, penalty.config.kl_penalty) == (SPO(), AdaptivePenalty(initial=2.0))
+    negated = parse(["train", "reinforce", "--network.no-critic", "--env.no-settle", "--advantage.gamma", "0.9"]).config
+    assert (negated.network.critic, negated.env.settle, negated.advantage.gamma) == (False, False, 0.9)
+    assert not parse(["train", "pong", "network:mlp", "--network.no-running"]).config.network.running
 
 
 def test_help_imports_neither_torch_nor_numpy() -> None:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 import surefoot
-from surefoot.commands.complaints import following, number, sentence, timeout_in
+from surefoot.commands.complaints import following, number, sentence, timeout_in, with_choices
 from surefoot.commands.completion import Shell, script
 from surefoot.commands.exits import WITH_ENVIRONMENTS, exit_code, supervised
 from surefoot.commands.lessons import LessonCommand, watched
@@ -272,8 +272,7 @@ def parse(args: Sequence[str]) -> Command:
         near = difflib.get_close_matches(args[0], COMMANDS, 1) if args else []
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise UserError(f"there is no command '{args[0] if args else ''}': {hint}")
-    name, rest = args[0], list(args[1:])
-    default: dict[str, Any] = {}
+    name, rest, default = args[0], list(args[1:]), dict[str, Any]()
     if name in TAKES_TASK:
         if not rest:
             raise UserError(f"{name} needs a task: one of {', '.join(PRESETS)}, or a Gymnasium id")
@@ -284,7 +283,8 @@ def parse(args: Sequence[str]) -> Command:
             task = read_preset(Path(task))
         kwargs, wrappers = (following(rest, f"--env.{field}") for field in ("kwargs", "wrappers"))
         how: Any = [text for text in kwargs if "=" in text], wrappers, number(rest, "--num-envs")
-        default = {"default": TAKES_TASK[name](find(task, *how, **timeout_in(rest)))}
+        config = find(task, *how, **timeout_in(rest))
+        default, rest = {"default": TAKES_TASK[name](config)}, with_choices(rest, config)
     for i in [i for i, word in enumerate(rest) if word == "--ray" and (rest[i + 1 : i + 2] or ["-"])[0][0:1] == "-"]:
         rest[i] = "--ray=local"
     complaint = io.StringIO()

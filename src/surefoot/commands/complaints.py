@@ -55,6 +55,18 @@ def following(args: Sequence[str], option: str) -> list[str]:
     return list(itertools.takewhile(lambda text: not text.startswith("--"), given))
 
 
+def with_choices(args: Sequence[str], config: Config) -> list[str]:
+    """The arguments, with the part that is chosen before `--PART.no-NAME`: tyro knows that only after a choice."""
+    words = list[str]()
+    for word in args:
+        part = word.removeprefix("--").partition(".no-")[0]
+        chosen = getattr(config, part.replace("-", "_"), None)
+        if ".no-" in word and chosen and not any(w.startswith(f"{part}:") for w in (*words, *args)):
+            words.append(f"{part}:" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(chosen).__name__).lower())
+        words.append(word)
+    return words
+
+
 def timeout_in(args: Sequence[str]) -> dict[str, Any]:
     """`--timeout`, which holds for a first look at the environment too, before the options are known."""
     for word, after in itertools.pairwise([*args, ""]):
