@@ -40,6 +40,8 @@ MINIBATCHES = (
 SAVED = "test_memory.py::test_a_checkpoint_holds_the_memory"
 EVALUATED = "test_memory.py::test_an_evaluation_is_the_same_whatever_is_played_beside_it"
 PENALTY = "test_update.py::test_the_penaltys_coefficient_follows_the_divergence_of_all_transitions"
+CUT = "test_stragglers.py::test_what_a_cut_rollout_teaches_is_what_a_shorter_one_teaches"
+NUMBERS = "test_vector.py::test_the_numbers_in_those_rows_change_nothing"
 TWO_RANKS = "test_tasks.py::test_normalised_by_two_ranks_is_normalised_by_one"
 
 
@@ -216,6 +218,13 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("env + t + 0.5)", "env + t - 0.5)", SEES),
         ("order[begins]).to(self.memory", "order[begins] + self.value.shape[1]).to(self.memory", SEES),
     ],
+    # a rollout that was cut, beside others that were not
+    ("algorithm/rollout.py", CUT): [
+        ('rows["truncated"][length - 1] = ~self.terminated[-1]', "pass"),
+        ('rows["valid"][length:] = False, True, False', 'rows["valid"][length:] = False, True, True'),
+        ("4 * played >= num_steps", "2 * played > num_steps"),
+    ],
+    ("algorithm/running_stats.py", CUT): [("rollout.valid.sum(0).cpu()", "torch.full((n,), num_steps)", NUMBERS)],
     ("models/actor.py", SUCCESSOR): [
         ("self.after[t][n] for t, n", "self.memory[t][n] for t, n"),
         ("self.after[t][n] for t, n", "self.memory[t + 1][n] for t, n"),
@@ -309,7 +318,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("update(state, batch, annealed_cfg, learner_group)", "update(state, batch, cfg, learner_group)"),
         ("update_metrics(updates, state, annealed_cfg,", "update_metrics(updates, state, cfg,"),
         ("state.advantage_std = advantage_std", "advantage_std = state.advantage_std"),
-        ("len(rollout.reward) * cfg.num_envs", "len(rollout.reward)"),
+        ("rollout.reward.numel(), rollout.episodes", "len(rollout.reward), rollout.episodes"),
         ("state.update_ema(cfg.ema_decay)", "state.update_ema(0.0)"),
     ],
     ("algorithm/fast_paths.py", TWIN): [

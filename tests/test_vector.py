@@ -220,6 +220,7 @@ def test_the_numbers_in_those_rows_change_nothing(normalize: Any, network: Any) 
         seen.append(update_metrics(updates, state, cfg, Alone()))
         assert torch.allclose(seen[-1], torch.cat([update_metrics([one], state, cfg, Alone()) for one in updates]))
         update_running_stats(state, rollout, cfg, Alone())
+        assert state.return_moments[0] == int(rollout.valid.sum())
         seen.append(torch.tensor(state.return_moments))
         seen += [x.clone() for x in state.policy.state_dict().values()]
         results.append(seen)

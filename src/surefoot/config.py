@@ -94,6 +94,8 @@ class Config:
     """stop training when the mean score of the last 100 episodes reaches this"""
     save_every: float = 60.0
     """seconds between checkpoints"""
+    sync_fraction: float = 1.0
+    """slow ranks cut a rollout once this share of the ranks has played it (DD-PPO); 1: never, and a seed is one run"""
     env_restarts: int = 0
     """environments that crash are recreated, at most this many times until the run ends or is resumed"""
     skip_updates: int = 0
@@ -145,6 +147,9 @@ class Config:
             require(rate != "AdaptiveRate", "learning_rate", rate, f"FixedRate or LinearRate: AdaptiveRate steers {kl}")
             require(self.target_kl == math.inf, "target_kl", self.target_kl, f"inf: it stops at {kl}")
         require(not (self.from_reset and self.recompute), "recompute", True, "off with from_reset")
+        require(0 < self.sync_fraction <= 1, "sync_fraction", self.sync_fraction, "above 0, at most 1")
+        whole = self.sync_fraction == 1 or not self.from_reset
+        require(whole, "sync_fraction", self.sync_fraction, "1 with from_reset")
         require(not (self.from_reset and self.env_restarts), "env_restarts", self.env_restarts, "0 with from_reset")
         self._check_minibatches()
         if isinstance(self.memory, Unit):

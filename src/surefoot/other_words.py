@@ -54,6 +54,9 @@ LIBRARIES = {
         max_grad_norm=max_grad_norm empirical_normalization=network.running
         actor_obs_normalization=network.running init_noise_std=network.std
         rnn_hidden_dim=memory.units rnn_hidden_size=memory.units""",
+    "Habitat": """num_environments=num_envs num_steps=num_steps num_mini_batch=minibatch_size ppo_epoch=num_epochs
+        lr=learning_rate.initial clip_param=objective.clip_range entropy_coef=entropy.coef value_loss_coef=value_coef
+        max_grad_norm=max_grad_norm gamma=advantage.gamma tau=advantage.gae_lambda sync_frac=sync_fraction""",
     "surefoot before": """games=num_envs horizon=num_steps minibatch=minibatch_size epochs=num_epochs max_kl=target_kl
         rate.learning_rate=learning_rate.initial rate.target_kl=learning_rate.desired_kl
         rate.end_factor=learning_rate.end_factor rate.cap=learning_rate.cap rate.floor=learning_rate.floor
@@ -73,6 +76,7 @@ FORMULAS = {
     "target_kl": "target_kl, but 1.5 x target_kl for Stable-Baselines3",
     "num_minibatches": "num_envs x num_steps / num_minibatches",
     "num_mini_batches": "num_envs x num_steps / num_mini_batches",
+    "num_mini_batch": "num_envs x num_steps / num_mini_batch",
     "step_per_collect": "step_per_collect / num_envs",
     "collection_step_num_env_steps": "collection_step_num_env_steps / num_envs",
     "train_batch_size": "train_batch_size / num_envs",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 MIN_SHARE = 128  # samples of a minibatch: fewer take an MLP nearly as long
+LOOKS = 32  # times in a rollout that a rank asks whether to cut it, since an answer over sockets takes time
 
 
 @dataclass
@@ -108,37 +110,61 @@ class Rollout:
         rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "bootstrap_obs")) for k in local}
         return replace(self, **rows)
 
+    def rows(self) -> dict[str, Any]:
+        """The tensors that have a row for each step."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and not k.startswith("bootstrap")}
+
     def cut(self, length: int, indices: range) -> Rollout:
         """The first `length` steps, as trajectories of the environments `indices` that all ended there."""
-        changes = {f.name: getattr(self, f.name) for f in fields(self)}
-        rows = {k: v[:length] for k, v in changes.items() if isinstance(v, Tensor) and not k.startswith("bootstrap")}
-        shorter = Rollout(**changes | rows)
+        shorter = replace(self, **{k: v[:length] for k, v in self.rows().items()})
         shorter.truncated = shorter.truncated.clone()
         shorter.truncated[-1] = ~shorter.terminated[-1]
         scores = shorter.reward.sum(0).tolist()
         shorter.episodes = [Episode(n, score, length) for n, score in zip(indices, scores, strict=True)]
         return shorter
 
+    def padded(self, num_steps: int) -> Rollout:
+        """With rows up to `num_steps` that are no transitions, after those played; `valid` tells which are which.
+
+        Where the rollout was cut is a truncation: the future is worth V of the observation there.
+        """
+        length, more = len(self.reward), num_steps - len(self.reward)
+        rows = {"valid": torch.ones_like(self.terminated)} | self.rows()
+        rows = {k: torch.cat((v, v[-1:].expand(more, *v.shape[1:]))) for k, v in rows.items()}  # repeats the last
+        if more:
+            rows["truncated"][length - 1] = ~self.terminated[-1]
+            rows["truncated"][length:], rows["terminated"][length:], rows["valid"][length:] = False, True, False
+        return replace(self, **rows)
+
 
 def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback) -> Rollout | None:
     """The next rollout, on all ranks; None where a signal or a fault has broken it off on any of them.
 
-    `state.env_snapshot` then still is where it began.
+    `state.env_snapshot` then still is where it began. With `cfg.sync_fraction` below 1 ranks that are slow have shorter
+    ones: at least a quarter of the steps. Source: Wijmans et al. 2020 (DD-PPO), section 3.
     """
-    shape = state.num_steps(cfg), cfg.num_envs, *state.policy.noise_shape
+    num_steps = state.num_steps(cfg)
+    shape = num_steps, cfg.num_envs, *state.policy.noise_shape
     noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, ranks.columns(cfg.num_envs)]
-    episode = state.iteration if cfg.from_reset else None
+    episode, preempt = state.iteration if cfg.from_reset else None, cfg.sync_fraction < 1
     rollout, cause = None, None
+
+    def is_cut(played: int) -> bool:
+        return 4 * played >= num_steps and played % max(1, num_steps // LOOKS) == 0 and ranks.is_cut(state.iteration)
+
     try:
         with callback.collecting():
-            rollout = collect(state.policy, state.envs, torch.from_numpy(noise).to(cfg.device), episode, state.memory)
+            uniform = torch.from_numpy(noise).to(cfg.device)
+            rollout = collect(state.policy, state.envs, uniform, episode, state.memory, is_cut if preempt else None)
     except (Interrupted, Fault) as error:
         cause = error
+    if preempt and rollout is not None and len(rollout.reward) == num_steps:
+        ranks.finish_rollout(state.iteration, cfg.sync_fraction)
     length = ranks.all_reduce_min(0 if rollout is None else len(rollout.reward))
     if rollout is None or length == 0:
         callback.on_dropped_rollout(cause)
         return None
-    if length < len(rollout.reward):  # from_reset: all ranks' environments stop where the first of them ended
+    if cfg.from_reset and length < len(rollout.reward):  # all ranks' environments stop where the first of them ended
         return rollout.cut(length, state.envs.indices)
     return rollout
 
@@ -149,6 +175,8 @@ def gather_if_small(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -
     Each rank computes its share of every minibatch. But a small share of an MLP's takes as long as the whole, without a
     memory: then every rank learns from all environments by itself, all alike.
     """
+    if cfg.sync_fraction < 1:
+        rollout = rollout.padded(state.num_steps(cfg))
     minibatch_size = cfg.minibatch_size or cfg.num_envs * len(rollout.reward)
     small = state.policy.hidden and state.policy.memory is None and minibatch_size < ranks.count * MIN_SHARE
     if ranks.count > 1 and small:
@@ -166,13 +194,19 @@ def next_values(value: Tensor, bootstrap_value: Tensor, index: Tensor, terminate
 
 @torch.no_grad()
 def collect(
-    policy: Policy, envs: EnvVector, noise: Tensor, episode: int | None = None, memory: Tensor | None = None
+    policy: Policy,
+    envs: EnvVector,
+    noise: Tensor,
+    episode: int | None = None,
+    memory: Tensor | None = None,
+    is_cut: Callable[[int], bool] | None = None,
 ) -> Rollout:
     """Act for len(noise) steps in every environment, from where they are.
 
     `noise` [T, N] uniform in [0, 1): one number decides one action; [T, N, K] where an action takes K of them.
     `episode`: the lesson's way: all environments begin this episode, and all stop where the first one ends.
     `memory` [N, M]: what the policy remembers of the episodes so far; None: nothing.
+    `is_cut`: whether to stop after so many steps.
     """
     start = perf_counter()
     num_steps, n = noise.shape[:2]
@@ -207,7 +241,7 @@ def collect(
         if valid is not None:
             valid[t, step.skipped], terminated[t, step.skipped] = False, True  # nothing flows over these rows
         finals |= {(t, i): final for i, final in step.final.items() if step.truncated[i] and not step.terminated[i]}
-        if episode is not None and step.final:
+        if (episode is not None and step.final) or (is_cut is not None and is_cut(t + 1)):
             break
     length = t + 1
     bootstrap = {(length - 1, i): last for i, last in enumerate(obs[length])} | finals

@@ -55,8 +55,8 @@ def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ran
     """Take a rollout, this rank's, that has been learned from into the running statistics; adapt the KL penalty."""
     adapt_penalty(state, rollout, cfg, ranks)
     num_steps, n = rollout.reward.shape
-    valid = rollout.valid_of_all_envs(ranks)
-    counts = [num_steps] * (n * ranks.count) if valid is None else valid.sum(0).tolist()
+    rows = torch.full((n,), num_steps) if rollout.valid is None else rollout.valid.sum(0).cpu()
+    counts = ranks.gather_columns(rows[None])[0].tolist()  # ranks whose rollouts were cut have fewer
     for layer in state.policy.modules():
         if isinstance(layer, VectorEncoder) and (norm := layer.moments) is not None:
             x = layer.numbers(rollout.obs.flatten(0, 1)).view(num_steps, n, -1)

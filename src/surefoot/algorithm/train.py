@@ -62,11 +62,12 @@ def finish_iteration(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) 
     update_running_stats(state, rollout, cfg, ranks)
     state.memory = None if rollout.memory is None else rollout.memory[-1]
     state.snapshot_envs()
-    state.steps += len(rollout.reward) * cfg.num_envs
     state.iteration += 1
     state.update_ema(cfg.ema_decay)
-    parts = ranks.all_gather_bytes(json.dumps(rollout.episodes).encode())
-    episodes = sorted((Episode(*e) for part in parts for e in json.loads(part)), key=lambda e: (e.at, e.env))
+    told = ranks.all_gather_bytes(json.dumps([rollout.reward.numel(), rollout.episodes]).encode())
+    steps, parts = zip(*map(json.loads, told), strict=True)
+    episodes = sorted((Episode(*e) for part in parts for e in part), key=lambda e: (e.at, e.env))
+    state.steps += sum(steps)
     state.episodes += len(episodes)
     state.recent_episodes.extend(episodes)
     return episodes

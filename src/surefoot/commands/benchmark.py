@@ -99,7 +99,7 @@ def measure(cfg: Config, seconds: float) -> Speed:
     class Stopwatch(Callback):
         """Measures each stage, and the whole, for `seconds` after the first iterations."""
 
-        begun, ended, steps, env_s, act_s, learn_s = float("inf"), 0.0, 0.0, 0.0, 0.0, 0.0
+        begun, ended, steps, first, env_s, act_s, learn_s = float("inf"), 0.0, 0, 0, 0.0, 0.0, 0.0
 
         def should_stop(self, state: State) -> bool:
             return perf_counter() - self.begun >= seconds and self.steps > 0
@@ -107,9 +107,9 @@ def measure(cfg: Config, seconds: float) -> Speed:
         def on_iteration(self, state: State, rollout: Rollout, returns: Any, metrics: Any, learn_s: float) -> None:
             self.ended = perf_counter()
             if state.iteration <= WARM_UP:
-                self.begun = self.ended
+                self.begun, self.first = self.ended, state.steps
                 return
-            self.steps += len(rollout.reward)
+            self.steps = state.steps - self.first
             self.env_s, self.act_s = self.env_s + rollout.env_s, self.act_s + rollout.act_s
             self.learn_s += learn_s
 
@@ -127,7 +127,7 @@ def measure(cfg: Config, seconds: float) -> Speed:
     after = bare(cfg.env, seconds / 4)
     alone = float(ranks.all_reduce_mean(torch.tensor([before, after], dtype=torch.float64)).mean())
     spent = (watch.env_s, watch.act_s, watch.learn_s, watch.ended - watch.begun)
-    rates = (alone * ranks.count, *(watch.steps * cfg.num_envs / max(s, 1e-9) for s in spent))
+    rates = (alone * ranks.count, *(watch.steps / max(s, 1e-9) for s in spent))
     return Speed(ranks.count, *(round(rate, 1) for rate in rates))
 
 

@@ -32,8 +32,9 @@ Array = Any
 class Ranks(ABC):
     """The processes that run the same loop, as one of them sees them.
 
-    Except for `columns` and `local_columns` all ranks call the same methods in the same order, with messages of the
-    same shape and type. All get the same bits. Raises RuntimeError where another rank has ended or does not come.
+    Except for `columns`, `local_columns`, `finish_rollout` and `is_cut` all ranks call the same methods in the same
+    order, with messages of the same shape and type. All get the same bits. Raises RuntimeError where another rank has
+    ended or does not come.
     """
 
     def __init__(self, rank: int = 0, count: int = 1, timeout: float = math.inf) -> None:
@@ -61,6 +62,14 @@ class Ranks(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Wait until all ranks are here."""
+
+    def finish_rollout(self, iteration: int, share: float) -> None:
+        """Tell the others that this rank has played its rollout; once `share` of all ranks have, they cut theirs."""
+        return
+
+    def is_cut(self, iteration: int) -> bool:
+        """Whether enough ranks have played their rollout for the others to cut theirs; asked by one rank alone."""
+        return False
 
     def alloc_shared(self, rows: int, row: Tensor) -> Tensor:
         """Zeros for rows of parameters and one row for each rank's gradient [rows + ranks, P], shared by all ranks.
@@ -155,6 +164,18 @@ class Gloo(Ranks):
 
     def barrier(self) -> None:
         self.all_gather(torch.zeros(1))
+
+    def finish_rollout(self, iteration: int, share: float) -> None:
+        if self.store.add(f"finished/{iteration}", 1) == math.ceil(share * self.count - 1e-9):
+            self.store.set(f"cut/{iteration}", b"")
+
+    def is_cut(self, iteration: int) -> bool:
+        return bool(self.store.check([f"cut/{iteration}"]))
+
+    @property
+    def store(self) -> Any:
+        """Where the ranks have met: a file's or torchrun's, which answers without waiting for anybody."""
+        return dist.distributed_c10d._get_default_store()
 
 
 class SharedMemory(Gloo):

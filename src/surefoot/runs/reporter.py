@@ -63,7 +63,7 @@ class Reporter(Callback):
         """how many iterations in a row have learned nothing"""
         self.state, self.before, self.started = state, state.seconds, started
         self.saved = self.shown = perf_counter()
-        self.sent = 0
+        self.sent, self.steps = 0, state.steps
         self.progress = Progress(quiet)
         self.progress.last = self.saved  # a line has just said what begins
         tried = [row.get("evaluation") for row in read(run_dir) if row["step"] <= state.steps] if not ranks.rank else []
@@ -73,7 +73,7 @@ class Reporter(Callback):
 
     def should_stop(self, state: State) -> bool:
         """Whether the run is over: planned end, time limit, score reached, or asked to stop."""
-        self.sent = self.ranks.sent  # before this iteration
+        self.sent, self.steps = self.ranks.sent, state.steps  # before this iteration
         full = len(state.recent_episodes) == state.recent_episodes.maxlen and state.mean_score() >= self.cfg.stop_at
         over = state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
         return self.stop or self.ended or full or over
@@ -173,7 +173,8 @@ class Reporter(Callback):
             returns, error = returns[rollout.valid], error[rollout.valid]
         moments = torch.stack([m for x in (returns.double(), error.double()) for m in (x.mean(), x.square().mean())])
         mean, square, error_mean, error_square = self.ranks.all_reduce_mean(moments).tolist()
-        score = self.evaluate(state, len(rollout.reward) * self.cfg.num_envs)
+        played = state.steps - self.steps
+        score = self.evaluate(state, played)
         hook_metrics = [self.call(name, metric, rollout, state) for name, metric in self.hooks.metrics.items()]
         if hook_metrics:
             hook_metrics = self.ranks.all_reduce_mean(torch.tensor(hook_metrics, dtype=torch.float64)).tolist()
@@ -193,7 +194,7 @@ class Reporter(Callback):
             "return_iteration": sum(scores) / len(scores) if scores else float("nan"),
             "length_mean": sum(lengths) / len(lengths) if lengths else float("nan"),
             "evaluation": score,
-            "steps_per_second": round(len(rollout.reward) * self.cfg.num_envs / spent, 1),
+            "steps_per_second": round(played / spent, 1),
             "env_s": round(rollout.env_s, 4),
             "act_s": round(rollout.act_s, 4),
             "learn_s": round(learn_s, 4),
