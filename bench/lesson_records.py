@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from surefoot.lesson.ladder_rungs import frames_per_step
+from surefoot.presets import PRESETS
 from surefoot.runs.metrics import Row
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,7 @@ def columns(name: str) -> dict[str, list[float | None]]:
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     found = {
-        name: [curve(path, ("return_mean",), 4) for path in sorted(RECORDS.glob(pattern))]
+        name: [curve(path, ("return_mean",), frames_per_step(PRESETS[name])) for path in sorted(RECORDS.glob(pattern))]
         for name, pattern in PONG.items()
     }
     (OUT / "pong.json").write_text(json.dumps(found) + "\n")

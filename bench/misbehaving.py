@@ -278,10 +278,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a page."""
     ended, faults = sum(row["code"] == 0 for row in rows), sum(row["code"] == 1 for row in rows)
     hung, tracebacks = sum(row["code"] == 124 for row in rows), sum(row["traceback"] for row in rows)
+    rest = len(rows) - ended - faults - hung
     lines = [
         "# Environments that misbehave\n",
         f"{len(rows)} environments with one thing wrong each, by `bench/misbehaving.py`: {ended} were trained to",
-        f"the end, {faults} ended as a fault in a sentence, {hung} hung, {tracebacks} showed a traceback. *Same*:",
+        f"the end, {faults} ended as a fault in a sentence (exit code 1), {rest} in another way that the table shows,",
+        f"{hung} hung, {tracebacks} showed a traceback. *Same*:",
         "trained by halves and resumed, the policy is the same to the byte. Most misbehave in the 60th step. Seconds",
         "are those of the whole command, with the start of Python, at a timeout of 5 s.\n",
         "Steps are counted from the start of a process, so a reward of 1e38 comes again after a resume: another run.\n",

@@ -14,6 +14,7 @@ from surefoot.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LESSON = sorted((ROOT / "src" / "surefoot" / "lesson" / "pages").glob("*.md"))
 NOTHING = ("doctor", "lesson", "ladder")  # commands that can stand alone
 
 
@@ -48,7 +49,7 @@ def test_every_command_and_rung_is_on_a_page() -> None:
 
 def shown_commands() -> list[str]:
     """Every `surefoot ...` that a page shows, in a block or within a sentence."""
-    texts = [page.read_text() for page in PAGES if page.name not in ("log.md", "CHANGELOG.md")]
+    texts = [page.read_text() for page in (*PAGES, *LESSON) if page.name not in ("log.md", "CHANGELOG.md")]
     lines = [line for text in texts for line in re.findall(r"^    (surefoot .*)", text, re.MULTILINE)]
     lines += [" ".join(words.split()) for text in texts for words in re.findall(r"`(surefoot [^`]+)`", text)]
     return sorted({re.split(r" #| >", line)[0].strip() for line in lines})

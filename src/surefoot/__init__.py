@@ -1,6 +1,6 @@
 """surefoot: policy gradients that climb without falling off the cliff.
 
-A function for each command; heavy modules are imported when it is called:
+A function for each command that trains, measures or writes something; heavy modules are imported when it is called:
 
     import surefoot
     run = surefoot.train("pong", seed=1, total_steps=1_000_000)
@@ -160,7 +160,8 @@ def resume(
     objective: Callable[..., Any] | None = None,
     **end: Any,
 ) -> Run:
-    """Continue a run; `end` may change total_steps, total_iterations, max_seconds, stop_at.
+    """Continue a run; `end` may change where it ends (total_steps, total_iterations, max_seconds, stop_at), device,
+    save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes, eval_envs, eval_max_steps.
 
     `trust`: run the code that its files name, although it was not begun by this user in this directory; `stop`,
     `metrics`, `track`: as for `train` (without `track` the tracker that has recorded it goes on); `objective`: the

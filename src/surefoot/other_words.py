@@ -72,7 +72,7 @@ WORDS = {name: dict(pair.split("=") for pair in text.split()) for name, text in 
 OPTIONS = {word: option for words in WORDS.values() for word, option in words.items()}
 FORMULAS = {
     "vf_coef": "vf_coef, but half of it for CleanRL, whose squared error has a factor 0.5",
-    "critic_coef": "critic_coef / 2",
+    "critic_coef": "critic_coef / 2, as rl_games halves the squared error",
     "target_kl": "target_kl, but 1.5 x target_kl for Stable-Baselines3",
     "num_minibatches": "num_envs x num_steps / num_minibatches",
     "num_mini_batches": "num_envs x num_steps / num_mini_batches",

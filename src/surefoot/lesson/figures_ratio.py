@@ -159,12 +159,12 @@ def clipped(width: int, epsilon: float, ratio: float) -> Drawn:
         term, steep = objective_gradient(clip, ratio, sign)
         marks = [
             Mark("band", [1 - epsilon, 1 + epsilon], None, "grey", "1 − ε to 1 + ε"),
-            Mark("line", grid, Surrogate()(grid.log(), zero, advantage), "a", "r A", dashed=True),
-            Mark("line", grid, clip(grid.log(), zero, advantage), "b", "min(r A, clip(r) A)"),
+            Mark("line", grid, Surrogate()(grid.log(), zero, advantage), "a", "ρ A", dashed=True),
+            Mark("line", grid, clip(grid.log(), zero, advantage), "b", "min(ρ A, clip(ρ) A)"),
             Mark("dots", [ratio], [term], "b"),
         ]
         half = half_of(width)
-        pictures.append(plot(marks, Axis("ratio r", 0.2, 2.0), Axis("objective", -2.1, 2.1), half, name, 260))
+        pictures.append(plot(marks, Axis("ratio ρ", 0.2, 2.0), Axis("objective", -2.1, 2.1), half, name, 260))
         values[f"objective, {name}"] = number(term)
         values[f"slope, {name}"] = number(steep)
         flat.append(steep == 0)
@@ -183,17 +183,13 @@ def trust(width: int, probability: float, epsilon: float, delta: float) -> Drawn
     grid = torch.linspace(0.005, 0.995, 397, dtype=torch.float64)
     old = Bernoulli(torch.full_like(grid, probability).logit())
     kl = Bernoulli(grid.logit()).kl_from(old)
-    inside, near = kl <= delta, ~is_clipped(grid / probability, epsilon).bool()
-
-    def extent(which: Tensor) -> tuple[float, float]:
-        return float(grid[which].min()), float(grid[which].max())
-
-    region: Any = extent(inside) if inside.any() else (probability, probability)
-    clip: Any = extent(near) if near.any() else (probability, probability)
+    inside = grid[kl <= delta]
+    region: Any = (float(inside.min()), float(inside.max())) if len(inside) else (probability, probability)
+    clip: Any = (probability * (1 - epsilon), min(1.0, probability * (1 + epsilon)))
     top = max(4 * delta, 0.02)
     marks = [
         Mark("area", region, ((0, 0), (top / 2, top / 2)), "a", "trust region, KL ≤ δ"),
-        Mark("area", clip, ((top / 2, top / 2), (top, top)), "b", "clip range, |r − 1| ≤ ε"),
+        Mark("area", clip, ((top / 2, top / 2), (top, top)), "b", "clip range, |ρ − 1| ≤ ε"),
         Mark("line", grid, kl, "c", "KL(old ‖ new)"),
         Mark("line", [0, 1], [delta, delta], "grey", "δ", dashed=True),
         Mark("rule", [probability], None, "d", "old probability"),
@@ -242,7 +238,7 @@ FIGURES = {
     "clipped": Figure(
         "One sample's term of the objective, for a good and for a bad action; slopes by automatic differentiation.",
         {
-            "ratio": Slider("ratio r = π'(a|s) / π(a|s)", 0.3, 1.9, 0.01, 1.3),
+            "ratio": Slider("ratio ρ = π'(a|s) / π(a|s)", 0.3, 1.9, 0.01, 1.3),
             "epsilon": Slider("clip range ε", 0.05, 0.6, 0.01, 0.2),
         },
         clipped,

@@ -175,7 +175,7 @@ FIGURES = {
     ),
     "pong": Figure(
         "Lines are means over the seeds, bands reach from the worst to the best seed. Read from our records.",
-        {"until": Slider("up to, in million frames", 0.2, 5.2, 0.2, 5.2)},
+        {"until": Slider("up to, in million frames", 0.2, 10.4, 0.2, 10.4)},
         pong,
     ),
 }

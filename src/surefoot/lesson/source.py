@@ -67,7 +67,7 @@ LOOP: list[tuple[str, Callable[..., Any], list[Note]]] = [
             Note(
                 "policy_loss = ", r"-J_t", "The objective is maximised, the loss minimised: hence the sign.", "clipped"
             ),
-            Note("value_loss = squared_error(", r"(V(s_t) - R_t)^2", "The critic learns what to expect.", "gae"),
+            Note("value_loss = squared_error(", r"(V(s_t) - \hat R_t)^2", "Its target: A plus the old V.", "gae"),
             Note(
                 "loss = policy_loss",
                 r"L_t = -J_t + c_v L_{V,t} - c_e H(\pi(\cdot \mid s_t)) + \beta\, \mathrm{KL}_t",
@@ -82,16 +82,19 @@ LOOP: list[tuple[str, Callable[..., Any], list[Note]]] = [
         [
             Note(
                 "ratio = ",
-                r"r_t = \frac{\pi'(a_t \mid s_t)}{\pi(a_t \mid s_t)}",
+                r"\rho_t = \frac{\pi'(a_t \mid s_t)}{\pi(a_t \mid s_t)}",
                 "A difference of logarithms: no division by tiny numbers.",
                 "importance",
             ),
             Note(
-                "clipped = ", r"\mathrm{clip}(r_t, 1 - \varepsilon, 1 + \varepsilon)", "No further than ε.", "clipped"
+                "clipped = ",
+                r"\mathrm{clip}(\rho_t, 1 - \varepsilon, 1 + \varepsilon)",
+                "No further than ε.",
+                "clipped",
             ),
             Note(
                 "minimum(",
-                r"J_t = \min\left(r_t A_t, \mathrm{clip}(r_t) A_t\right)",
+                r"J_t = \min\left(\rho_t A_t, \mathrm{clip}(\rho_t) A_t\right)",
                 "The more careful of the two.",
                 "clipped",
             ),
