@@ -74,6 +74,46 @@ def test_ranks_that_torchrun_starts_meet_at_its_address(monkeypatch: pytest.Monk
     assert [process.communicate(timeout=60)[0] for process in ranks] == ["0 5\n", "1 5\n"]
 
 
+@pytest.mark.long
+def test_gradients_sent_as_bfloat16_are_summed_in_single_precision_alike_on_all_ranks(tmp_path: Path) -> None:
+    program = """
+import os, sys, torch
+from surefoot.parallel.launch import die_with_launcher, exit_now
+from surefoot.parallel.ranks import join
+die_with_launcher()
+del os.environ["LOCAL_WORLD_SIZE"]
+ranks = join(bf16=True)
+gradient = torch.randn(1001, generator=torch.Generator().manual_seed(ranks.rank))
+ranks.reduce_gradient(gradient, 0.0)
+torch.save((gradient, ranks.sent), sys.argv[1] + f"/{ranks.rank}")
+exit_now(0)
+"""
+    assert launch([sys.executable, "-c", program, str(tmp_path)], 3, 1, 300.0) == 0
+    sent = [torch.randn(1001, generator=torch.Generator().manual_seed(rank)).bfloat16().float() for rank in range(3)]
+    want = torch.stack(sent).sum(0).bfloat16().float()
+    for rank in range(3):
+        gradient, size = torch.load(tmp_path / str(rank))
+        assert torch.equal(gradient, want)
+        assert size == 2 * 1002 + 8  # and the number beside it
+
+
+@pytest.mark.long
+def test_gradients_sent_as_bfloat16_halve_a_runs_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    sent = []
+    for options in ([], ["--bf16-compress"]):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        run_dir = tmp_path / f"run{len(options)}"
+        words = f"train cartpole --minibatch-size 256 --total-steps 512 --eval-episodes 0 --quiet --run-dir {run_dir}"
+        call = [sys.executable, "-m", "surefoot", *words.split(), *options]
+        ranks = [subprocess.Popen(call, env={**os.environ, **place, "RANK": rank}) for rank in "01"]
+        assert [process.wait(120) for process in ranks] == [0, 0]
+        sent.append([row["sent_bytes"] for row in read(run_dir)])
+    assert len(sent[0]) == len(sent[1]) > 0
+    assert all(0.5 <= half / whole < 0.6 for whole, half in zip(*sent, strict=True))
+
+
 def test_a_rank_that_is_gone_or_late_is_not_waited_for() -> None:
     shared = SharedMemory(0, 2, 10.0, torch.zeros(2 * LINE, dtype=torch.uint8))
     shared.pids[1] = os.getpid()

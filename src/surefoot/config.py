@@ -96,6 +96,8 @@ class Config:
     """seconds between checkpoints"""
     sync_fraction: float = 1.0
     """slow ranks cut a rollout once this share of the ranks has played it (DD-PPO); 1: never, and a seed is one run"""
+    bf16_compress: bool = False
+    """send gradients as bfloat16, in half the bytes, between ranks that share no memory (on several machines)"""
     env_restarts: int = 0
     """environments that crash are recreated, at most this many times until the run ends or is resumed"""
     skip_updates: int = 0

@@ -116,7 +116,7 @@ def measure(cfg: Config, seconds: float) -> Speed:
         def on_dropped_rollout(self, cause: BaseException | None) -> None:
             raise cause or Fault("another rank could not act")
 
-    ranks = join(cfg.timeout)
+    ranks = join(cfg.timeout, cfg.bf16_compress)
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
     ranks.barrier()  # all begin together

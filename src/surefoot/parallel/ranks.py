@@ -147,6 +147,9 @@ class Alone(Ranks):
 class Gloo(Ranks):
     """Ranks that exchange everything through torch.distributed's gloo, on one machine or several."""
 
+    bf16 = False
+    """gradients are sent as bfloat16"""
+
     def all_gather(self, numbers: Array) -> Tensor:
         mine = torch.as_tensor(numbers).contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.count)]
@@ -157,8 +160,12 @@ class Gloo(Ranks):
     def reduce_gradient(
         self, gradient: Array, number: float, gradients: Tensor | None = None, part: slice = slice(None)
     ) -> tuple[float, float]:
-        self.sent += gradient.nbytes
-        dist.all_reduce(torch.as_tensor(gradient))
+        tensor = torch.as_tensor(gradient)
+        if self.bf16:
+            self.sent += all_reduce_bf16(tensor, self.count)
+        else:
+            self.sent += tensor.nbytes
+            dist.all_reduce(tensor)
         number = float(self.all_gather(torch.tensor(number, dtype=torch.float64)).sum())
         return number, math.sqrt(gradient.dot(gradient))
 
@@ -269,6 +276,21 @@ class SharedMemory(Gloo):
             raise RuntimeError(f"rank {other} has not come for {waited:.0f} seconds")
 
 
+def all_reduce_bf16(numbers: Tensor, count: int) -> int:
+    """Replace numbers [P], in place, by their sum over `count` ranks; returns the bytes given to the others.
+
+    They travel as bfloat16, and each rank sums a part of them in single precision: a number is rounded when it is sent,
+    and its sum once more. gloo's own sum in bfloat16 is rounded after every rank.
+    """
+    half = numbers.new_zeros(count, -(-len(numbers) // count), dtype=torch.bfloat16, device="cpu")
+    half.view(-1)[: len(numbers)] = numbers
+    parts = torch.empty_like(half)
+    dist.all_to_all_single(parts, half)
+    dist.all_gather(list(half), parts.float().sum(0).bfloat16())
+    numbers.copy_(half.view(-1)[: len(numbers)])
+    return half.nbytes
+
+
 def map_shared(rank: int, size: int) -> Tensor | None:
     """So many bytes, zeros, that all ranks of one machine map; None, on all of them, where one cannot map them.
 
@@ -291,11 +313,12 @@ def map_shared(rank: int, size: int) -> Tensor | None:
     return memory if all_have else None
 
 
-def join(timeout: float = 300.0) -> Ranks:
+def join(timeout: float = 300.0, bf16: bool = False) -> Ranks:
     """This process among the ranks that `launch` or torchrun started; connects them where there are several.
 
     Those that `launch` started find each other by a file, and gloo listens on the loopback interface alone.
     `timeout`: seconds after which a watchdog would have found out that one is silent; torchrun's ranks wait for longer.
+    `bf16`: gradients between ranks that share no memory are sent as bfloat16.
     """
     (rank, count), timeout = rank_and_world(), 2 * timeout + 300
     if count <= 1:
@@ -310,7 +333,10 @@ def join(timeout: float = 300.0) -> Ranks:
         else:
             meet(rank, count, timeout)
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(count)
-    if not one_machine or not hasattr(os, "memfd_create") or platform.machine() != "x86_64":
-        return Gloo(rank, count, timeout)
-    memory = map_shared(rank, count * LINE)
-    return Gloo(rank, count, timeout) if memory is None else SharedMemory(rank, count, timeout, memory)
+    if one_machine and hasattr(os, "memfd_create") and platform.machine() == "x86_64":
+        memory = map_shared(rank, count * LINE)
+        if memory is not None:
+            return SharedMemory(rank, count, timeout, memory)
+    ranks = Gloo(rank, count, timeout)
+    ranks.bf16 = bf16
+    return ranks

@@ -63,7 +63,7 @@ def run(
     end, otherwise the signal that has stopped it.
     """
     require_versions()
-    ranks = join(cfg.timeout)
+    ranks = join(cfg.timeout, cfg.bf16_compress)
     shared = os.environ.get(VARIABLE)
     heartbeat = Heartbeat.of(cfg.num_envs // ranks.count, shared)
     with ExitStack() as stack:
