@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import surefoot
 from surefoot.config import Config
@@ -24,6 +24,7 @@ from surefoot.envs.closing import close_env
 from surefoot.envs.gym import describe
 from surefoot.errors import Fault
 from surefoot.models.networks import MLP
+from surefoot.runs.gif import Gif
 from surefoot.runs.pictures import HEIGHT, Screen, to_picture
 from surefoot.runs.policy_file import policy_bytes
 from surefoot.runs.video import speed
@@ -175,6 +176,23 @@ def test_a_film_lasts_as_long_as_what_it_shows(painter: Path) -> None:
     with Image.open(surefoot.video(painter, painter.with_name("film.gif"), every=2, trust=True)) as gif:
         assert gif.n_frames == 3
         assert gif.info["duration"] == 400
+
+
+def test_a_gif_holds_what_has_changed_and_shows_every_picture(tmp_path: Path) -> None:
+    pictures = [np.full((90, 120, 3), 240, np.uint8) for _ in range(200)]
+    for t, picture in enumerate(pictures):
+        picture[30:40, t // 2 : t // 2 + 10] = (200, 30, 30)
+    palette = Image.fromarray(pictures[0]).quantize(64)
+    with Gif(tmp_path / "a.gif", 12.5) as film:
+        for picture in pictures:
+            film.append_data(picture)
+        assert len(film.data.getvalue()) < pictures[0].size
+    with Image.open(tmp_path / "a.gif") as gif:
+        for shown, picture in zip(ImageSequence.Iterator(gif), pictures, strict=True):
+            assert shown.info["duration"] == 80
+            assert np.array_equal(
+                shown.convert("RGB"), Image.fromarray(picture).quantize(palette=palette).convert("RGB")
+            )
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from surefoot.parallel.guard import guarded
 from surefoot.paths import absolute, shown
 from surefoot.rng import Purpose, integer, stream
 from surefoot.runs.files import read_named, replace_file
+from surefoot.runs.gif import Gif
 from surefoot.runs.pictures import HEIGHT, PAPER, Picture, Screen
 from surefoot.runs.policy_file import load_policy
 
@@ -139,28 +140,6 @@ def speed(game: Environment, suffix: str, every: int) -> tuple[int, float]:
     smooth = math.ceil(steps / 60) if suffix == ".mp4" else max(1, round(steps / 12.5)) if known else 4
     every = every or smooth
     return every, steps / every if known else FPS
-
-
-class Gif:
-    """A gif with one palette for all frames, which is many times faster than one for each."""
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path, self.duration = path, max(20, round(1000 / fps))  # ms; players show shorter ones slowly
-        self.frames: list[Image.Image] = []
-
-    def __enter__(self) -> Gif:
-        return self
-
-    def append_data(self, frame: Picture) -> None:
-        """Add a frame."""
-        picture = Image.fromarray(frame)
-        base = self.frames[0] if self.frames else picture.quantize(64)
-        self.frames.append(picture.quantize(palette=base, dither=Image.Dither.NONE))
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            first, *rest = self.frames
-            first.save(self.path, "GIF", save_all=True, append_images=rest, duration=self.duration, loop=0)
 
 
 def bars(dist: Distribution, action: Any) -> tuple[list[float], set[int]]:
