@@ -5,7 +5,7 @@
 Emulated: 2, 4 and 8 processes that wait for the steps of a rollout and for gradients instead of computing them, for the
 seconds that ranks of `pong` took (bench/scaling.py), and exchange `pong`'s gradients by gloo over loopback. Once as
 measured; once with the first rank half as fast, as on a machine that somebody else uses, which is an assumption.
-Learning: CartPole on 4 ranks, whose environments wait before each step, for as long as their episode's speed says: 1 ms
+Learning: CartPole on 4 ranks, whose environments wait before each step, for as long as their episode's speed says: 5 ms
 times a log-normal number of sigma 0.7, an assumption. Three seeds with and without, in turns. Every step is a file, and
 is left out where that is there.
 """
@@ -37,7 +37,7 @@ class Waiting(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Waits before each step, for as long as the episode's seed says."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        self.wait = 1e-3 * float(np.random.default_rng(seed).lognormal(sigma=0.7))
+        self.wait = 5e-3 * float(np.random.default_rng(seed).lognormal(sigma=0.7))
         return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Any:
