@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-FILE, ALL = 350, 20_960
-FOLDERS = {"algorithm": 2040}
+FILE, ALL = 350, 20_990
+FOLDERS = {"algorithm": 2060}
 
 
 def main() -> int:

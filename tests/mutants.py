@@ -200,7 +200,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("return self.terminated | self.truncated", "return self.terminated", "test_credit test_rollout"),
         ("self.bootstrap_index, self.terminated)", "self.bootstrap_index, self.truncated)"),
         ("shorter.truncated[-1] = ~shorter.terminated[-1]", "shorter.truncated[-1] = False"),
-        ("scores = shorter.reward.sum(0)", "scores = shorter.reward.mean(0)"),
+        ("scores = shorter.reward.double().sum(0)", "scores = shorter.reward.double().mean(0)"),
         (".log_prob(done.action)", ".log_prob(done.action.roll(1, 0))"),
         ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(cfg.seed, Purpose.ACTIONS, 0)"),
         ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(0, Purpose.ACTIONS, state.iteration)"),

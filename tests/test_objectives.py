@@ -345,6 +345,7 @@ def test_an_objective_that_cannot_be_learned_from_is_refused_and_others_are_note
 
 def test_another_process_finds_an_objective_that_can_be_imported() -> None:
     given = GivenObjective.of(Halved(0.25))
+    assert (GivenObjective.of(ClippedSurrogate(0.01)).clip_range, given.clip_range) == (0.01, 0.2)
     there = GivenObjective.at_address(*json.loads(json.dumps(given.address())))
     assert (there, there.function) == (given, Halved(0.25))
     assert GivenObjective.of(lambda logp, _, advantage: logp * advantage).address() is None

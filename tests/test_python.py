@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,12 +18,18 @@ from PIL import Image
 import surefoot
 from helpers import block_with
 from hooks import Halved, first_env, third_iteration
+from surefoot.algorithm.advantages import OverBatch
 from surefoot.algorithm.objectives import ClippedSurrogate, Objective, TrustRegion
 from surefoot.config import Config
 from surefoot.errors import Fault, UserError
 from surefoot.loop import advantages, begin, collect, finish, minibatches, update
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.hooks import TAKEN
+
+
+def process_settings() -> list[Any]:
+    numbers = np.random.get_state()[1]  # type: ignore[index]
+    return [random.getstate(), list(numbers), torch.get_rng_state().tolist(), torch.get_num_threads()]
 
 
 @pytest.mark.usefixtures("drawn_curves")
@@ -39,8 +46,13 @@ def test_a_run_is_an_object(small: Config, tmp_path: Path) -> None:
     obs, _ = gymnasium.make("worlds:Catch-v0").reset(seed=0)
     assert run.policy.act(obs, greedy=True) in range(3)
     again = surefoot.load(run.directory)
+    random.seed(1)
+    torch.set_num_threads(3)
+    before = process_settings()
     assert again.evaluation == run.evaluation
     assert again.evaluate(episodes=3).scores == surefoot.evaluate(run.path, episodes=3).scores
+    assert process_settings() == before
+    torch.set_num_threads(1)
     alone = (run.directory / "policy.safetensors").rename(tmp_path / "alone")
     assert len(surefoot.load(alone, env="worlds:Catch-v0").evaluate(episodes=3).scores) == 3
     with pytest.raises(UserError, match="no metric 'score': there are step, "):
@@ -77,9 +89,10 @@ def test_functions_that_fail_or_do_not_fit_are_named(small: Config, tmp_path: Pa
     assert checkpoints(tmp_path / "a")
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("objective", [ClippedSurrogate(), TrustRegion()], ids=str)
-def test_the_loop_by_hand_is_the_loop(objective: Objective, small: Config, tmp_path: Path) -> None:
-    small = replace(small, objective=objective)
+def test_the_loop_by_hand_is_the_loop(objective: Objective, recompute: bool, small: Config, tmp_path: Path) -> None:
+    small = replace(small, objective=objective, recompute=recompute, normalize=OverBatch(memory=0.9))
     run = surefoot.train(small, run_dir=tmp_path / "a", quiet=True)
     torch.set_num_threads(1)
     state = begin(small)

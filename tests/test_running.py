@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from surefoot.algorithm.running_stats import moments_per_env, past_return
 from surefoot.algorithm.state import State, initial
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
+from surefoot.loop import begin, collect, finish
 from surefoot.models.layers import RunningNorm, merge
 from surefoot.models.networks import MLP
 from surefoot.models.policy import Policy
@@ -71,6 +74,28 @@ def test_the_past_return_by_hand() -> None:
     assert past.tolist() == [[5, 4], [4.5, 6], [3, 7]]
     assert carry.tolist() == [3, 7]
     assert past_return(reward[:2], ended[:2], 0.5, torch.zeros(2).double())[1].tolist() == [0, 6]  # an episode's end
+
+
+@pytest.mark.parametrize("step", [5, 6], ids=["first of a rollout", "second"])
+def test_the_return_so_far_begins_anew_with_the_episode_after_a_crash(step: int) -> None:
+    count = iter(range(1, 100))
+
+    class Crashing(gymnasium.Env):  # type: ignore[type-arg]
+        observation_space, action_space = gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            assert next(count) != step
+            return np.zeros(1, np.float32), 1.0, False, False, {}
+
+    cfg = surefoot.configure(Crashing, num_envs=1, num_steps=4, minibatch_size=0, env_restarts=1, reward=ScaledReward())
+    state = begin(cfg)
+    for _ in range(2):
+        finish(state, collect(cfg, state), cfg)
+    assert float(state.running_return[0]) == pytest.approx(sum(0.99**k for k in range(state.envs.length[0])))
+    state.envs.close()
 
 
 def test_numbers_are_seen_by_their_moments_and_nowhere_beyond_ten() -> None:

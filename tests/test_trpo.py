@@ -21,7 +21,7 @@ from surefoot.algorithm.objectives import Entropy, TrustRegion
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.trpo import WholeRollout, conjugate_gradient, fisher_product, gain_and_kl, kl_gradients
-from surefoot.algorithm.update import Batch
+from surefoot.algorithm.update import Batch, update_metrics
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import Fault, UserError
@@ -148,6 +148,7 @@ def test_a_step_obeys_the_bound_and_is_better(head: str, max_kl: float, monkeypa
     gain, kl = gain_and_kl(state, batch, replace(cfg, value_coef=0.0), Alone())
     assert 0 < kl <= max_kl
     assert info.kl == pytest.approx(kl, rel=1e-12)
+    assert float(update_metrics([info], state, cfg, Alone())[0, 0]) == info.kl
     if max_kl < 1:
         assert kl > 0.3 * max_kl
     assert gain > start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 import makers
 import surefoot
-from helpers import TINY, vector
+from helpers import TINY, first_batch, vector
 from surefoot.algorithm.advantages import OverBatch, OverGames, OverMinibatch, Unnormalized, compute_advantages
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.rewards import ScaledReward
@@ -257,6 +258,31 @@ def test_ranks_with_unequal_numbers_of_rows_weigh_them_rightly(length: int) -> N
         means += [weight * own[order[i:j]].mean() / 2 for i, j, weight in spans]
     chunks = [np.take_along_axis(a, s, 0) for s in np.array_split(steps, 2) for a in (x, valid)]
     assert means == pytest.approx([chunks[0][chunks[1]].mean(), chunks[2][chunks[3]].mean()])
+
+
+def test_a_row_that_is_the_only_one_of_all_ranks_counts_alone() -> None:
+    steps, valid = np.array([[0, 1], [1, 0]]), np.array([[True, False], [False, False]])
+    assert [only_valid(steps, slice(n, n + 1), valid, 1, 1)[2] for n in (0, 1)] == [[2.0], [0.0]]
+
+
+def test_metrics_weigh_the_ranks_as_the_update_does(small: Config) -> None:
+    small = replace(small, env=Gymnasium("CartPole-v1"), network=MLP((8,)))
+    state, _, batch = first_batch(small)
+    info = update(state, replace(batch, weight=2.0), small, Alone())
+    double, plain = (update_metrics([one], state, small, Alone()) for one in (info, info._replace(weight=1.0)))
+    assert torch.allclose(double[:, :-1], 2 * plain[:, :-1])
+    assert float(plain[0, 3]) > 0
+    state.envs.close()
+
+
+@pytest.mark.parametrize("normalize", [OverBatch(), OverGames(), OverMinibatch(), Unnormalized()], ids=str)
+def test_a_rollout_in_which_every_step_was_a_reset_teaches_nothing(normalize: Any, tmp_path: Path) -> None:
+    cfg = Config(
+        env=vector("ScriptedOnce-both-v0", AutoresetMode.NEXT_STEP), network=MLP((8,)), num_envs=2, num_steps=(1,),
+        total_steps=16, minibatch_size=2, num_epochs=1, eval_episodes=0, normalize=normalize, reward=ScaledReward(),
+    )  # fmt: skip
+    rows = surefoot.train(cfg, run_dir=tmp_path / "a", quiet=True).metrics
+    assert [row["grad_norm"] > 0 for row in rows] == [True, False] * 4
 
 
 def four(num_envs: int = 4) -> Any:

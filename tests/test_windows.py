@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import surefoot
 import surefoot.fast.windows as module
+from helpers import TINY
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.fast.windows import Windows, distinct_windows, windows_of
 from surefoot.models.networks import ImpalaCNN, NatureCNN, SmallCNN
@@ -209,3 +211,18 @@ def test_a_run_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     a, b = (surefoot.load_policy(tmp_path / name)[0].state_dict() for name in ("windows", "images"))
     for name, x in a.items():
         torch.testing.assert_close(x, b[name], rtol=1e-4, atol=1e-6)
+
+
+def test_images_with_choices_and_numbers_to_do_are_learned_from(tmp_path: Path) -> None:
+    class Both(gymnasium.Env):  # type: ignore[type-arg]
+        observation_space = spaces.Box(0, 255, (40, 40, 1), np.uint8)
+        action_space = spaces.Tuple((spaces.Discrete(2), spaces.Box(-1, 1, (1,))))
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros((40, 40, 1), np.uint8), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros((40, 40, 1), np.uint8), float(action[0] * action[1][0]), True, False, {}
+
+    run = surefoot.train(Both, run_dir=tmp_path / "a", quiet=True, **TINY)
+    assert run.metrics[-1]["grad_norm"] > 0

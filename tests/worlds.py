@@ -384,7 +384,7 @@ for world in (
 gymnasium.register("Positions-v0", positions, disable_env_checker=True)
 gymnasium.register("Corridor-v0", Corridor, max_episode_steps=20, disable_env_checker=True)
 for ending in ("terminated", "truncated", "both"):
-    for name, lengths in (("", (3,)), ("Long", (1000,)), ("Mixed", (1, 4, 2))):
+    for name, lengths in (("", (3,)), ("Long", (1000,)), ("Mixed", (1, 4, 2)), ("Once", (1,))):
         gymnasium.register(
             f"Scripted{name}-{ending}-v0",
             Scripted,

@@ -59,8 +59,7 @@ def collect(cfg: Config, state: State) -> Rollout:
 
 def advantages(rollout: Rollout, cfg: Config, state: State) -> tuple[Tensor, Tensor]:
     """Normalised advantages and the critic's targets, both [T, N]."""
-    advantage, returns, state.advantage_std = compute_advantages(rollout, cfg, state, ALONE)
-    return advantage, returns
+    return compute_advantages(rollout, cfg, state, ALONE)[:2]
 
 
 def minibatches(rollout: Rollout, advantage: Tensor, returns: Tensor, cfg: Config, state: State) -> Iterator[Batch]:
@@ -78,4 +77,5 @@ def update(state: State, batch: Batch, cfg: Config) -> UpdateInfo:
 
 def finish(state: State, rollout: Rollout, cfg: Config) -> list[Episode]:
     """The end of an iteration: running statistics, counters, moving average; returns the episodes that ended."""
+    state.advantage_std = compute_advantages(rollout, cfg, state, ALONE)[2]
     return finish_iteration(state, rollout, cfg, ALONE)

@@ -108,6 +108,8 @@ def gae(
 
 def _normalize(x: Tensor, dim: tuple[int, ...], min_std: float = 0.0) -> Tensor:
     """(x - mean) / max(std, min_std) over `dim`; 0 where all are equal, max - min <= 1e-6 max|x|."""
+    if not x.numel():  # every step was a reset
+        return x
     low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
     equal = high - low <= 1e-6 * x.abs().amax(dim, keepdim=True)
     centred = x - x.mean(dim, keepdim=True)
@@ -228,7 +230,7 @@ class OverBatch:
 
 @dataclass(frozen=True)
 class OverMinibatch:
-    """Normalise over each minibatch, anew in every epoch, as Stable-Baselines3 does."""
+    """Normalise over each minibatch, anew in every epoch; Stable-Baselines3 does so with the sample's std (n - 1)."""
 
     def __call__(self, advantage: Tensor, min_std: float = 0.0) -> Tensor:
         """The rollout's advantages as they are: `within` is called in each update."""

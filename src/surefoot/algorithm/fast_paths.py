@@ -67,7 +67,7 @@ def make_actor(policy: Policy, noise: Tensor, memory: Tensor | None = None) -> A
     """What acts in a rollout with this noise; `memory` [N, M]: at its beginning."""
     if twin := mlp_twin(policy):
         return mlp.MLPActor(twin, noise)
-    here = policy.actor.weight.is_cpu and policy.memory is None
+    here = policy.actor.weight.is_cpu and policy.memory is None and not policy.is_mixed
     if FAST and here and policy.critic is not None and isinstance(policy.preprocess, Patches):
         return packed.PackedActor(policy, noise)
     return Actor(inference_policy(policy), noise, memory)

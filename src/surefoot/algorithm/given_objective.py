@@ -32,6 +32,11 @@ class GivenObjective:
         object.__setattr__(given, "function", function)
         return given
 
+    @property
+    def clip_range(self) -> float:
+        """The function's own, for `clip_fraction`; 0.2 where it has none."""
+        return float(getattr(self.function, "clip_range", 0.2))
+
     def address(self) -> tuple[str, dict[str, Any]] | None:
         """Where another process finds it: MODULE:NAME, and a dataclass's fields; None where it cannot."""
         from surefoot.envs.registrations import importable

@@ -52,6 +52,7 @@ class Rollout:
     env_s: float  # seconds in the environments
     act_s: float  # seconds in the policy
     valid: Tensor | None = None  # [T, N] bool: False where a step was a reset and no transition; None where all are
+    begun: tuple[int, ...] = ()  # environments whose episode begins in row 0
     memory: Tensor | None = None  # [T + 1, N, M] what was remembered before each step, and is after the last
     windows: DistinctWindows | None = None  # `preprocessed`, then `bootstrap_obs`; where learning is faster so
 
@@ -107,7 +108,9 @@ class Rollout:
         local = {k: v.contiguous().clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
         local["bootstrap_index"][1] += ranks.rank * self.reward.shape[1]
         parts = [load(data) for data in ranks.all_gather_bytes(save(local))]
-        rows: dict[str, Any] = {k: torch.cat([part[k] for part in parts], int(k != "bootstrap_obs")) for k in local}
+        rows: dict[str, Any] = {
+            k: torch.cat([part[k] for part in parts], int(k != "bootstrap_obs")).to(x.device) for k, x in local.items()
+        }
         return replace(self, **rows)
 
     def rows(self) -> dict[str, Any]:
@@ -119,7 +122,7 @@ class Rollout:
         shorter = replace(self, **{k: v[:length] for k, v in self.rows().items()})
         shorter.truncated = shorter.truncated.clone()
         shorter.truncated[-1] = ~shorter.terminated[-1]
-        scores = shorter.reward.sum(0).tolist()
+        scores = shorter.reward.double().sum(0).tolist()
         shorter.episodes = [Episode(n, score, length) for n, score in zip(indices, scores, strict=True)]
         return shorter
 
@@ -219,7 +222,7 @@ def collect(
     reward = np.empty((num_steps, n), np.float32)
     terminated, truncated = np.empty((num_steps, n), np.bool_), np.empty((num_steps, n), np.bool_)
     valid = np.ones((num_steps, n), np.bool_) if envs.next_step else None
-    finals: dict[tuple[int, int], Any] = {}
+    finals, begun = dict[tuple[int, int], Any](), {i for i, length in enumerate(envs.length) if length == 0}
     env_s = perf_counter() - start if episode is not None else 0.0
     for t in range(num_steps):
         action = actor.act(t, obs[t])
@@ -228,6 +231,7 @@ def collect(
         while (
             lost := step.restarted
         ):  # these crashed and were recreated: they act again, from a new episode's first obs
+            begun |= set(lost) if t == 0 else set()
             for i in lost:  # their last transition is truncated
                 if t and not terminated[t - 1, i] and not truncated[t - 1, i]:
                     truncated[t - 1, i], finals[t - 1, i] = True, obs[t, i].copy()
@@ -266,6 +270,7 @@ def collect(
         env_s=env_s,
         act_s=perf_counter() - start - env_s,
         valid=None if valid is None else torch.from_numpy(valid[:length]).to(device),
+        begun=tuple(begun),
         memory=done.memory,
     )
     return rollout if episode is None else rollout.cut(length, envs.indices)

@@ -35,7 +35,8 @@ def moments_per_env(x: Tensor, ranks: Ranks, valid: Tensor | None = None) -> Arr
         moments = np.concatenate((mean, np.square(columns - mean[:, None]).sum(1)), 1)
     else:
         rows = [column[some] for column, some in zip(columns, valid.T.numpy(force=True), strict=True)]
-        moments = np.stack([np.concatenate((row.mean(0), np.square(row - row.mean(0)).sum(0))) for row in rows])
+        means = [row.sum(0) / max(1, len(row)) for row in rows]
+        moments = np.stack([np.concatenate((m, np.square(x - m).sum(0))) for m, x in zip(means, rows, strict=True)])
     return ranks.gather_columns(torch.from_numpy(moments.T)).T.reshape(-1, 2, x.shape[2]).numpy()
 
 
@@ -64,6 +65,7 @@ def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ran
             norm.assign(*map(torch.as_tensor, merge(known, counts, moments_per_env(x, ranks, rollout.valid))))
     if isinstance(cfg.reward, ScaledReward):
         reward, ended = rollout.reward.cpu(), rollout.ended.cpu()
+        state.running_return[list(rollout.begun)] = 0.0
         past, state.running_return = past_return(reward, ended, cfg.advantage.gamma, state.running_return)
         known = (np.array([x]) for x in state.return_moments)
         total, mean, square = merge(known, counts, moments_per_env(past[..., None], ranks, rollout.valid))

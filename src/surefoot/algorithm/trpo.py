@@ -114,7 +114,7 @@ def policy_step(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update
     _, norm = ranks.reduce_gradient(gradient, 0.0)
     if not norm < math.inf:
         ppo.skip(state, cfg)
-        return UpdateInfo(0.0, norm, done)
+        return UpdateInfo(0.0, norm, done, batch.weight)
     uphill, before = -gradient, flat.clone()  # ppo_loss is minimised
     gradients = [*kl_gradients(state, batch)] if state.policy.hidden else None  # of an MLP: an image's are large
 
@@ -132,7 +132,7 @@ def policy_step(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update
     else:
         flat.copy_(before)
         kl = 0.0
-    return UpdateInfo(kl, norm, done)
+    return UpdateInfo(kl, norm, done, batch.weight)
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> tuple[Tensor, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from surefoot.algorithm.advantages import OverMinibatch, compute_advantages
 from surefoot.algorithm.fast_paths import mlp_backward
-from surefoot.algorithm.objectives import clipped_squared_error, is_clipped, squared_error
+from surefoot.algorithm.objectives import TrustRegion, clipped_squared_error, is_clipped, squared_error
 from surefoot.algorithm.schedules import AdaptiveRate
 from surefoot.errors import Fault
 from surefoot.models.recurrent import Sequences
@@ -144,7 +144,7 @@ def only_valid(steps: Any, columns: slice, valid: Any, parts: int, length: int) 
     mask = by_sequence(here[:, columns], length)
     counts, totals = (x.reshape(parts, -1).sum(1) for x in (mask, here))
     order = np.insert(by_sequence(steps[:, columns] * n + np.arange(n), length)[mask], counts.cumsum()[counts == 0], 0)
-    weights = counts / np.maximum(1.0, share * totals)
+    weights = counts / (share * np.maximum(1, totals))
     return order, counts.clip(1).cumsum().tolist(), weights.tolist()
 
 
@@ -195,6 +195,7 @@ class UpdateInfo(NamedTuple):
     kl: float  # mean KL(old || new) over the minibatch, all ranks, before the step; NaN where nothing depends on it
     grad_norm: float  # of all ranks' mean gradient, before clipping
     microbatches: list[tuple[Samples, Any]]  # of this rank: samples, and log pi_old(a|s)
+    weight: float = 1.0  # of this rank's means in those of all ranks, as the batch's
 
 
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
@@ -218,7 +219,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
         done.append((samples, microbatch.logp_old))
     shard = state.optimizer.part  # what this rank steps: everything, or its share of the parameters (ZeRO)
     kl, grad_norm = ranks.reduce_gradient(gradient, kl, state.gradients, shard)
-    info = UpdateInfo(kl, grad_norm, done)
+    info = UpdateInfo(kl, grad_norm, done, batch.weight)
     if not info.grad_norm < math.inf:
         skip(state, cfg)
         return info
@@ -271,7 +272,7 @@ def update_metrics(updates: Sequence[UpdateInfo], state: State, cfg: Config, ran
     """Means over each minibatch of a rollout's updates, all ranks together: [updates, len(METRIC_NAMES)].
 
     KL(old || new); fraction of ratios outside the clip range (0.2 for objectives without one); entropy; value loss;
-    |r - 1|; effective sample size of the ratios (Kish), as a fraction; norm of the gradient.
+    |r - 1|; effective sample size of the ratios (Kish), as a fraction; norm of the gradient. TRPO's KL is its step's.
     """
     clip_range = getattr(cfg.objective, "clip_range", 0.2)
     each = [(s.dist.params, s.dist_old.params, s.logp, old, s.value_loss) for u in updates for s, old in u.microbatches]
@@ -290,6 +291,9 @@ def update_metrics(updates: Sequence[UpdateInfo], state: State, cfg: Config, ran
     else:
         first = np.cumsum([0, *sizes[:-1]])
         mean = torch.as_tensor(np.add.reduceat(together.numpy(force=True), first, 1) / sizes).to(together)
+    mean *= mean.new_tensor([u.weight for u in updates])
     *means, ratio_mean, square_mean = ranks.all_reduce_mean(mean)
+    if isinstance(cfg.objective, TrustRegion):  # samples are from before the step
+        means[0] = torch.full_like(means[0], updates[0].kl)
     grad_norm = ratio.new_tensor([u.grad_norm for u in updates])
     return torch.stack((*means, ratio_mean.square() / square_mean, grad_norm), 1)

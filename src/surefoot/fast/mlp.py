@@ -46,9 +46,8 @@ class FastMLP:
     @staticmethod
     def of(policy: Policy) -> FastMLP | None:
         """The twin of a policy, where it is an MLP on a processor that chooses alternatives or numbers, not both."""
-        mixed = policy.log_std is not None and len(policy.log_std) < policy.actor.out_features
-        plain = policy.hidden and policy.memory is None
-        return FastMLP(policy) if plain and policy.actor.weight.is_cpu and not mixed else None
+        plain = policy.hidden and policy.memory is None and not policy.is_mixed
+        return FastMLP(policy) if plain and policy.actor.weight.is_cpu else None
 
     def split_mask(self, preprocessed: Array) -> tuple[Array, Array | None]:
         """`Policy.split_mask`."""

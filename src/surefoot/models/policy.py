@@ -70,6 +70,8 @@ class Policy(nn.Module):
         """distribution: from parameters, as a rollout stores them; noise_shape: of the noise for one action"""
         self.log_std = nn.Parameter(torch.full((head.numbers,), math.log(std))) if head.numbers else None
         """of an action's continuous numbers, the same for every observation"""
+        self.is_mixed = 0 < head.numbers < head.outputs
+        """whether an action is choices and numbers"""
         self.spaces: tuple[spaces.Space[Any], spaces.Space[Any]] | None = None
         """the environment's observations and actions, for `act`"""
         self.memory: Recurrent | None = None

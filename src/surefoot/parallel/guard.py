@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import random
 import signal
 import sys
 import threading
@@ -95,6 +96,26 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+
+
+@contextmanager
+def callers_settings() -> Iterator[None]:
+    """Meanwhile PyTorch computes with one thread; then its threads and the global random numbers are as before.
+
+    The results' bits depend on the number of threads, and environments may use random numbers that are global.
+    """
+    import numpy as np
+    import torch
+
+    threads, numbers = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+        torch.set_rng_state(numbers[2])
 
 
 def is_profiled() -> bool:

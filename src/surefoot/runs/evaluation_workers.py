@@ -23,7 +23,7 @@ from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import Fault, UserError
 from surefoot.models.networks import MLP
 from surefoot.output import doing
-from surefoot.parallel.guard import guarded
+from surefoot.parallel.guard import callers_settings, guarded
 from surefoot.parallel.launch import die_with_launcher, exit_now, exit_with_error, launch, usable_cores, workspace
 from surefoot.paths import absolute, shown
 from surefoot.runs.evaluation import Evaluation, evaluate, in_order, longest, with_stickiness
@@ -32,6 +32,7 @@ from surefoot.runs.policy_file import load_policy, policy_bytes
 
 
 @guarded()
+@callers_settings()
 def evaluate_run(
     source: Path,
     episodes: int = 100,
@@ -59,7 +60,6 @@ def evaluate_run(
     if sticky is not None and not 0 <= sticky < 1:
         raise UserError(f"sticky is {sticky}; allowed is from 0 to below 1")
     source = absolute(source)
-    torch.set_num_threads(1)
     policy, trained_in, facts = load_policy(source, env=env, trust=trust)
     if env is not None and type(env) is type(trained_in):
         if env != trained_in and spaces_of(trained_in) != spaces_of(env):

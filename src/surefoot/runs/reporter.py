@@ -171,8 +171,10 @@ class Reporter(Callback):
         error = returns - rollout.value
         if rollout.valid is not None:
             returns, error = returns[rollout.valid], error[rollout.valid]
-        moments = torch.stack([m for x in (returns.double(), error.double()) for m in (x.mean(), x.square().mean())])
-        mean, square, error_mean, error_square = self.ranks.all_reduce_mean(moments).tolist()
+        sums = [m for x in (returns.double(), error.double()) for m in (x.sum(), x.square().sum())]
+        sums.append(sums[0].new_tensor(error.numel()))
+        *sums, count = self.ranks.all_reduce_mean(torch.stack(sums)).tolist()
+        mean, square, error_mean, error_square = (x / max(count, 1.0) for x in sums)
         played = state.steps - self.steps
         score = self.evaluate(state, played)
         hook_metrics = [self.call(name, metric, rollout, state) for name, metric in self.hooks.metrics.items()]

@@ -20,7 +20,7 @@ from surefoot.errors import Fault, UserError, needs_extra, note
 from surefoot.models.distributions import DiagonalGaussian, Distribution, Mixed, MultiCategorical
 from surefoot.models.policy import Policy
 from surefoot.output import doing
-from surefoot.parallel.guard import guarded
+from surefoot.parallel.guard import callers_settings, guarded
 from surefoot.paths import absolute, shown
 from surefoot.rng import Purpose, integer, stream
 from surefoot.runs.files import read_named, replace_file
@@ -35,6 +35,7 @@ INK, PALE, BLUE, ORANGE = (40, 40, 40), (225, 225, 225), (31, 111, 139), (200, 9
 
 
 @guarded()
+@callers_settings()
 def video(
     source: Path | str,
     out: Path | str | None = None,

@@ -30,7 +30,7 @@ from surefoot.errors import OURS, UserError, needs_extra, note, said
 from surefoot.models.policy import Policy, bf16_units
 from surefoot.other_words import kebab
 from surefoot.output import Progress, adopt_stdout, doing, signs_of_life
-from surefoot.parallel.guard import guarded, is_supervised
+from surefoot.parallel.guard import callers_settings, guarded, is_supervised
 from surefoot.parallel.heartbeat import VARIABLE, Heartbeat
 from surefoot.parallel.launch import EXIT_STOPPED, die_with_launcher, exit_now, exit_with_error, stop_signals
 from surefoot.parallel.ranks import Ranks, join
@@ -68,8 +68,7 @@ def run(
     heartbeat = Heartbeat.of(cfg.num_envs // ranks.count, shared)
     with ExitStack() as stack:
         stack.enter_context(signs_of_life(Progress(quiet or ranks.rank > 0)))
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)  # one thread for each rank; the results' bits depend on the number
+        stack.enter_context(callers_settings())
         stack.enter_context(threadpool_limits(1, "blas"))  # NumPy's
         hung = stack.enter_context(watch_over(heartbeat, cfg.timeout, ranks.rank)) if shared is None else []
         stack.enter_context(doing(lambda: f"{cfg.task}: {heartbeat.activity() or 'getting ready'}"))
