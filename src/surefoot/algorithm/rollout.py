@@ -51,7 +51,7 @@ class Rollout:
     episodes: list[Episode]  # finished during this rollout
     env_s: float  # seconds in the environments
     act_s: float  # seconds in the policy
-    valid: Tensor | None = None  # [T, N] bool: False where a step was a reset and no transition; None where all are
+    valid: Tensor | None = None  # [T, N] bool: False where there was no transition (a reset, after a cut); None: all
     begun: tuple[int, ...] = ()  # environments whose episode begins in row 0
     memory: Tensor | None = None  # [T + 1, N, M] what was remembered before each step, and is after the last
     windows: DistinctWindows | None = None  # `preprocessed`, then `bootstrap_obs`; where learning is faster so

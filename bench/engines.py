@@ -1,0 +1,74 @@
+"""One and two real ranks of `pong` on this machine, started by each engine, in turns.
+
+    python bench/engines.py bench/records/DATE_engines
+
+`--ranks`, torchrun with one node, and torchrun with two nodes that are processes of this machine and so talk by sockets
+over loopback. The same 32 environments are shared by the ranks (strong scaling). Every run is a file, and is left out
+where that is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROUNDS, STEPS, WARM_UP = 3, 32_768, 2
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ENGINES = ("local 1", "local 2", "torchrun 1", "torchrun 2", "torchrun 2 nodes")
+
+
+def commands(engine: str, run: Path) -> list[list[str]]:
+    """What is typed, on each node."""
+    train = ["-m", "surefoot", "train", "pong", "--total-steps", str(STEPS), "--eval-episodes", "0", "--quiet"]
+    train += ["--run-dir", str(run)]
+    kind, count, *nodes = engine.split()
+    if kind == "local":
+        return [[sys.executable, *train, "--ranks", count]]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        at = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
+    if not nodes:
+        return [[*TORCHRUN, *at, "--nproc-per-node", count, *train]]
+    each = ["--nnodes", count, "--nproc-per-node", "1"]
+    return [[*TORCHRUN, *at, *each, "--node-rank", str(node), *train] for node in range(int(count))]
+
+
+def measure(engine: str, run: Path) -> dict[str, object]:
+    """Rows of a run's metrics, what its processes have taken of the processor, and the load before it."""
+    load, before = os.getloadavg(), os.times()
+    nodes = [subprocess.Popen(call, env=os.environ | {"OMP_NUM_THREADS": "1"}) for call in commands(engine, run)]
+    codes = [node.wait() for node in nodes]
+    if any(codes):
+        raise SystemExit(f"{engine} has failed")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: row[k] for k in ("steps_per_second", "env_s", "act_s", "learn_s", "sent_bytes")} for row in rows]
+    return {"engine": engine, "began": time.strftime("%H:%M:%S"), "load": load, "cpu_s": cpu, "rows": kept}
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    out.mkdir(parents=True, exist_ok=True)
+    for number in range(ROUNDS):
+        for engine in ENGINES:
+            file = out / f"{engine.replace(' ', '-')}-{number}.json"
+            if not file.exists():
+                file.write_text(json.dumps(measure(engine, out / file.stem), indent=1))
+    print("| engine and ranks | steps/s, median of each run | median | CPU seconds | load before |")
+    print("|---|---|---|---|---|")
+    for engine in ENGINES:
+        runs = [json.loads((out / f"{engine.replace(' ', '-')}-{n}.json").read_text()) for n in range(ROUNDS)]
+        rates = [statistics.median(row["steps_per_second"] for row in run["rows"][WARM_UP:]) for run in runs]
+        columns = rates, [run["cpu_s"] for run in runs], [run["load"][0] for run in runs]
+        speed, cpu, load = (", ".join(f"{x:,.0f}" for x in column) for column in columns)
+        print(f"| {engine} | {speed} | {statistics.median(rates):,.0f} | {cpu} | {load} |")
+
+
+if __name__ == "__main__":
+    main()
