@@ -86,7 +86,8 @@ def test_the_training_ends_when_its_reader_leaves_and_there_is_a_most(monkeypatc
             second.send_json({"start": {}})
             assert second.receive_json()["says"].startswith("1 trainings are running on this server")
         first.send_json({"start": {"seeds": 1}})  # anew, instead of the one before
-        first.receive_json()
+        while not first.receive_json()["says"].startswith("Starting"):
+            pass
         assert len(workers()) == 1
     assert workers() == []
     for nonsense in ("{", "[]", '"start"'):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from surefoot.runs.files import replace_file
 from surefoot.runs.pictures import Picture
 
 FOR_EVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
@@ -52,4 +53,4 @@ class Gif:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            self.path.write_bytes(self.data.getvalue() + b";")
+            replace_file(self.path, self.data.getvalue() + b";")
