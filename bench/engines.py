@@ -9,6 +9,7 @@ where that is there.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
@@ -53,7 +54,9 @@ def measure(engine: str, run: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for number in range(ROUNDS):
         for engine in ENGINES:

@@ -110,6 +110,26 @@ def test_a_band_is_the_interquartile_mean_and_its_interval() -> None:
     assert (high > 3.5).all()
 
 
+@pytest.mark.filterwarnings("ignore:random_state is deprecated")
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_a_band_is_rliables(seeds: int) -> None:
+    """The same interquartile mean, and the same interval up to the noise of 2,000 resamples."""
+    try:
+        from rliable import library, metrics
+    except (ImportError, TypeError) as error:  # TypeError: arch below 8, which rliable needs, beside pandas 3
+        pytest.skip(f"rliable cannot be imported: {error}")
+    scores = np.random.default_rng(seeds).normal(100, 10, seeds)
+    means, intervals = library.get_interval_estimates(
+        {"a": scores[:, None]},
+        lambda x: np.array([metrics.aggregate_iqm(x)]),
+        reps=2_000,
+        random_state=np.random.RandomState(0),
+    )
+    _, middle, low, high = band([np.array([0.0, 1.0])] * seeds, [np.full(2, score) for score in scores])
+    assert middle[0] == pytest.approx(means["a"][0])
+    assert (low[0], high[0]) == pytest.approx(intervals["a"].ravel(), abs=0.1 * scores.std())
+
+
 def test_curves_are_drawn_for_a_paper(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     svg = tmp_path / "curves.svg"
     assert main(["plot", str(runs / "slow"), str(runs / "fast"), "--out", str(svg), "--metric", "kl"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -113,11 +114,18 @@ def test_the_snippets_on_the_python_page_run(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     short = "total_iterations=1, eval_episodes=0, quiet=True"
     names: dict[str, Any] = {"surefoot": surefoot, "gymnasium": gymnasium}
-    for call in ("objective=lambda logp", "learning_rate=lambda progress"):
-        exec(block_with(call).replace('"cartpole", ', f'"cartpole", {short}, '), names)
-    exec(block_with('make_vec("CartPole-v1", num_envs, "async"'), names)
-    run = surefoot.train(names["make_env"], run_dir="vector", total_iterations=1, eval_episodes=0, quiet=True)
-    assert run.steps == 1024
+    for call in (
+        block_with("objective=lambda logp"),
+        block_with("learning_rate=lambda progress"),
+        block_with("memory=GRU(units=64)"),
+    ):
+        exec(re.sub(r'(?i)("cartpole(-v1)?", )', rf"\1{short}, ", call), names)
+    for call in (block_with('num_envs, "async"'), block_with('num_envs, "sync"')):
+        exec(call, names)
+        run = surefoot.train(
+            names["make_env"], run_dir=f"vector-{len(call)}", total_iterations=1, eval_episodes=0, quiet=True
+        )
+        assert run.steps == 1024
     surefoot.train("Pendulum-v1", run_dir="runs/pendulum", total_iterations=1, eval_episodes=0, quiet=True)
     exec(block_with('surefoot.load_policy("runs/pendulum")'), names)
     assert names["truncated"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import surefoot
+from helpers import block_with
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,13 +43,12 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
 
 @pytest.mark.long
 def test_the_script_that_comes_from_stable_baselines3_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
-    code = re.search(r"(    import surefoot +# after\n(?:    .*\n|\n)+)", text)
-    assert code is not None
-    source = "\n".join(line[4:] for line in code[1].splitlines())
-    assert "100_000" in source
+    """Before, with our adapter in the place of their package, and after."""
+    before, after = re.split(r"\n(?=import surefoot)", block_with('PPO("MlpPolicy", "Pendulum-v1"'))
     monkeypatch.chdir(tmp_path)
     names = {"obs": surefoot.configure("Pendulum-v1").env.make().observation_space.sample()}
-    exec(source.replace("100_000", "8_192, eval_episodes=1"), names)
+    for code in (before.replace("stable_baselines3", "surefoot.connect.sb3"), after):
+        assert "100_000" in code
+        exec(code.replace("100_000", "8_192" + ", eval_episodes=1" * (code is after)), names)
+        assert names["action"].shape == (1,)
     assert names["run"].steps == 8_192
-    assert names["action"].shape == (1,)
