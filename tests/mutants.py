@@ -174,6 +174,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("np.square(columns - mean[:, None]).sum(1)", "np.square(columns - mean[:, None]).mean(1)"),
         ("(~ended[:-1]).double()", "(~ended[1:]).double()"),
         ("reward[0] += gamma * before", "reward[0] += before"),
+        ("state.running_return[list(rollout.begun)] = 0.0", "pass"),
         ("total[-1] * ~ended[-1]", "total[-1]"),
         ("decay = gamma * torch.cat", "decay = torch.cat"),
         ("cfg.advantage.gamma, state.running_return)", "cfg.advantage.gamma, 0 * state.running_return)"),
@@ -248,6 +249,9 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("(draws.argsort(0)[:, None]", "((0 * draws).argsort(0)[:, None]", "test_rollout"),
         ("order: Any = by_sequence(steps[:, columns]", "order: Any = by_sequence(steps[:, columns][:, ::-1]", "test_rollout"),
         ("order: Any = by_sequence(steps[:, columns]", "order: Any = by_sequence(steps[:, :n]", "test_rollout"),
+        ("counts / (share * np.maximum(1, totals))", "counts / np.maximum(1.0, share * totals)", "test_vector.py::test_a_row_that_is_the_only_one_of_all_ranks_counts_alone"),
+        ("mean *= mean.new_tensor([u.weight for u in updates])", "mean *= 1.0", "test_vector.py::test_metrics_weigh_the_ranks_as_the_update_does"),
+        ("means[0] = torch.full_like(means[0], updates[0].kl)", "pass", "test_trpo.py::test_a_step_obeys_the_bound_and_is_better"),
         # sequences
         (" * length + np.arange(length)[:, None])", " * length + np.arange(length)[::-1, None])", MINIBATCHES),
         ("rollout.begins(length)", "rollout.begins(1)", MINIBATCHES),

@@ -38,6 +38,10 @@ def test_a_run_is_an_object(small: Config, tmp_path: Path) -> None:
     run = surefoot.train(small, eval_episodes=2, run_dir=tmp_path / "a", quiet=True)
     with Image.open(run.path / "curve.png") as picture:
         assert picture.size == (910, 520)
+    assert run.evaluation is not None
+    assert re.findall(r"score \S+?(?=<)|image/(?:png|gif)(?=;base64,[\w+/]{200})", run._repr_html_()) == [
+        f"score {run.evaluation.mean:.2f}", "image/png", *["image/gif"] * (run.path / "game.gif").exists()
+    ]  # fmt: skip
     steps, scores = run.curve()
     assert run.directory == run.path == tmp_path / "a"
     assert steps[-1] == run.steps == 768
@@ -56,6 +60,7 @@ def test_a_run_is_an_object(small: Config, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     alone = (run.directory / "policy.safetensors").rename(tmp_path / "alone")
     assert len(surefoot.load(alone, env="worlds:Catch-v0").evaluate(episodes=3).scores) == 3
+    assert "<img" not in surefoot.load(alone)._repr_html_()
     with pytest.raises(UserError, match="no metric 'score': there are step, "):
         run.curve("score")
     with pytest.raises(UserError, match="there is no file"):

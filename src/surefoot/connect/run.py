@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,19 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: score, curve and film, where there are any."""
+        from surefoot.runs.files import Folder
+
+        parts = [escape(repr(self))]
+        if self.directory.is_dir():
+            parts.append(f"{self.steps:,} steps" + (f", score {self.evaluation.mean:.2f}" if self.evaluation else ""))
+            with Folder(self.directory) as folder:
+                for name in filter(folder.has, ("curve.png", "game.gif")):
+                    data = b64encode(folder.read(name)).decode()
+                    parts.append(f'<img alt="{name}" src="data:image/{name[-3:]};base64,{data}">')
+        return "<br>".join(parts)
 
     def read(self) -> Run:
         """The run with what its files hold now."""
