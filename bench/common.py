@@ -131,6 +131,14 @@ def attend(command: list[str], log: Path, look: Callable[[], None] = lambda: Non
     return began, process.returncode, peak
 
 
+def record(row: Mapping[str, Any], out: Path | None, name: str) -> None:
+    """Append a row to the file `name` of a record, which is made if it is not there; nothing where `out` is None."""
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / name, "a") as log:
+            log.write(json.dumps(row) + "\n")
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

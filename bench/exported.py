@@ -20,6 +20,7 @@ import onnxruntime
 import torch
 
 import surefoot
+from common import record
 from surefoot.connect.export import feed
 
 TASKS = ("cartpole", "HalfCheetah-v5", "pong")
@@ -65,9 +66,7 @@ def main() -> None:
             "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
         }
         print(json.dumps(found), flush=True)
-        if args.out:
-            with open(args.out / "onnx.jsonl", "a") as log:
-                log.write(json.dumps(found) + "\n")
+        record(found, args.out, "onnx.jsonl")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from typing import Any
 
 from websockets.sync.client import connect
 
+from common import Row, record
+
 HERE = Path(__file__).parent.parent
 sys.path.insert(0, str(HERE / "tests"))
 from browser import chromium, served  # noqa: E402
 
 TRAIN = ["train", "pong", "--ranks", "2", "--eval-episodes", "0", "--quiet", "--total-steps"]
-Row = dict[str, Any]
 
 
 def opens(rounds: int) -> Iterator[Row]:
@@ -148,10 +149,7 @@ def main() -> None:
         for row in known[name](args.rounds):
             row |= {"rounds": args.rounds, "load": round(os.getloadavg()[0], 1)}
             print(json.dumps(row), flush=True)
-            if args.out:
-                args.out.mkdir(parents=True, exist_ok=True)
-                with open(args.out / "pages.jsonl", "a") as log:
-                    log.write(json.dumps(row) + "\n")
+            record(row, args.out, "pages.jsonl")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common import record
+
 HERE = Path(__file__).parent.parent
 
 
@@ -67,10 +69,7 @@ def main() -> None:
                     "load": os.getloadavg()[0],
                 }
             )
-            if args.out:
-                args.out.mkdir(parents=True, exist_ok=True)
-                with open(args.out / "pairs.jsonl", "a") as log:
-                    log.write(json.dumps(pairs[-1]) + "\n")
+            record(pairs[-1], args.out, "pairs.jsonl")
         for figure in ("iteration_s", "cpu_s"):
             ratios = sorted(pair["after"][figure] / pair["before"][figure] for pair in pairs)
             middle = statistics.median(ratios)

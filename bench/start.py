@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
+from common import record
+
 TRAIN = "train CartPole-v1 --total-iterations 1 --eval-episodes 0 --quiet --run-dir"
 CASES = {
     "python": ["-c", "pass"],
@@ -49,10 +51,7 @@ def main() -> None:
             for kind, values in (("wall_s", wall), ("cpu_s", cpu)):
                 row |= {kind: round(statistics.median(values), 3), f"least_{kind}": round(min(values), 3)}
             print(json.dumps(row), flush=True)
-            if args.out:
-                args.out.mkdir(parents=True, exist_ok=True)
-                with open(args.out / "start.jsonl", "a") as log:
-                    log.write(json.dumps(row) + "\n")
+            record(row, args.out, "start.jsonl")
 
 
 if __name__ == "__main__":
