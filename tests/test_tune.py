@@ -20,6 +20,7 @@ from surefoot.errors import UserError
 from surefoot.presets import LADDER, LESSON, PRESETS
 from surefoot.runs.files import replace_file, seal
 
+pytest.importorskip("optuna", reason="pip install 'surefoot[tune]'")
 KINDS = [*PRESETS.values()]
 
 
@@ -90,14 +91,21 @@ def test_a_search_goes_on_after_a_kill_and_ends_with_a_comparison(small: Config,
     lost = {trial.user_attrs["run"] for trial in trials if trial.state.name == "FAIL"}
     assert lost <= {trial.user_attrs["run"] for trial in ended}
     text = (where / "table.md").read_text()
-    for name in ("default", "best"):
-        runs = [surefoot.load(run) for run in sorted((where / name).glob("seed-*"))]
+    best = f"best-{study_of(where).best_trial.user_attrs['run']}"
+    for name, folder in (("default", "default"), ("best", best)):
+        runs = [surefoot.load(run) for run in sorted((where / folder).glob("seed-*"))]
         assert [run.config.seed for run in runs] == [1_000_001, 1_000_002]
         assert f"| {name} |" in text
         assert all(f"{run.evaluation.mean:.2f}" in text for run in runs if run.evaluation)
     assert read_preset(where / "preset.json") == replace(
-        surefoot.load(where / "best" / "seed-1000001").config, seed=cfg.seed
+        surefoot.load(where / best / "seed-1000001").config, seed=cfg.seed
     )
     assert (where / "importance.png").read_bytes().startswith(b"\x89PNG")
+    better = study_of(where).best_trial
+    better.params["num_epochs"] += 1 if better.params["num_epochs"] < 4 else -1
+    better.values, better.user_attrs["run"] = [1e6], "trial-99"
+    study_of(where).add_trial(better)
+    surefoot.tune(cfg, trials=6, run_dir=where, seeds=2)  # a search that goes on compares what it has now
+    assert surefoot.load(where / "best-trial-99" / "seed-1000001").config.num_epochs == better.params["num_epochs"]
     with pytest.raises(UserError, match="tunes another Config"):
         surefoot.tune(small, trials=6, run_dir=where)

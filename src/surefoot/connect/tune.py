@@ -161,7 +161,7 @@ def workers(where: Path, trials: int, count: int) -> Iterator[list[subprocess.Po
         for process in running:
             if process.poll() is None:
                 process.terminate()
-            process.wait()
+            process.communicate()
 
 
 def tune(
@@ -207,8 +207,9 @@ def tune(
         facts = {"config": best.to_json(), "begun": own_seal(where, cfg.env)}
         replace_file(where / PRESET, seal(facts))
         importance(study, where / "importance.png")
-        compared = {name: compare(c, where / name, seeds) for name, c in (("default", cfg), ("best", best))}
-        text = table(study, cfg, compared)
+        found = f"best-{study.best_trial.user_attrs['run']}"  # more trials may find a better one
+        compared = {"default": compare(cfg, where / "default", seeds), "best": compare(best, where / found, seeds)}
+        text = table(study, cfg, compared, where)
         replace_file(where / "table.md", text.encode())
     progress.write(text, "")
     return where
@@ -252,7 +253,7 @@ def importance(study: optuna.Study, path: Path) -> None:
     replace_file(path, picture.getvalue())
 
 
-def table(study: optuna.Study, cfg: Config, compared: dict[str, list[float]]) -> str:
+def table(study: optuna.Study, cfg: Config, compared: dict[str, list[float]], where: Path) -> str:
     """The comparison on fresh seeds, and the best trials, as Markdown."""
     lines = [f"# {cfg.task}: {len(ended(study))} trials", "", "| | mean score on fresh seeds | each |", "|---|---|---|"]
     for name, scores in compared.items():
@@ -265,7 +266,8 @@ def table(study: optuna.Study, cfg: Config, compared: dict[str, list[float]]) ->
         cells = (f"{x:.3g}" if isinstance(x := trial.params.get(name), float) else str(x) for name in names)
         lines.append(f"| {trial.user_attrs['run']} | {trial.value:.2f} | {' | '.join(cells)} |")
     pruned = len(ended(study)) - len(whole)
-    lines += ["", f"{pruned} more were pruned or failed. `surefoot train {PRESET}` trains with the best settings."]
+    command = f"surefoot train {shown(where / PRESET)}"
+    lines += ["", f"{pruned} more were pruned or failed. `{command}` trains with the best settings."]
     return "\n".join(lines) + "\n"
 
 
