@@ -145,11 +145,12 @@ def test_a_run_ends_as_it_should_whatever_is_around_it(ranks: int, letters: str,
 
 
 def test_a_result_that_cannot_be_printed_is_a_fault(tmp_path: Path) -> None:
-    done = shell("surefoot --help > /dev/full", tmp_path)
-    assert (done.returncode, done.stderr) == (
-        1,
-        b"surefoot: 'standard output' cannot be used (No space left on device)\n",
-    )
+    for words in ("surefoot --help", "surefoot --version", "surefoot train --help"):
+        done = shell(f"{words} > /dev/full", tmp_path, PYTHONUNBUFFERED="")
+        assert (done.returncode, done.stderr) == (
+            1,
+            b"surefoot: 'standard output' cannot be used (No space left on device)\n",
+        )
 
 
 def test_a_run_lives_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ CASES = [
     (Gymnasium("CartPole-v1"), MLP()),
     (Gymnasium("Blackjack-v1"), MLP()),  # a Tuple of choices
     (Gymnasium("FrozenLake-v1"), MLP()),
-    (Gymnasium("Taxi-v4"), MLP()),  # a mask in its info
+    (Gymnasium("Taxi"), MLP()),  # a mask in its info
     (Gymnasium("makers:make_all"), SmallCNN()),  # a picture, numbers, choices and a mask; to act: a Dict of everything
     (Gymnasium("makers:Image"), NatureCNN()),
     (Pong(), SmallCNN(hidden=32)),

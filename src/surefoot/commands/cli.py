@@ -331,9 +331,9 @@ def run_command(args: Sequence[str], whole: bool) -> int:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training run to save; ignored until there is one
     try:
         if not args or args[0] in ("-h", "--help"):
-            print(usage())
+            print(usage(), flush=True)
         elif args[0] == "--version":
-            print(f"surefoot {surefoot.__version__}")
+            print(f"surefoot {surefoot.__version__}", flush=True)
         else:
             with ExitStack() as stack:
                 if args[0] in WITH_ENVIRONMENTS:

@@ -24,6 +24,10 @@ def exit_code(error: BaseException, args: Sequence[str]) -> int:
         return 130
     if isinstance(error, SystemExit):
         if {"-h", "--help"} & set(args):
+            try:
+                out().flush()
+            except OSError as unwritten:
+                return exit_code(unwritten, args)
             return int(error.code or 0)
         note(f"the program was ended from within: {said(error)}")
         return 1
