@@ -134,7 +134,7 @@ def test_actions_are_sampled_as_the_policy_says(tmp_path: Path) -> None:
     drawn = [policy.act(obs, rng=rng) for _ in range(200)]
     with torch.no_grad():
         expected = float(policy(torch.as_tensor(obs, dtype=torch.float32)[None])[0].probabilities()[0, 1])
-    assert {type(action) for action in drawn} == {int}
+    assert {type(action) for action in drawn} == {np.int64}  # as the space's own `sample`
     assert abs(np.mean(drawn) - expected) < 4 * np.sqrt(expected * (1 - expected) / 200) + 1e-9
     again = np.random.default_rng(0)
     assert drawn == [policy.act(obs, rng=again) for _ in range(200)]
@@ -142,9 +142,24 @@ def test_actions_are_sampled_as_the_policy_says(tmp_path: Path) -> None:
     assert policy.act(obs) in (0, 1)
 
 
+def test_a_mask_that_allows_nothing_allows_everything_as_in_training(tmp_path: Path) -> None:
+    policy = loaded(describe(Locked), tmp_path)
+    obs, _ = Locked().reset(seed=0)
+    best = policy.act(obs, greedy=True, mask=np.ones(9)).tolist()
+    assert best != [0, 0, 0]  # of logits that are all masked the first would be taken
+    assert policy.act(obs, greedy=True, mask=np.zeros(9)).tolist() == best
+
+
 def test_what_the_policy_cannot_see_is_a_sentence(tmp_path: Path) -> None:
     policy = loaded(Gymnasium("CartPole-v1"), tmp_path)
-    for wrong in (np.zeros((1, 4), np.float32)[:, :3], np.zeros(5), "left", None, {"obs": np.zeros(4)}):
+    for wrong in (
+        np.full(4, np.nan),
+        np.zeros((1, 4), np.float32)[:, :3],
+        np.zeros(5),
+        "left",
+        None,
+        {"obs": np.zeros(4)},
+    ):
         with pytest.raises(UserError, match="the policy cannot see this"):
             policy.act(wrong)
     with pytest.raises(UserError, match=r"mask=info\['action_mask'\]"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import surefoot
 from helpers import TINY
@@ -80,6 +83,8 @@ def step(envs: EnvVector, action: Any = 0) -> tuple[Any, Any]:
         (True, 1.0),
         (3, 3.0),
         ([2.0], 2.0),
+        (Decimal("1.5"), 1.5),
+        (np.array([Fraction(3, 2)]), 1.5),
     ],
     ids=str,
 )
@@ -89,10 +94,52 @@ def test_a_reward_is_any_one_number(value: Any, want: float) -> None:
     assert step(odd(reward=value))[0].reward == [want]
 
 
-@pytest.mark.parametrize("value", [None, "2", b"2", np.array([1.0, 2.0]), [], {"a": 1}, np.array("x")], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, "2", b"2", np.array([1.0, 2.0]), [], {"a": 1}, np.array("x"), np.complex64(1j)], ids=repr
+)
 def test_anything_else_is_no_reward(value: Any) -> None:
     with pytest.raises(Fault, match=r"its reward is .*: a reward is one number"):
         step(odd(reward=value))
+
+
+class Players:
+    """PettingZoo's interface."""
+
+    possible_agents = ("a", "b")
+
+    def observation_space(self, agent: str) -> Any: ...
+
+    action_space = reset = step = observation_space
+
+
+class Many:
+    """A vector of another library's."""
+
+    num_envs, observation_space, action_space = 2, BOX, spaces.Discrete(2)
+    reset = step = Players.observation_space
+
+
+@pytest.mark.parametrize(("kind", "says"), [(Players, "for several players"), (Many, "another library's vector")])
+def test_what_is_not_one_environment_is_said(kind: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"gives {kind.__name__}, which is .*{says}"):
+        describe(kind).make()
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (0,)), spaces.MultiDiscrete(np.array([], int))], ids=repr)
+def test_where_there_is_nothing_to_choose_it_is_said(space: Any) -> None:
+    with pytest.raises(UserError, match="there is nothing to choose"):
+        odd(action_space=space)
+
+
+def test_actions_are_numbers_as_the_space_samples_them() -> None:
+    envs = odd()
+    step(envs, 1)
+    assert type(envs.envs[0].env.last) is np.int64  # type: ignore[attr-defined]
+
+
+def test_numpys_errors_may_be_on() -> None:
+    with np.errstate(all="raise"):
+        assert odd(see=lambda _: np.array([1e-300, 1])).obs.tolist() == [[0, 1]]
 
 
 def test_several_rewards_name_a_cure() -> None:
@@ -101,14 +148,20 @@ def test_several_rewards_name_a_cure() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [np.bool_(True), np.array(True), np.array([True]), torch.tensor(True), 1, np.int64(1)], ids=repr
+    "kind", [np.bool_, np.array, lambda x: np.array([x]), torch.tensor, int, np.int64, lambda x: [x], lambda x: (x,)]
 )
-def test_flags_are_any_truth(flag: Any) -> None:
+def test_flags_are_any_truth(kind: Any) -> None:
     def ends(self: Odd, _: Any) -> Any:
-        return self.see(), 1.0, flag, False, {}
+        return self.see(), 1.0, kind(True), kind(False), {}
 
     result, _ = step(odd(step=ends))
-    assert result.terminated == [True]
+    assert (result.terminated, result.truncated) == ([True], [False])
+
+
+@pytest.mark.parametrize("flag", ["False", [False, True], {"__all__": False}, []], ids=repr)
+def test_what_is_no_flag_is_a_fault(flag: Any) -> None:
+    with pytest.raises(Fault, match=r"its terminated is .*: it is one True or False"):
+        step(odd(step=lambda self, _: (self.see(), 1.0, flag, False, {})))
 
 
 def test_a_flag_that_is_none_is_false_and_said() -> None:
@@ -143,6 +196,8 @@ class Tape:
         np.array([[1.0, 2.0]]),
         np.array([1, 2]),
         torch.tensor([1.0, 2.0], requires_grad=True),
+        [torch.tensor(1.0), torch.tensor(2.0, requires_grad=True)],
+        np.array([1, Decimal(2)], object),
         Tape([1.0, 2.0]),
     ],
     ids=lambda x: type(x).__name__ + str(getattr(x, "dtype", "")),
@@ -335,6 +390,8 @@ def test_actions_of_several_kinds_at_once() -> None:
         (spaces.Box(np.float32([0, 0]), np.float32([1, np.inf])), [0, -3], [0.5, 0]),
         (spaces.Box(np.float32([-np.inf, 2]), np.float32([1, 2])), [0.5, 7], [0.5, 2]),
         (spaces.Box(-3.4e38, 3.4e38, (1,)), [2], [2]),
+        (spaces.Box(-3.63038313e01, 1.48764012e-02, (1,), np.float64), [2], [1.48764012e-02]),  # not a bit beyond
+        (spaces.Box(0, np.iinfo(np.int64).max, (1,), np.int64), [1], [2**63 - 1024]),
         (spaces.Tuple([spaces.Discrete(3)]), [2], (2,)),
     ],
     ids=repr,
@@ -437,12 +494,47 @@ class ByObservation(Shop):
         return {"seen": np.zeros(2, np.float32), "action_mask": np.concatenate(self.mask).astype(np.int8)}
 
 
-@pytest.mark.parametrize("kind", [ByInfo, ByInfoOfOneRow, ByMethod, ByObservation])
-def test_masks_are_found_wherever_the_field_puts_them(kind: type[Shop], tmp_path: Path) -> None:
+class OneOfEach(ByObservation):
+    observation_space = spaces.Dict(
+        seen=BOX, action_mask=spaces.Tuple((spaces.MultiBinary(2), spaces.Box(0, 1, (3,), bool)))
+    )
+
+    def see(self) -> Any:
+        return {"seen": np.zeros(2, np.float32), "action_mask": (self.mask[0].astype(np.int8), self.mask[1] > 0)}
+
+
+class WithoutABase:
+    """What an environment has, without being one of Gymnasium's."""
+
+    observation_space, action_space, mask = BOX, Shop.action_space, Shop.mask
+    action_masks = ByMethod.action_masks
+
+    def reset(self, *, seed: Any = None) -> Any:
+        self.t = 0
+        return np.zeros(2), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        Shop.forbidden += int(action[0] == 1) + int(action[1] == 1)
+        return np.zeros(2), 1.0, self.t == 10, False, {}
+
+
+@pytest.mark.parametrize("kind", [ByInfo, ByInfoOfOneRow, ByMethod, ByObservation, OneOfEach, WithoutABase])
+def test_masks_are_found_wherever_the_field_puts_them(kind: Any, tmp_path: Path) -> None:
     Shop.forbidden = 0
     run = surefoot.train(kind, run_dir=tmp_path / "a", quiet=True, network=MLP((8,)), **TINY)
     assert run.evaluation is not None
     assert Shop.forbidden == 0
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_masks_by_method_hold_in_a_sync_vector(mode: AutoresetMode) -> None:
+    envs = EnvVector(describe(lambda num_envs: SyncVectorEnv([ByMethod] * num_envs, autoreset_mode=mode)), 1, range(2))
+    envs.reset_all()
+    for _ in range(25):
+        result = envs.step(np.zeros((2, 2), int), np.empty_like(envs.obs))
+        if not (envs.next_step and any(result.terminated)):  # after an end everything is allowed
+            assert envs.obs[:, -5:].tolist() == [[1, 0, 1, 0, 1]] * 2
 
 
 class Closing(ByMethod):
@@ -469,6 +561,12 @@ def test_a_mask_of_the_wrong_size_is_a_fault() -> None:
     with pytest.raises(ValueError, match="its action mask has 4 numbers where there are 5 alternatives"):
         flat_mask([1, 1, 1, 0], 5)
     assert flat_mask((np.array([1, 0]), np.array([0, 2, 1])), 5).tolist() == [1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("mask", [[-np.inf, 0, 0], [np.nan, 1, 1], [-1, 1, 1]], ids=repr)
+def test_what_is_added_to_logits_is_no_mask(mask: Any) -> None:
+    with pytest.raises(ValueError, match="1 stands for what is allowed, and 0 for what is not"):
+        flat_mask(mask, 3)
 
 
 # Names

@@ -100,7 +100,7 @@ def assert_alike(policy: Policy, seen: list[tuple[Any, Any]], ask: Callable[[dic
         got = ask(row)
         theirs = got.get("next_memory", theirs)
         with torch.no_grad():
-            dist, value, memory = policy(torch.from_numpy(own_row(policy.spaces[0], obs, mask)[None]), memory)
+            dist, value, memory = policy(torch.from_numpy(own_row(*policy.spaces, obs, mask)[None]), memory)
         assert got["value"] == pytest.approx(value.numpy(), abs=1e-5, rel=1e-5)
         params: Any = dist.parts if isinstance(dist, Mixed) else (dist, dist)
         if "probabilities" in got:

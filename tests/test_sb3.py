@@ -36,7 +36,7 @@ def test_its_policies_are_read(name: str) -> None:
     for step, expected in enumerate(json.loads((DATA / "expected.json").read_text())[name]):
         assert policy.spaces is not None
         with torch.no_grad():
-            dist, value, _ = policy(torch.from_numpy(own_row(policy.spaces[0], obs, None)[None]))
+            dist, value, _ = policy(torch.from_numpy(own_row(*policy.spaces, obs, None)[None]))
         assert float(value) == pytest.approx(expected["value"], abs=1e-6)
         assert np.allclose(policy.act(obs, greedy=True), expected["action"], atol=1e-6)
         if name == "pendulum":

@@ -104,7 +104,7 @@ def test_whole_numbers_arrive_as_the_space_has_them() -> None:
         got = act(action)
         assert space.contains(got)
         assert np.asarray(got).tolist() == want
-    assert action_converter(spaces.Discrete(3)) is None
+    assert type(action_converter(spaces.Discrete(3))(2)) is np.int64  # as `sample` gives it
     assert (choices(shifted), choices(many), choices(switches)) == ((3,), (2, 3, 4, 5), (2, 2, 2, 2))
     assert [head(s)[:2] for s in (shifted, many, switches)] == [(3, ()), (14, (4,)), (8, (4,))]
 

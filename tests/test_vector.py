@@ -322,6 +322,29 @@ class Forgets(SyncVectorEnv):
         return *rest, {k: v for k, v in info.items() if k != "final_obs"}
 
 
+class Columns(SyncVectorEnv):
+    """Numbers in columns, and what ended as Gymnasium had it before 1.0."""
+
+    def step(self, actions: Any):
+        obs, *numbers, info = super().step(actions)
+        if "final_obs" in info:
+            info = {"final_observation": info["final_obs"], "final_info": np.array([{}, None], object)}
+        return obs, *(torch.as_tensor(x)[:, None] for x in numbers), info
+
+
+def test_numbers_may_be_columns_and_finals_as_they_were_before_gymnasium_1() -> None:
+    played, plain = (
+        EnvVector(vector("CartPole-v1", "SameStep", kind), 5, range(2)) for kind in (Columns, SyncVectorEnv)
+    )
+    played.reset_all()
+    plain.reset_all()
+    for _ in range(30):
+        a, b = (envs.step([1, 0], np.empty_like(envs.obs)) for envs in (played, plain))
+        assert (a.reward, a.terminated, a.truncated) == (b.reward, b.terminated, b.truncated)
+        assert {i: x.tolist() for i, x in a.final.items()} == {i: x.tolist() for i, x in b.final.items()}
+    assert plain.finished
+
+
 @pytest.mark.parametrize(
     ("kind", "mode", "id", "says"),
     [

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import surefoot
 from surefoot.envs.actions import box_scale, choices, leaves, numbers
 from surefoot.envs.interface import EnvSpec
-from surefoot.envs.spaces import MASK, Part, parts
+from surefoot.envs.spaces import MASK, Part, flat_mask, parts
 from surefoot.errors import Fault, UserError
 from surefoot.models.distributions import Mixed
 from surefoot.models.layers import DictEncoder
@@ -62,6 +62,8 @@ class Graph(nn.Module):
         """One tensor for each of `inputs`; returns one for each of `outputs`."""
         policy = self.policy
         rows = {part.path: stored(part, x) for part, x in zip(self.layout, obs, strict=False)}
+        if policy.masks:
+            rows[MASK] = with_something_allowed(rows[MASK], choices(self.action_space))
         row: Any = rows if self.layout[0].path else rows[()]
         if policy.body and isinstance(policy.body[0], DictEncoder):
             features, allowed = policy.body(row), rows[MASK] > 0 if policy.masks else None
@@ -92,12 +94,16 @@ class Graph(nn.Module):
                 first = torch.as_tensor(np.asarray(getattr(leaf, "start", 0)).reshape(-1))
                 action, taken = rows[:, taken : taken + size].long() + first, taken + size
             else:
-                bounded = bool(np.isfinite(scale[2:]).all())
                 middle, half, low, high = map(torch.as_tensor, scale)
                 x, count = rows[:, count : count + len(half)].double(), count + len(half)
-                action = middle + half * x.clamp(-1, 1) if bounded else (middle + half * x).clamp(low, high)
+                action = (middle + half * x).clamp(low, high)
                 action = action if np.issubdtype(leaf.dtype, np.floating) else action.round()
             yield action.reshape(-1, *(leaf.shape or ())).to(torch_dtype(leaf))
+
+
+def with_something_allowed(mask: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """A mask [B, sum of sizes], with everything allowed of a choice of which it allows nothing (`allow_something`)."""
+    return torch.cat([part + (part == 0).all(-1, keepdim=True) for part in torch.split(mask, list(sizes), -1)], -1)
 
 
 def stored(part: Part, x: Tensor) -> Tensor:
@@ -140,6 +146,7 @@ def feed(observation: Space, obs: Any) -> dict[str, Any]:
         value = obs
         for key in part.path:
             value = value[key]
+        value = flat_mask(value, int(np.prod(part.shape))) if part.path == MASK else value
         inputs[input_name(observation, part)] = np.asarray(value, part.space.dtype)[None]
     return inputs
 

@@ -52,16 +52,16 @@ def action_names(space: spaces.Space[Any]) -> tuple[str, ...]:
     return (*named, *(f"action {a}" for a in range(numbers(space))))
 
 
-def action_converter(space: spaces.Space[Any]) -> Callable[[Any], Any] | None:
-    """The function from a policy's action to the environment's; None where they are the same.
+def action_converter(space: spaces.Space[Any]) -> Callable[[Any], Any]:
+    """The function from a policy's action to the environment's.
 
-    A policy's number is clipped to [-1, 1] and scaled to the bounds of the space, and rounded where the space has whole
-    numbers; where there is no bound it is passed on as it is (from 1 beyond the only bound there is). Raises UserError
-    where a space is not supported.
+    A policy's number is scaled from [-1, 1] to the bounds of the space and clipped there, and rounded where the space
+    has whole numbers; where there is no bound it is passed on as it is (from 1 beyond the only bound there is). Raises
+    UserError where a space is not supported.
     """
     if isinstance(space, spaces.Discrete):
-        first = int(space.start)
-        return (lambda action: action + first) if first else None
+        first, kind = int(space.start), space.dtype.type  # as `sample` does: some take its `item()`
+        return lambda action: kind(action + first)
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
         shape, dtype = space.shape, space.dtype
         start = np.asarray(getattr(space, "start", 0), dtype)
@@ -82,9 +82,11 @@ def box_scale(space: spaces.Box) -> tuple[NDArray[Any], NDArray[Any], NDArray[An
     Raises UserError where its bounds or its dtype cannot be acted in.
     """
     dtype, cure = space.dtype, "gymnasium.wrappers.TransformAction changes them"
-    if dtype is None or dtype.kind not in "fiu":
+    if dtype is None or dtype.kind not in "fiub":
         raise UserError(f"actions are {space}: a Box to act in has numbers; {cure}")
     low, high = (bound.astype(np.float64).reshape(-1) for bound in (space.low, space.high))
+    if dtype.itemsize == 8 and dtype.kind != "f":  # 2**63 is no int64
+        high = np.minimum(high, np.nextafter(2.0 ** (63 + (dtype.kind == "u")), 0))
     if not (low <= high).all():  # also where one is NaN
         raise UserError(f"actions are {space}: the lower bounds must not be above the upper ones; {cure}")
     below, above = low > -UNBOUNDED, high < UNBOUNDED
@@ -101,12 +103,10 @@ def box_scale(space: spaces.Box) -> tuple[NDArray[Any], NDArray[Any], NDArray[An
 def _box_converter(space: spaces.Box) -> Callable[[Any], Any]:
     middle, half, low, high = box_scale(space)
     shape, dtype = space.shape, space.dtype
-    if not (np.isfinite(low) & np.isfinite(high)).all():
-        return lambda action: _typed((middle + half * np.asarray(action)).clip(low, high), dtype).reshape(shape)
     if (middle == 0).all() and (half == 1).all() and len(shape) == 1 and dtype.kind == "f":
         lower, upper = space.low.reshape(-1), space.high.reshape(-1)  # takes half the time of np.clip
         return lambda action: np.minimum(np.maximum(np.asarray(action, dtype), lower), upper)
-    return lambda action: _typed(middle + half * np.clip(action, -1.0, 1.0), dtype).reshape(shape)
+    return lambda action: _typed((middle + half * np.asarray(action)).clip(low, high), dtype).reshape(shape)
 
 
 def _typed(x: Any, dtype: Any) -> Any:
@@ -124,8 +124,7 @@ def _nested_converter(space: spaces.Space[Any]) -> Callable[[Any], Any]:
 
     def values(row: Any) -> Iterator[Any]:
         for where, single, convert in inner:
-            part = int(row[where][0]) if single else row[where]
-            yield part if convert is None else convert(part)
+            yield convert(int(row[where][0]) if single else row[where])
 
     return lambda action: _nest(space, values(np.atleast_1d(action)))
 

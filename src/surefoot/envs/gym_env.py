@@ -20,7 +20,7 @@ from gymnasium import spaces
 
 from surefoot.envs.actions import action_converter, action_names, choices, numbers
 from surefoot.envs.closing import close_env
-from surefoot.envs.spaces import MASK, as_array, blank, discrepancy, flat_mask, masked, pack, parts
+from surefoot.envs.spaces import MASK, allow_something, as_array, blank, discrepancy, flat_mask, masked, pack, parts
 from surefoot.errors import OURS, Fault, UserError, note, note_once, said
 
 if TYPE_CHECKING:
@@ -61,17 +61,18 @@ RESET = "def reset(self, *, seed=None, options=None) returns observation, info"
 STEP = "it must give observation, reward, terminated, truncated and info"
 
 
-def mask_method(env: Any) -> Any:
-    """The environment's `action_masks` function; None where there is none."""
+def mask_method(env: Any, index: int = 0) -> Any:
+    """The `action_masks` of an environment, or of environment `index` of a SyncVectorEnv; None where there is none."""
     with suppress(AttributeError):
-        method = env.get_wrapper_attr("action_masks")
+        several: Any = env.unwrapped if isinstance(env, gymnasium.vector.VectorEnv) else None
+        method = (several.envs[index] if several else env).get_wrapper_attr("action_masks")
         return method if callable(method) else None
     return None
 
 
 def reward_of(reward: Any) -> float:
-    """A reward as a number; arrays of one number are one. Raises ValueError for anything else."""
-    if isinstance(reward, float | int | np.number | np.bool_):
+    """A reward as a number; arrays of one, fractions and decimals are one. Raises ValueError for anything else."""
+    if isinstance(reward, float | int | np.integer | np.floating | np.bool_):
         return float(reward)
     cure = "a reward is one number"
     if reward is not None and not isinstance(reward, str | bytes):
@@ -83,9 +84,15 @@ def reward_of(reward: Any) -> float:
 
 
 def end_flag(flag: Any, name: str) -> bool:
-    """`terminated` or `truncated` as a bool; None counts as False."""
+    """`terminated` or `truncated` as a bool; None counts as False. Raises ValueError where it is not one flag."""
     if flag is None:
         note_once(f"its {name} is None, which counts as False")
+        return False
+    if not isinstance(flag, bool | np.bool_ | int):
+        values = as_array(flag)  # a list or an array of one
+        if values.size != 1 or values.dtype.kind not in "biuf":
+            raise ValueError(f"its {name} is {repr(flag)[:80]}: it is one True or False")
+        flag = values.reshape(-1)[0]
     return bool(flag)
 
 
@@ -102,7 +109,9 @@ class GymnasiumEnv:
         self.mask_of = mask_method(env) if self.source == "method" else None
         self.sizes = choices(self.action_space)
         try:
-            self.to_env_action = action_converter(self.action_space)
+            convert = action_converter(self.action_space)
+            if not (self.sizes or numbers(self.action_space)):
+                raise UserError(f"actions are {self.action_space}: there is nothing to choose")
             if self.source and not self.sizes:
                 note_once(f"'{spec.id}' has action masks for {self.action_space}, which has no alternatives: not used")
                 self.source = ""
@@ -119,6 +128,8 @@ class GymnasiumEnv:
         self.kind = "f" if numbers(self.action_space) else "q"
         self.numbers = functools.partial(np.asarray, dtype=self.kind)
         self.foreign = spec.is_foreign()  # may use global random numbers
+        plain = self.discrete and self.action_space.start == 0 and not (self.foreign and alone)
+        self.to_env_action = None if plain else convert
         self.remake, self.begun, self.inspected = spec.remake or spec.id in CARRY_OVER, False, 0
         self.seed, self.actions, self.steps, self.score = 0, array(self.kind), 0, 0.0
         self.obs = blank(self.observation_space)
@@ -168,7 +179,10 @@ class GymnasiumEnv:
     def _write(self, obs: Any, info: Any, over: bool, out: Array) -> None:
         """Write an observation, and the mask, into `out`; raises ValueError where it is not one of its space."""
         if self.alike and type(obs) is np.ndarray and obs.shape == out.shape:  # nearly always, and every step counts
-            np.copyto(out, obs, casting="same_kind")
+            try:
+                np.copyto(out, obs, casting="same_kind")
+            except (TypeError, FloatingPointError):  # objects that are numbers; where NumPy's errors are on
+                self.layout[0].fill(obs, "its observation", out)
         elif not self.layout[0].path:
             self.layout[0].fill(obs, "its observation", out)
         else:
@@ -243,13 +257,3 @@ def seed_globals(seed: int) -> None:
     np.random.seed(seed % 2**32)
     if torch := sys.modules.get("torch"):
         (torch if torch.cuda.is_initialized() else torch.default_generator).manual_seed(seed)  # torch's takes 0.5 ms
-
-
-def allow_something(mask: Array, sizes: tuple[int, ...]) -> None:
-    """Where a mask [sum of sizes] allows nothing of a choice in the middle of an episode, allow everything."""
-    start = 0
-    for size in sizes:
-        if not mask[start : start + size].any():
-            mask[start : start + size] = 1
-            note_once("its action mask allows no action in the middle of an episode: there every action is allowed")
-        start += size

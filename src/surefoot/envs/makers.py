@@ -13,15 +13,15 @@ WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 LOCAL_MAKERS: dict[str, Callable[..., Any]] = {}  # functions that only this process has, by their Gymnasium.id
 
 
-def parse_kwargs(kwargs: Iterable[str]) -> dict[str, Any]:
-    """Keyword arguments from NAME=VALUE; raises UserError where there is no name."""
+def parse_kwargs(kwargs: Iterable[str], holder: str = "env.kwargs") -> dict[str, Any]:
+    """Keyword arguments from NAME=VALUE; raises UserError where there is no name, which says what `holder` holds."""
     import ast
 
     parsed: dict[str, Any] = {}
     for text in kwargs:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise UserError(f"env.kwargs holds {text!r}; allowed is NAME=VALUE, as in is_slippery=False")
+            raise UserError(f"{holder} holds {text!r}; allowed is NAME=VALUE, as in is_slippery=False")
         try:
             parsed[name] = WORDS[value.lower()] if value.lower() in WORDS else ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a plain word

@@ -55,6 +55,8 @@ class OldGym(gymnasium.Env[Any, Any]):
         parameters = inspect.signature(env.reset).parameters.values()
         self.takes_seed = any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
         self.render_mode = getattr(env, "render_mode", None)
+        if hasattr(env, "action_masks"):
+            self.action_masks = env.action_masks
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, seeded as this version of Gym does it."""
@@ -75,7 +77,7 @@ class OldGym(gymnasium.Env[Any, Any]):
         if len(result) != 4:
             return result
         obs, reward, done, info = result
-        cut = bool(done and info.get("TimeLimit.truncated", False))
+        cut = bool(done and (info or {}).get("TimeLimit.truncated", False))
         return obs, reward, bool(done) and not cut, cut, info
 
     def render(self) -> Any:

@@ -129,8 +129,13 @@ def wrapped(env: Any, spec: Gymnasium) -> Any:
             raise UserError(f"'{name}' is a VectorEnv: wrap the environments that it is made of")
         return env
     if not isinstance(env, gymnasium.Env):
+        what = f"'{name}' gives {type(env).__name__}, which is"
+        if hasattr(env, "possible_agents"):
+            raise UserError(f"{what} for several players: write an environment in which the others play by themselves")
+        if hasattr(env, "num_envs"):
+            raise UserError(f"{what} another library's vector: give a function that makes one of its environments")
         if not is_old_gym(env):
-            raise UserError(f"'{name}' gives {type(env).__name__}, which is no gymnasium.Env")
+            raise UserError(f"{what} no gymnasium.Env")
         env = OldGym(env)
     for text in spec.wrappers:
         wrapper, _, given = text.partition(":")
@@ -138,7 +143,8 @@ def wrapped(env: Any, spec: Gymnasium) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, gymnasium.Wrapper)):
             raise UserError(f"there is no wrapper '{wrapper}' in gymnasium.wrappers: name one of its classes")
         try:
-            how = {k: sizes(v) for k, v in parse_kwargs(filter(None, given.split(","))).items()}
+            arguments = filter(None, re.split(r",(?=\s*\w+=)", given))  # a list's commas divide none
+            how = {k: sizes(v) for k, v in parse_kwargs(map(str.strip, arguments), f"the wrapper {text}").items()}
             pictures = pictures_of(env.observation_space) if wrapper in FOR_PICTURES else []
             env = on_pictures(env, pictures, functools.partial(kind, **how)) if pictures else kind(env, **how)
         except (TypeError, ValueError, AssertionError, gymnasium.error.Error) as error:

@@ -79,14 +79,15 @@ class Part(NamedTuple):
 
     def fill(self, value: Any, name: str, out: Array) -> None:
         """Write a value into a row; raises ValueError or TypeError where it cannot be one of its space."""
-        if type(value) is not np.ndarray:
+        if type(value) is not np.ndarray or value.dtype == object:
             value = as_array(value)
         if value.shape != self.space.shape:
             value = self._reshaped(value, name)
         if self.sizes or self.factor != 1.0:
             self._fill_choices(value, name, out)
         elif value.dtype == out.dtype or out.dtype == np.float32:
-            np.copyto(out, value, casting="same_kind")
+            with np.errstate(all="ignore"):
+                np.copyto(out, value, casting="same_kind")
         else:
             cast = value.astype(out.dtype)
             if not (cast == value).all():
@@ -123,21 +124,27 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
 
 
 def as_array(value: Any) -> Array:
-    """NumPy's array of anything that is one: torch's without its gradient, JAX's, lists, numbers."""
+    """NumPy's array of anything that is one: torch's without its gradient, JAX's, lists, numbers of any kind."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError):
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
         if hasattr(value, "__dlpack__"):
             return np.from_dlpack(value)
-        raise
+        if not (isinstance(value, list | tuple) and isinstance(error, RuntimeError)):
+            raise
+        array = np.array([as_array(one) for one in value])  # of torch's
+    if array.dtype == object and not (array == None).any():  # noqa: E711 (of each element)
+        with suppress(TypeError, ValueError):  # fractions, decimals
+            return array.astype(np.float64)
+    return array
 
 
 def discrepancy(part: Part, value: Any) -> str:
     """What a value has that its space does not announce, though it can be learned from; empty for nothing."""
-    value, space = as_array(value), part.space
-    if not isinstance(space, spaces.Box) or space.dtype is None or value.shape != space.shape:
+    space = part.space
+    if not isinstance(space, spaces.Box) or space.dtype is None or (value := as_array(value)).shape != space.shape:
         return ""
     if value.dtype.kind in "fiu":
         for bound, far in ((space.low, value < space.low), (space.high, value > space.high)):
@@ -159,6 +166,8 @@ def parts(space: spaces.Space[Any]) -> list[Part]:
     left_out: list[str] = []
 
     def visit(path: tuple[Any, ...], space: spaces.Space[Any]) -> None:
+        if path == MASK and isinstance(space, spaces.Tuple) and all(inner.shape is not None for inner in space):
+            space = spaces.MultiBinary(sum(int(np.prod(inner.shape)) for inner in space))  # one for each choice
         if isinstance(space, spaces.Dict | spaces.Tuple):
             for key, inner in space.items() if isinstance(space, spaces.Dict) else enumerate(space):
                 visit((*path, key), inner)
@@ -217,13 +226,13 @@ def pack(layout: list[Part], obs: Any, out: Array) -> None:
         for key in part.path:
             value = value[key]
         array = np.zeros(part.shape, part.dtype)
-        part.fill(value, part.name, array)
+        part.fill(flat_mask(value, array.size) if part.path == MASK else value, part.name, array)
         if part.dtype == np.float32 and not np.isfinite(array).all():
             raise ValueError(f"{part.name} is not finite")
         out[part.start : part.stop] = array.reshape(-1).view(np.uint8)
 
 
-def own_row(space: spaces.Space[Any], obs: Any, mask: Any = None) -> Array:
+def own_row(space: spaces.Space[Any], action: spaces.Space[Any], obs: Any, mask: Any = None) -> Array:
     """The row of an environment's own observation; `mask`: its info's action mask, which `space` has beside it.
 
     Raises UserError where the observation is not in the space.
@@ -237,8 +246,12 @@ def own_row(space: spaces.Space[Any], obs: Any, mask: Any = None) -> Array:
     try:
         if layout[0].path:
             pack(layout, obs, row)
+            if masked(space, action):
+                allow_something(row[layout[-1].start :], choices(action))
         else:
             layout[0].fill(obs, layout[0].name, row)
+        if row.dtype == np.float32 and not np.isfinite(row).all():
+            raise ValueError(f"{layout[0].name} is not finite")
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise UserError(f"the policy cannot see this: {error or type(error).__name__}; it saw {space}") from error
     return row
@@ -262,5 +275,19 @@ def flat_mask(mask: Any, count: int) -> Array:
     flat = np.concatenate([as_array(row).reshape(-1) for row in rows]) if rows else np.zeros(0)
     if len(flat) != count:
         raise ValueError(f"its action mask has {len(flat)} numbers where there are {count} alternatives")
+    if not (flat >= 0).all():
+        raise ValueError(
+            f"its action mask has {flat[~(flat >= 0)][0]}: 1 stands for what is allowed, and 0 for what is not"
+        )
     allowed: Array = (flat != 0).astype(np.uint8)
     return allowed
+
+
+def allow_something(mask: Array, sizes: tuple[int, ...]) -> None:
+    """Where a mask [sum of sizes] allows nothing of a choice in the middle of an episode, allow everything."""
+    start = 0
+    for size in sizes:
+        if not mask[start : start + size].any():
+            mask[start : start + size] = 1
+            note_once("its action mask allows no action in the middle of an episode: there every action is allowed")
+        start += size

@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
 from surefoot.envs.closing import close_env
-from surefoot.envs.gym_env import GymnasiumEnv, reward_of
+from surefoot.envs.gym_env import GymnasiumEnv, mask_method, reward_of
+from surefoot.envs.spaces import as_array
 from surefoot.errors import UserError, note_once
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class VectorEnvAdapter:
         if self.to_env_action is not None:
             actions = [self.to_env_action(action) for action in actions]
         obs, reward, terminated, truncated, info = self.env.step(batched(self.action_space, actions))
-        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        terminated, truncated = (
+            np.array(as_array(f), bool).reshape(self.env.num_envs) for f in (terminated, truncated)
+        )
         over = terminated | truncated
         first = rows = self.split(obs, info)
         if self.next_step:
@@ -87,7 +90,7 @@ class VectorEnvAdapter:
             over &= ~self.over
         elif over.any() and self.mode is AutoresetMode.SAME_STEP:
             final = info["final_observation"] if "final_observation" in info else info["final_obs"]
-            ended = self.split(final, info.get("final_info", info))
+            ended = self.split(final, {})  # what follows an end needs no mask
             rows = [ended[i] if over[i] else rows[i] for i in range(len(rows))]
         elif over.any():
             rows = self.split(deepcopy(obs), info)  # the reset may write into it
@@ -98,7 +101,7 @@ class VectorEnvAdapter:
         if not self.next_step:
             self.first = {i: first[i] for i in np.flatnonzero(over).tolist()}
         self.over = over
-        steps = zip(rows, np.asarray(reward).tolist(), terminated.tolist(), truncated.tolist(), strict=True)
+        steps = zip(rows, as_array(reward).tolist(), terminated.tolist(), truncated.tolist(), strict=True)
         self.last = [(o, reward_of(r), end, cut, info) for (o, info), r, end, cut in steps]
 
     def split(self, obs: Any, info: dict[str, Any]) -> list[ObsInfo]:
@@ -140,6 +143,10 @@ class SubEnv(gymnasium.Env[Any, Any]):
         if not self.vector.stepped_together:
             self.vector.step([action] * self.vector.env.num_envs)
         return self.vector.last[self.i]
+
+    def action_masks(self) -> Any:
+        """What this environment's own `action_masks` gives, where it has one."""
+        return mask_method(self.vector.env, self.i)()
 
     def render(self) -> Any:
         """This environment's frame."""

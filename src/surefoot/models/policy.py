@@ -131,15 +131,14 @@ class Policy(nn.Module):
         """
         if self.spaces is None:
             raise UserError("this policy knows no environment: surefoot.load_policy gives one that does")
-        row = torch.from_numpy(own_row(self.spaces[0], obs, mask)[None]).to(self.actor.weight.device)
+        row = torch.from_numpy(own_row(*self.spaces, obs, mask)[None]).to(self.actor.weight.device)
         dist, _, self.remembered = self(row, self.remembered)
         if greedy:
             action = dist.greedy()[0].tolist()
         else:
             noise = (rng or np.random.default_rng()).random((1, *self.noise_shape), np.float32)
             action = dist.sample(torch.from_numpy(noise).to(row.device))[0].tolist()
-        convert = action_converter(self.spaces[1])
-        return action if convert is None else convert(action)
+        return action_converter(self.spaces[1])(action)
 
     def reset(self) -> None:
         """Forget the episode that `act` has seen so far."""
