@@ -7,6 +7,7 @@ from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium
@@ -28,6 +29,7 @@ from surefoot.errors import Fault, UserError, note_once
 from surefoot.models.distributions import Mixed, head
 from surefoot.models.layers import VectorEncoder
 from surefoot.models.networks import MLP, NatureCNN
+from surefoot.parallel.guard import _say_unraisable
 from surefoot.presets import find
 
 BOX = spaces.Box(-9, 9, (2,), np.float32)
@@ -239,6 +241,9 @@ def test_what_is_not_as_announced_is_learned_from_and_said_once(
         (spaces.Box(0, 255, (2,), np.uint8), np.array([0, 256]), "int64 that uint8 cannot hold"),
         (spaces.Discrete(3), 3, "is 3, which is not in Discrete"),
         (spaces.Discrete(3, start=2), 1, "is 1, which is not in Discrete"),
+        (spaces.Discrete(3), 1.7, "is 1.7, which is not in Discrete"),
+        (spaces.Dict(a=BOX, b=BOX), {"a": np.zeros(2)}, r"its observation \(dict\) has no part b"),
+        (spaces.Dict(a=BOX), np.zeros(2), r"its observation \(ndarray\) has no part a"),
         (spaces.MultiDiscrete([2, 3]), [1, 3], "which is not in MultiDiscrete"),
     ],
     ids=repr,
@@ -634,6 +639,37 @@ def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
         gymnasium.registry.pop("Clowder-v2", None)
         gymnasium.registry.pop("Mewling-v1", None)
         gymnasium.registry.pop("Pride/Roar-v0", None)
+
+
+def test_a_file_is_named_as_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kennel").mkdir()
+    for name in ("barking.py", "kennel/inside.py"):
+        (tmp_path / name).write_text("from worlds import Catch\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("barking.py:Catch", "./barking.py:Catch", "barking:Catch"):
+        assert find(name).env == Gymnasium("barking:Catch")
+    assert find("./kennel/inside.py:Catch").env == Gymnasium("kennel.inside:Catch")
+    for name, meant in (
+        ("barking", "barking:FUNCTION"),
+        ("barking.py", "barking:FUNCTION"),
+        ("barking.Catch", "barking:Catch"),
+    ):
+        with pytest.raises(UserError, match=rf"no environment '{name}'.*: did you mean {meant}\?"):
+            find(name)
+
+
+def test_a_function_that_gives_the_same_object_is_refused_for_several() -> None:
+    one = Odd()
+    with pytest.raises(UserError, match="gives the same environment each time: its function must make a new one"):
+        EnvVector(describe(lambda: gymnasium.wrappers.TimeLimit(one, 5)), 1, range(2))
+    assert len(EnvVector(describe(lambda: one), 1, range(1))) == 1
+
+
+def test_what_a_destructor_raises_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    note_once.cache_clear()
+    _say_unraisable(SimpleNamespace(object=Odd.reset, exc_value=AttributeError("no viewer"), exc_type=AttributeError))
+    assert capsys.readouterr().err == "surefoot: Odd.reset fails and is left at that: AttributeError: no viewer\n"
 
 
 def test_a_packages_entry_points_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:

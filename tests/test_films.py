@@ -135,6 +135,12 @@ class Painter(gymnasium.Env):
         self.may_fail("close")
 
 
+@pytest.mark.parametrize("metadata", [None, {}, {"render_modes": []}], ids=repr)
+def test_a_mode_that_is_taken_need_not_be_listed(metadata: Any) -> None:
+    game = describe(type("Unlisted", (Painter,), {"metadata": metadata})).make(render=True)
+    assert game.render() is RED
+
+
 @pytest.fixture
 def painter(tmp_path: Path) -> Path:
     env = describe(lambda **how: Painter(**how))

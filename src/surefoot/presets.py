@@ -247,10 +247,10 @@ def by_spaces(env: Gymnasium, timeout: Any = None, num_envs: int = 0) -> Config:
 
 def by_name(task: str) -> str:
     """A preset, an id of Gymnasium's, or MODULE:NAME, from what a user has written. Raises UserError."""
-    from surefoot.envs.ids import FAILED, REGISTERED_BY, in_old_gym, registered, registering
+    from surefoot.envs.ids import FAILED, REGISTERED_BY, in_old_gym, of_file, registered, registering
 
     if ":" in task:
-        return task
+        return of_file(task) or task
     known = registered(task)
     package = REGISTERED_BY.get(known) if known else "gym" if in_old_gym(task) else registering(task)
     if not known and not package:

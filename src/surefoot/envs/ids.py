@@ -29,6 +29,16 @@ def registered(name: str) -> str | None:
     return max(versions, key=lambda id: int(id.rpartition("-v")[2]), default=None)
 
 
+def of_file(name: str) -> str:
+    """MODULE:FUNCTION for a file of the working directory (`./envs/my.py:Env`) or a module (`my`, `my.Env`), or ""."""
+    path, _, function = name.removeprefix("./").partition(":")
+    named = [(path.removesuffix(".py").replace("/", "."), function or "FUNCTION")]
+    for module, last in named if function else [*named, path.rpartition(".")[::2]]:
+        if re.fullmatch(r"\w+(\.\w+)*", module) and Path(module.replace(".", "/") + ".py").is_file():
+            return f"{module}:{last}"
+    return ""
+
+
 def near(name: str, more: tuple[str, ...] = ()) -> list[str]:
     """Known names that look like this one: the registry's, Atari games', and `more`."""
     import gymnasium

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from surefoot.envs.closing import close_env
-from surefoot.envs.ids import import_package, in_old_gym, near, registered
+from surefoot.envs.ids import import_package, in_old_gym, near, of_file, registered
 from surefoot.envs.makers import LOCAL_MAKERS, parse_kwargs
 from surefoot.envs.old_gym import OldGym, is_old_gym
 from surefoot.envs.screen import draw_offscreen
@@ -56,7 +56,8 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 1) -> Any:
         if render:
             raise UserError(f"'{id}' cannot be filmed: its function takes no render_mode ({error})") from error
         raise
-    if render and "rgb_array" not in (env.metadata.get("render_modes") or ()):
+    modes = (env.metadata or {}).get("render_modes") or ()
+    if render and "rgb_array" not in modes and getattr(env, "render_mode", None) != "rgb_array":
         close_env(env)
         raise UserError(f"'{id}' cannot be filmed: it has no render_mode 'rgb_array'")
     return env
@@ -114,8 +115,8 @@ def missing(id: str, error: Exception) -> UserError:
 
 def unknown(id: str, text: str = "", more: tuple[str, ...] = ()) -> UserError:
     """No environment has this name: the near ones, and how a package's are named."""
-    names = near(id.rpartition(":")[2], more)
-    hint = f"did you mean {' or '.join(names)}? " if names else ""
+    names, file = near(id.rpartition(":")[2], more), of_file(id)
+    hint = f"did you mean {' or '.join([file] if file else names)}? " if file or names else ""
     return UserError(f"no environment '{id}'{text}: {hint}PACKAGE:ID imports first the package that registers an id")
 
 

@@ -103,7 +103,8 @@ class Part(NamedTuple):
     def _fill_choices(self, value: Array, name: str, out: Array) -> None:
         index = np.asarray(value).reshape(-1) - self.first
         most: Any = self.sizes or 1 / self.factor
-        if not ((index >= 0) & (index < np.asarray(most))).all():
+        whole = index.dtype.kind != "f" or (index % 1 == 0).all()
+        if not (whole and ((index >= 0) & (index < np.asarray(most))).all()):
             raise ValueError(f"{name} is {value}, which is not in {self.space}")
         np.copyto(out.reshape(-1), index * self.factor if self.factor != 1.0 else index, casting="unsafe")
 
@@ -223,8 +224,12 @@ def pack(layout: list[Part], obs: Any, out: Array) -> None:
     """Write an observation of several parts into its row; raises ValueError where a part is not in its space."""
     for part in layout:
         value = obs
-        for key in part.path:
-            value = value[key]
+        try:
+            for key in part.path:
+                value = value[key]
+        except (LookupError, TypeError) as error:
+            missing = ".".join(map(str, part.path))
+            raise ValueError(f"its observation ({type(obs).__name__}) has no part {missing}") from error
         array = np.zeros(part.shape, part.dtype)
         part.fill(flat_mask(value, array.size) if part.path == MASK else value, part.name, array)
         if part.dtype == np.float32 and not np.isfinite(array).all():

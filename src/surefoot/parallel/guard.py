@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import NoReturn
 
-from surefoot.errors import note, put
+from surefoot.errors import note, note_once, put, said
 
 _really_exit = os._exit
 _owner = [0]  # the process that is guarded; 0: none
@@ -145,6 +145,13 @@ def hear_exit() -> None:
         _heard[os.getpid()] = ctypes.CFUNCTYPE(None)(_exit_was_called)
         ctypes.CDLL(None).__cxa_atexit(_heard[os.getpid()], None, None)
         atexit.register(exit_now, 1)  # after a mistake of ours; C's exit() comes when Python is gone
+        sys.unraisablehook = _say_unraisable
+
+
+def _say_unraisable(failed: sys.UnraisableHookArgs) -> None:
+    """Say in a sentence what an environment's `__del__` raises, which costs nothing."""
+    name = getattr(failed.object, "__qualname__", type(failed.object).__name__)
+    note_once(f"{name} fails and is left at that: {said(failed.exc_value or failed.exc_type())}")
 
 
 def _exit_was_called() -> None:
