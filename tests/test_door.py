@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -251,6 +252,10 @@ def test_what_is_not_as_announced_is_learned_from_and_said_once(
 def test_what_cannot_be_one_of_its_space_is_a_fault(space: Any, value: Any, says: str) -> None:
     with pytest.raises(Fault, match=says):
         odd(observation_space=space, see=lambda _: value)
+
+
+def test_a_reset_may_give_a_list() -> None:
+    assert odd(reset=lambda *_, **__: [np.zeros(2), None]).obs.tolist() == [[0, 0]]
 
 
 def test_no_more_than_two_resets_and_no_step_before_training() -> None:
@@ -639,6 +644,16 @@ def test_a_package_that_is_installed_is_found_by_the_id_it_registers(
         gymnasium.registry.pop("Clowder-v2", None)
         gymnasium.registry.pop("Mewling-v1", None)
         gymnasium.registry.pop("Pride/Roar-v0", None)
+
+
+def test_a_spec_of_gymnasiums_is_an_environment_too() -> None:
+    spec = gymnasium.spec("FrozenLake-v1")
+    assert find(spec).env == Gymnasium("FrozenLake-v1")
+    changed = deepcopy(spec)
+    changed.kwargs["map_name"] = "8x8"
+    made = find(changed).env
+    assert made.id.startswith("gymnasium.envs.registration:make#")
+    assert made.make().env.observation_space.n == 64
 
 
 def test_a_file_is_named_as_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

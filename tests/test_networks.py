@@ -248,3 +248,12 @@ def test_continuous_actions_begin_with_the_deviation_that_was_asked_for() -> Non
     policy = MLP((8,), std=0.25).build(VECTOR, spaces.Box(-1, 1, (3,)))
     dist, _, _ = policy(torch.zeros(5, *VECTOR.shape))
     assert dist.log_std.exp().tolist() == [[pytest.approx(0.25)] * 3] * 5
+
+
+def test_a_picture_too_small_for_convolutions_is_numbers_beside_a_larger_one() -> None:
+    small, large = (spaces.Box(0, 255, shape, np.uint8) for shape in ((8, 8, 3), (40, 48, 3)))
+    policy = NatureCNN().build(spaces.Dict(a=small, b=large), spaces.Discrete(2))
+    rows = torch.zeros(3, 8 * 8 * 3 + 40 * 48 * 3, dtype=torch.uint8)
+    rows[1, 5] = rows[2, 500] = 255
+    nothing, in_small, in_large = policy(rows)[1].tolist()
+    assert len({nothing, in_small, in_large}) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,11 +75,17 @@ def describe(maker: Any) -> Gymnasium:
 
     from surefoot.envs.old_gym import is_old_gym
 
+    if isinstance(maker, gymnasium.envs.registration.EnvSpec):
+        if gymnasium.registry.get(maker.id) is maker:
+            return Gymnasium(maker.id)
+        maker = functools.partial(gymnasium.make, maker)
     environment = isinstance(maker, gymnasium.Env) or (not isinstance(maker, type) and is_old_gym(maker))
     if isinstance(maker, gymnasium.vector.VectorEnv):
         raise UserError("a VectorEnv cannot be copied: give the function that makes it")
     if callable(maker) and not environment:
-        name, where = f"{maker.__module__}:{getattr(maker, '__qualname__', '')}", sys.modules.get(maker.__module__)
+        named = maker.func if isinstance(maker, functools.partial) else maker
+        name = f"{named.__module__}:{getattr(named, '__qualname__', type(named).__name__)}"
+        where = sys.modules.get(maker.__module__)
         if maker.__module__ != "__main__" and getattr(where, getattr(maker, "__qualname__", ""), None) is maker:
             return Gymnasium(name)
         make = maker

@@ -52,7 +52,7 @@ def mask_source(env: Any, name: str) -> str:
         if isinstance(error, TypeError) and "seed" in str(error):
             raise UserError(f"'{name}' has a reset that takes no seed: {RESET}") from error
         raise Fault(f"environment '{name}' failed in its first reset: {said(error)}") from error
-    if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict | None)):
+    if not (isinstance(first, tuple | list) and len(first) == 2 and isinstance(first[1], dict | None)):
         raise UserError(f"'{name}' has a reset that does not give observation and info: {RESET}")
     return "info" if "action_mask" in (first[1] or {}) else "method" if mask_method(env) else ""
 
@@ -63,7 +63,7 @@ STEP = "it must give observation, reward, terminated, truncated and info"
 
 def mask_method(env: Any, index: int = 0) -> Any:
     """The `action_masks` of an environment, or of environment `index` of a SyncVectorEnv; None where there is none."""
-    with suppress(AttributeError):
+    with suppress(Exception):  # some have a __getattr__ that raises something else
         several: Any = env.unwrapped if isinstance(env, gymnasium.vector.VectorEnv) else None
         method = (several.envs[index] if several else env).get_wrapper_attr("action_masks")
         return method if callable(method) else None

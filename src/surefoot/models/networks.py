@@ -161,13 +161,14 @@ def _convolutional(
     import torch
     from torch import nn
 
-    from surefoot.envs.spaces import MASK, blank, masked, parts
+    from surefoot.envs.spaces import MASK, MIN_IMAGE, blank, image_axes, masked, parts
     from surefoot.models.distributions import head
     from surefoot.models.layers import DictEncoder, VectorEncoder
     from surefoot.models.policy import Policy, orthogonal
 
     layout, mask, top = parts(observation), masked(observation, action), head(action)
-    images = [part for part in layout if len(part.shape) == 3 or part.is_image()]
+    pictures = [part for part in layout if len(part.shape) == 3 or part.is_image()]
+    images = [part for part in pictures if min(image_axes(part.shape)[:2]) >= MIN_IMAGE] or pictures
     _require(len(images) > 0, f"{name} sees images [channels, height, width], not {observation.shape or observation}")
     image_encoders = [_image_encoder(part, step, look) for part in images]
     prepare, body = image_encoders[0]
