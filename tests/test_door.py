@@ -708,6 +708,7 @@ def test_wrappers_by_name() -> None:
     obs = camera.env.reset(seed=1)[0]
     assert obs["top"].shape == (40, 44)
     assert obs["arm"].shape == (6,)
+    pytest.importorskip("Box2D")
     command: Any = parse(["train", "CarRacing-v3", "--env.wrappers", "ResizeObservation:shape=48x40", "--seed", "3"])
     assert command.config.env.make().observation_space.shape == (48, 40, 3)
     assert type(command.config.network).__name__ == "NatureCNN"

@@ -445,5 +445,6 @@ def test_fewer_environments_play_longer_rollouts(envs: int, settings: tuple[int,
 
 
 def test_one_environment_of_pictures_needs_no_further_option() -> None:
+    pytest.importorskip("Box2D")
     cfg = find("CarRacing-v3", num_envs=1)
     assert (cfg.num_envs, *cfg.num_steps, cfg.minibatch_size) == (1, 1024, 256)

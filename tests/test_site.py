@@ -32,6 +32,10 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
         "design",
         "results",
         "options",
+        "clusters",
+        "tune",
+        "deploy",
+        "compare",
     }
     for name in ("train", "gae", "ppo_loss", "Config"):
         assert f'id="surefoot.{name}"' in pages["api"] or f'.{name}"' in pages["api"]
