@@ -119,8 +119,9 @@ def vector(id: str, mode: AutoresetMode | str = "SameStep", kind: Any = SyncVect
     """A VectorEnv of Gymnasium's that takes any number of environments."""
 
     def make(num_envs: int) -> Any:
-        env = kind([lambda: gymnasium.make(id)] * num_envs, autoreset_mode=mode)
-        env.spec = gymnasium.spec(id)
+        spec = gymnasium.spec(id)  # which processes of Python 3.14 do not inherit
+        env = kind([lambda: gymnasium.make(spec)] * num_envs, autoreset_mode=mode)
+        env.spec = spec
         return env
 
     return describe(make)

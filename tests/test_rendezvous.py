@@ -43,7 +43,10 @@ def test_a_rank_that_waits_hears_signals(number: int, monkeypatch: pytest.Monkey
         meet(0, 2, 60.0)
 
 
-def test_two_processes_that_are_the_same_rank_are_told(port: int) -> None:
+@pytest.mark.parametrize("built", ["with libuv", "without"])
+def test_two_processes_that_are_the_same_rank_are_told(port: int, built: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if built == "without":
+        monkeypatch.setenv("USE_LIBUV", "0")
     first = Meeting(0, 2, 20.0)
     waiting = threading.Thread(target=first.go)
     waiting.start()
@@ -63,7 +66,7 @@ def test_a_place_where_nobody_can_meet_is_told_at_once(port: int, monkeypatch: p
     with pytest.raises(UserError, match=rf"cannot meet at .* port {port} .ConnectionRefused.* another one has left"):
         meet(0, 2, 60.0)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
-    with socket.create_server(("", port)), pytest.raises(Fault, match=r"cannot meet the others .*EADDRINUSE"):
+    with socket.create_server(("", port)), pytest.raises(Fault, match=r"cannot meet the others .*(EADDRINUSE|in use)"):
         meet(0, 2, 60.0)
     monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
     with pytest.raises(UserError, match=r"cannot meet at nowhere\.invalid port"):

@@ -45,7 +45,7 @@ for word in ("here", "stopped", "now", "late"):
 def supervised(program: str, folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], Ear]]:
     """A program whose supervisor is the process that is given, in a process group of its own."""
     ear = Ear(folder / "fifo")
-    command = [sys.executable, "-c", PROGRAM + program, str(folder / "fifo"), *words]
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM + program, str(folder / "fifo"), *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         try:
             yield process, ear

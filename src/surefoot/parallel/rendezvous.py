@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -42,8 +43,9 @@ class Meeting:
         try:
             wait = timedelta(seconds=self.seconds)
             master = self.rank == 0 and not self.agent
+            uv = os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1"  # as torchrun's store
             store = dist.TCPStore(  # type: ignore[attr-defined]
-                self.host, self.port, self.count, master, wait, wait_for_workers=False, multi_tenant=True
+                self.host, self.port, self.count, master, wait, wait_for_workers=False, multi_tenant=True, use_libuv=uv
             )
             # torchrun's store outlives a restart of the ranks, which is a meeting of its own
             again = f"surefoot/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self.count}"
