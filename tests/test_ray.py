@@ -31,7 +31,8 @@ from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import Fault, UserError
 from surefoot.parallel import ray as on_ray
-from surefoot.parallel.ray_rank import MARK, Job, Mailbox, versions
+from surefoot.parallel.launch import launch
+from surefoot.parallel.ray_rank import MARK, Mailbox, require_same_place, versions
 from surefoot.runs.directory import newest
 from surefoot.runs.metrics import read
 
@@ -66,17 +67,14 @@ def test_what_cannot_run_on_ray_is_said_at_once(small: Config, tmp_path: Path, m
 
 
 def test_a_node_that_is_not_as_the_callers_is_refused(tmp_path: Path) -> None:
-    def job(run_dir: Path, **other: str) -> Job:
-        return Job(None, newest, "", run_dir, 8, 1.0, None, None, "mark", versions() | other, False, 80)  # type: ignore
-
     (tmp_path / MARK).write_text("mark")
-    job(tmp_path).require_same_place()
+    require_same_place(tmp_path, "mark", versions())
     with pytest.raises(UserError, match=r"node .* has torch \S+ instead of 1.0, numpy \S+ instead of 0: install the"):
-        job(tmp_path, torch="1.0", numpy="0").require_same_place()
+        require_same_place(tmp_path, "mark", versions() | {"torch": "1.0", "numpy": "0"})
     for content in ("other", None):
         (tmp_path / MARK).write_text(content) if content else (tmp_path / MARK).unlink()
         with pytest.raises(UserError, match=r"does not see the run directory .* choose one that all nodes share"):
-            job(tmp_path).require_same_place()
+            require_same_place(tmp_path, "mark", versions())
 
 
 def test_ranks_that_are_lost_again_and_again_without_a_checkpoint_are_given_up() -> None:
@@ -104,6 +102,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # 15 by default: on a busy machine these tests would take for ever
         patch.setenv("RAY_health_check_period_ms", "500")
         patch.setenv("RAY_health_check_timeout_ms", "500")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -140,13 +139,42 @@ def test_two_ranks_on_two_nodes_are_one_rank_here(
             assert torch.equal(torch.cat([part[name] for part in parts], 1), want)
 
 
+@slow
+@pytest.mark.parametrize("work", [twin.one_is_cut, twin.rounded])
+def test_ranks_are_cut_and_send_bfloat16_as_local_ones(
+    cluster: Any, small: Config, tmp_path: Path, work: Callable[[str, Path], None]
+) -> None:
+    """By sockets, two ranks play and learn the same, bit for bit; and the options reach the ranks of a whole run."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+    program = f"import sys, twin, pathlib; twin.die_with_launcher(); twin.{work.__name__}('sockets', "
+    program += "pathlib.Path(sys.argv[1])); twin.exit_now(0)"
+    assert launch([sys.executable, "-c", program, str(here)], 2, 4, 300.0) == 0
+
+    def on_node(out: str, _: Any) -> int:
+        work("sockets", Path(out))
+        return 0
+
+    assert on_ray.launch_on_ray(cluster.address, 2, 8, 300.0, there, on_node, newest, str(there)) == 0
+    files = sorted(file.name for file in here.iterdir())
+    assert len(files) == 2
+    for name in files:
+        one, other = load_file(here / name), load_file(there / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    cfg = replace(small, sync_fraction=0.5, bf16_compress=True, eval_episodes=0)
+    run = surefoot.train(cfg, run_dir=tmp_path / "run", ranks=2, ray=cluster.address, quiet=True)
+    assert (run.config.sync_fraction, run.config.bf16_compress) == (0.5, True)
+    assert read(tmp_path / "run")[-1]["step"] >= cfg.total_steps
+
+
 def same(a: Path, b: Path) -> bool:
     one, other = (load_file(where / "policy.safetensors") for where in (a, b))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def rank_0(run_dir: Path) -> int:
-    """The process that holds a run, once it has saved a checkpoint; 0 before."""
+def holder(run_dir: Path) -> int:
+    """The worker that holds a run, once it has saved a checkpoint; 0 before."""
     for folder in Path("/proc").glob("[0-9]*") if newest(run_dir) >= 0 else ():
         with suppress(OSError):
             if (folder / "cmdline").read_bytes().startswith(b"ray::"):
@@ -173,7 +201,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     cfg = replace(small, total_steps=128 * 1000, save_every=0.5)
     surefoot.train(cfg, run_dir=tmp_path / "local", ranks=2, quiet=True)
     run = tmp_path / "run"
-    killer = threading.Thread(target=lambda: os.kill(wait_for(lambda: rank_0(run)), signal.SIGKILL))
+    killer = threading.Thread(target=lambda: os.kill(wait_for(lambda: holder(run)), signal.SIGKILL))
     killer.start()
     surefoot.train(cfg, run_dir=run, ranks=2, ray=cluster.address)
     killer.join()
@@ -273,3 +301,48 @@ def test_a_fault_on_a_rank_and_a_cluster_that_is_too_small(cluster: Any, small: 
     assert "the simulator exploded" in errors[0]
     with pytest.raises(UserError, match="ranks is 4; the Ray cluster has 2 cores"):
         surefoot.train(small, run_dir=tmp_path / "four", ranks=4, ray=address, quiet=True)
+
+
+@slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_search_on_a_cluster_loses_no_trial_with_a_node(cluster: Any, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="pip install 'surefoot[tune]'")
+    from surefoot.connect.tune import read_preset, study_of
+
+    where, lines = tmp_path / "search", (tmp_path / "lines").open("w+")
+    search = [sys.executable, "-m", "surefoot", "tune"]
+    options = ["--ray", cluster.address, "--processes", "2", "--seeds", "2", "--eval-episodes", "2", "--run-dir"]
+    ends = ["--trials", "3", "--total-steps", "60000", "--save-every", "1", "--num-envs", "8"]
+    command = [*search, "worlds:Catch-v0", *ends, *options, str(where)]
+    process = subprocess.Popen(command, stdout=lines, stderr=lines)
+    try:
+        runs = where / "trial-0", where / "trial-1"
+        held = {wait_for(lambda run=run: holder(run)) for run in runs}
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        wait_for(lambda: sum(Path(f"/proc/{pid}").exists() for pid in held) == 1)
+        wait_for(lambda: process.poll() is not None, 600)
+    finally:
+        process.kill()
+        cluster.second = cluster.add_node(num_cpus=1)
+    lines.seek(0)
+    text = lines.read()
+    assert process.returncode == 0, text
+    assert "surefoot: a trial's process was lost: it goes on from its newest checkpoint" in text
+    assert "Traceback" not in text
+    trials = study_of(where).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    for trial in trials:
+        rows = read(where / trial.user_attrs["run"])
+        assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))  # nothing twice, nothing missing
+        assert rows[-1]["step"] >= 60_000
+    fresh = [surefoot.load(run) for run in sorted((where / "best").glob("seed-*"))]
+    assert [run.config.seed for run in fresh] == [1_000_001, 1_000_002]
+    assert replace(fresh[0].config, seed=0) == replace(read_preset(where / "preset.json"), seed=0)
+    assert not [*where.glob(".ray*")]
+    for task, count, code, says in (
+        ("worlds:Faulty-raises-v0", "2", 1, "every trial has failed or was pruned"),
+        ("worlds:Catch-v0", "4", 2, "processes is 4; the Ray cluster has 2 cores"),
+    ):
+        other = [*search, task, "--trials", "2", "--total-steps", "1000", *options, str(tmp_path / count)]
+        done = subprocess.run([*other, "--processes", count], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, says in done.stderr) == (code, True), done.stderr

@@ -70,33 +70,13 @@ def test_what_a_cut_rollout_teaches_is_what_a_shorter_one_teaches(cfg: Config) -
             torch.testing.assert_close(found, x, rtol=1e-10, atol=1e-12)
 
 
-# Rank 0 ends its rollout when rank 1 has played 8 steps of 16, and rank 1 goes on when rank 0 has ended its own.
 RANK = """
-import os, sys
+import sys
 from pathlib import Path
 import twin
 from surefoot.parallel.launch import die_with_launcher, exit_now
-from surefoot.parallel.ranks import Gloo
-import surefoot.envs.vector as vector
 die_with_launcher()
-way, out = sys.argv[1], Path(sys.argv[2])
-if way == "sockets":
-    del os.environ["LOCAL_WORLD_SIZE"]
-ranks, rollouts, step = twin.join(), [0], vector.EnvVector.step
-def waits(self, *args, **kwargs):
-    iteration, now = divmod(rollouts[0], 8) if ranks.rank else divmod(rollouts[0], 16)
-    if ranks.rank == 0 and now == 15:
-        ranks.store.wait([f"half/{iteration}"])
-    done = step(self, *args, **kwargs)
-    if ranks.rank == 1 and now == 7:
-        ranks.store.set(f"half/{iteration}", b"")
-        while not ranks.is_cut(iteration):
-            os.sched_yield()
-    rollouts[0] += 1
-    return done
-vector.EnvVector.step, twin.join = waits, lambda: ranks
-twin.rollout.MIN_SHARE = 0
-twin.main(way, twin.replace(twin.CONTROL, num_steps=(16,), sync_fraction=0.5), out)
+twin.one_is_cut(sys.argv[1], Path(sys.argv[2]))
 exit_now(0)
 """
 

@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +21,7 @@ from surefoot.algorithm.schedules import FixedRate
 from surefoot.algorithm.state import flat_parameters, initial
 from surefoot.algorithm.train import train
 from surefoot.config import Config
+from surefoot.envs import vector
 from surefoot.envs.gym import Gymnasium
 from surefoot.models.memory import GRU, LSTM
 from surefoot.models.networks import MLP, SmallCNN
@@ -105,9 +107,9 @@ class Notebook(Callback):
         raise AssertionError(cause)
 
 
-def main(kind: str, cfg: Config, out: Path) -> None:
+def main(kind: str, cfg: Config, out: Path, ranks: Any = None) -> None:
     torch.set_num_threads(1)
-    ranks = join()
+    ranks = ranks or join()
     state = initial(cfg, ranks)
     state.policy.double()
     vars(state).update(flat_parameters(state.policy, cfg, ranks), memory=state.policy.no_memory(len(state.envs)))
@@ -118,6 +120,36 @@ def main(kind: str, cfg: Config, out: Path) -> None:
         assert type(ranks) is (SharedMemory if together else Gloo)
         assert (len(state.gradients) > 1) == (together and not state.policy.hidden)
     save_file(notebook.notes, out / f"{kind}-{ranks.count}-{ranks.rank}.safetensors")
+
+
+def one_is_cut(way: str, out: Path) -> None:
+    """Rank 0 ends its rollout once rank 1 has played 8 steps of 16, and rank 1 goes on once rank 0 has ended its."""
+    if way == "sockets":
+        os.environ.pop("LOCAL_WORLD_SIZE")
+    ranks, rollouts, step = join(), [0], vector.EnvVector.step
+
+    def waits(self: vector.EnvVector, *args: Any, **kwargs: Any) -> Any:
+        iteration, now = divmod(rollouts[0], 8) if ranks.rank else divmod(rollouts[0], 16)
+        if ranks.rank == 0 and now == 15:
+            ranks.store.wait([f"half/{iteration}"])
+        done = step(self, *args, **kwargs)
+        if ranks.rank == 1 and now == 7:
+            ranks.store.set(f"half/{iteration}", b"")
+            while not ranks.is_cut(iteration):
+                os.sched_yield()
+        rollouts[0] += 1
+        return done
+
+    vector.EnvVector.step = waits  # type: ignore[method-assign]
+    rollout.MIN_SHARE = 0
+    main(way, replace(CONTROL, num_steps=(16,), sync_fraction=0.5), out, ranks)
+
+
+def rounded(_: str, out: Path) -> None:
+    """By sockets, with gradients sent as bfloat16."""
+    os.environ.pop("LOCAL_WORLD_SIZE")
+    rollout.MIN_SHARE = 0
+    main("rounded", CFG, out, join(bf16=True))
 
 
 if __name__ == "__main__":

@@ -295,13 +295,16 @@ def tune(
     run_dir: Path | str | None = None,
     seeds: int = 3,
     quiet: bool = False,
+    ray: str = "",
     **fields: Any,
 ) -> Config:
-    """Search settings for a task; returns the best Config. The directory holds it, a table and a comparison."""
+    """Search settings for a task, with `ray` on that cluster; returns the best Config, and leaves a table of it."""
     from surefoot.connect import tune as search
+    from surefoot.connect.tune_ray import search_on
     from surefoot.presets import find
 
-    where = search.tune(find(task, **fields), trials, processes, Path(run_dir) if run_dir else None, seeds, quiet)
+    how = trials, processes, Path(run_dir) if run_dir else None, seeds, quiet, search_on(ray)
+    where = search.tune(find(task, **fields), *how)
     return search.read_preset(where / search.PRESET)
 
 

@@ -167,6 +167,8 @@ class Tune:
     """number of trials, each a run of --total-steps; bad ones are pruned"""
     processes: int = 1
     """trials at a time"""
+    ray: str = ""
+    """the trials run on the Ray cluster at this address (HOST:PORT, or auto); without one Ray is started here"""
     run_dir: Path | None = None
     """directory of the search, which goes on there if it was stopped; default: runs/tune-TASK"""
     seeds: int = 3
@@ -178,8 +180,10 @@ class Tune:
         with needs_extra("tune"):
             import optuna  # noqa: F401
         from surefoot.connect.tune import PRESET, tune
+        from surefoot.connect.tune_ray import search_on
 
-        print(tune(self.config, self.trials, self.processes, self.run_dir, self.seeds, self.quiet) / PRESET, file=out())
+        how = self.trials, self.processes, self.run_dir, self.seeds, self.quiet, search_on(self.ray)
+        print(tune(self.config, *how) / PRESET, file=out())
 
 
 Tool = Export | Plot | Runs | Push | Pull | Doctor | Tune

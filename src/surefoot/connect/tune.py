@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 PRESET, JOURNAL, SETTINGS = "preset.json", "study.log", "tune.json"
 FRESH = 1_000_001  # first seed of the comparison; trials have the task's own
 WARM_UP = 5  # trials before any is pruned
+
+Search = Callable[[Path, int, int, Callable[[], None]], None]
+"""runs the trials of the study in a directory, until there are so many, so many at a time, and shows how far it is"""
 
 
 def suggest(trial: Any, cfg: Config) -> Config:
@@ -107,37 +110,38 @@ def ended(study: optuna.Study) -> list[Any]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
 
 
-def work(where: Path, trials: int) -> None:
-    """What one process does: trials, one after the other, until there are as many."""
+def train_trial(trial: Any, where: Path, cfg: Config) -> float:
+    """Train a trial of the study in `where`; returns its score, raises TrialPruned where it has none."""
     import optuna
 
+    name = trial.user_attrs.get("run", f"trial-{trial.number}")
+    trial.set_user_attr("run", name)
+    pruned = list[int]()
+
+    def stop(row: dict[str, Any]) -> bool:
+        if not math.isnan(row["return_mean"]):
+            trial.report(row["return_mean"], row["step"])
+        if trial.should_prune():
+            pruned.append(row["step"])
+        return bool(pruned)
+
+    try:
+        trial_cfg = replace(suggest(trial, cfg), eval_episodes=0)
+        start(trial_cfg, where / name, quiet=True, ranks=1, hooks=Hooks(stop))
+        result = score(where / name)
+    except UserError as error:  # it diverged
+        trial.set_user_attr("failure", str(error))
+        raise optuna.TrialPruned from error
+    if pruned:
+        raise optuna.TrialPruned
+    return result
+
+
+def work(where: Path, trials: int) -> None:
+    """What one process does: trials, one after the other, until there are as many."""
     cfg, study = base(where), study_of(where)
-
-    def objective(trial: Any) -> float:
-        name = trial.user_attrs.get("run", f"trial-{trial.number}")
-        trial.set_user_attr("run", name)
-        pruned = list[int]()
-
-        def stop(row: dict[str, Any]) -> bool:
-            if not math.isnan(row["return_mean"]):
-                trial.report(row["return_mean"], row["step"])
-            if trial.should_prune():
-                pruned.append(row["step"])
-            return bool(pruned)
-
-        try:
-            trial_cfg = replace(suggest(trial, cfg), eval_episodes=0)
-            start(trial_cfg, where / name, quiet=True, ranks=1, hooks=Hooks(stop))
-            result = score(where / name)
-        except UserError as error:  # it diverged
-            trial.set_user_attr("failure", str(error))
-            raise optuna.TrialPruned from error
-        if pruned:
-            raise optuna.TrialPruned
-        return result
-
     while len(ended(study)) < trials:
-        study.optimize(objective, n_trials=1)
+        study.optimize(lambda trial: train_trial(trial, where, cfg), n_trials=1)
 
 
 def ask_again(study: optuna.Study) -> int:
@@ -164,6 +168,17 @@ def workers(where: Path, trials: int, count: int) -> Iterator[list[subprocess.Po
             process.communicate()
 
 
+def search_here(where: Path, trials: int, processes: int, show: Callable[[], None]) -> None:
+    """Run the trials in processes of this machine; raises Fault where one of them has failed."""
+    with workers(where, trials, processes) as running:
+        while any(process.poll() is None for process in running):
+            with suppress(subprocess.TimeoutExpired):
+                next(process for process in running if process.poll() is None).wait(2.0)
+            show()
+        if any(process.returncode for process in running):
+            raise Fault(f"a process of the search has failed; the same command goes on in '{shown(where)}'")
+
+
 def tune(
     cfg: Config,
     trials: int = 30,
@@ -171,10 +186,11 @@ def tune(
     run_dir: Path | None = None,
     seeds: int = 3,
     quiet: bool = False,
+    search: Search = search_here,
 ) -> Path:
     """Search, then train default and best on fresh seeds; returns the directory with preset.json and table.md.
 
-    Raises UserError for a mistake, Fault where a process or every trial has failed.
+    `search`: what runs the trials. Raises UserError for a mistake, Fault where a process or every trial has failed.
     """
     if min(trials, processes, seeds) < 1:
         raise UserError(f"trials {trials}, processes {processes}, seeds {seeds}: allowed are numbers from 1")
@@ -191,16 +207,12 @@ def tune(
         study = study_of(where)
         if again := ask_again(study):
             note(f"{again} trials that were interrupted go on")
-        with workers(where, trials, processes) as running:
-            while any(process.poll() is None for process in running):
-                with suppress(subprocess.TimeoutExpired):
-                    next(process for process in running if process.poll() is None).wait(2.0)
-                shown_best = (
-                    f", best {study.best_value:.4g}" if any(t.state.name == "COMPLETE" for t in ended(study)) else ""
-                )
-                progress.show(f"{cfg.task}: {len(ended(study))} of {trials} trials{shown_best}")
-            if any(process.returncode for process in running):
-                raise Fault(f"a process of the search has failed; the same command goes on in '{shown(where)}'")
+
+        def show() -> None:
+            best = f", best {study.best_value:.4g}" if any(t.state.name == "COMPLETE" for t in ended(study)) else ""
+            progress.show(f"{cfg.task}: {len(ended(study))} of {trials} trials{best}")
+
+        search(where, trials, processes, show)
         if not any(trial.state.name == "COMPLETE" for trial in ended(study)):
             raise Fault("every trial has failed or was pruned: give them more --total-steps")
         best = chosen(study, cfg)

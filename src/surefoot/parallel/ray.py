@@ -44,9 +44,12 @@ class Caller:
 
 
 @contextmanager
-def connected(address: str, count: int) -> Iterator[Any]:
-    """Ray, connected to the cluster at `address` or, as before, to the calling program's; raises UserError."""
-    wanted = OURS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} if address == LOCAL else QUIET
+def connected(address: str, count: int, what: str = "ranks", **settings: str) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address` or, as before, to the calling program's; raises UserError.
+
+    `count`: cores it must have, for `what`; `settings`: of the environment meanwhile.
+    """
+    wanted = settings | (OURS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)} if address == LOCAL else QUIET)
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     os.environ |= wanted | before
     try:
@@ -54,7 +57,7 @@ def connected(address: str, count: int) -> Iterator[Any]:
             ray, new = connect(address)
         try:
             if (cores := int(ray.cluster_resources().get("CPU", 0))) < count:
-                raise UserError(f"ranks is {count}; the Ray cluster has {cores} cores: add nodes, or ask for fewer")
+                raise UserError(f"{what} is {count}; the Ray cluster has {cores} cores: add nodes, or ask for fewer")
             keep(handler)
             yield ray
         finally:

@@ -142,18 +142,6 @@ class Job:
 
         return ray.get(getattr(self.mailbox, message).remote(*facts))
 
-    def require_same_place(self) -> None:
-        """Raise UserError where this node has other versions, or another run directory, than the caller."""
-        here = versions()
-        wrong = [f"{name} {here[name]} instead of {want}" for name, want in self.versions.items() if here[name] != want]
-        node = f"node {socket.gethostname()}"
-        if wrong:
-            raise UserError(f"{node} has {', '.join(wrong)}: install the same on all nodes")
-        with suppress(OSError):
-            if (self.run_dir / MARK).read_text() == self.mark:
-                return
-        raise UserError(f"{node} does not see the run directory '{self.run_dir}': choose one that all nodes share")
-
     def meet(self) -> bool:
         """Let this worker find the others as a rank of torchrun does; returns whether it is needed.
 
@@ -212,7 +200,7 @@ class Job:
         sys.stderr = Line(lambda text: self.tell("say", rank, True, text))
         try:
             with guarded():
-                self.require_same_place()
+                require_same_place(self.run_dir, self.mark, self.versions)
                 if not self.meet():
                     return
                 threading.Thread(target=self.listen, args=(target,), daemon=True).start()
@@ -229,3 +217,16 @@ class Job:
 def versions() -> dict[str, str]:
     """What ranks must have alike."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def require_same_place(run_dir: Path, mark: str, wanted: dict[str, str]) -> None:
+    """Raise UserError where this node has other versions, or another run directory, than the caller."""
+    here = versions()
+    wrong = [f"{name} {here[name]} instead of {want}" for name, want in wanted.items() if here[name] != want]
+    node = f"node {socket.gethostname()}"
+    if wrong:
+        raise UserError(f"{node} has {', '.join(wrong)}: install the same on all nodes")
+    with suppress(OSError):
+        if (run_dir / MARK).read_text() == mark:
+            return
+    raise UserError(f"{node} does not see the run directory '{run_dir}': choose one that all nodes share")
