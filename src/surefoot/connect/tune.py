@@ -163,8 +163,7 @@ def workers(where: Path, trials: int, count: int) -> Iterator[list[subprocess.Po
         yield running
     finally:
         for process in running:
-            if process.poll() is None:
-                process.terminate()
+            process.terminate()
             process.communicate()
 
 
@@ -278,8 +277,7 @@ def table(study: optuna.Study, cfg: Config, compared: dict[str, list[float]], wh
         cells = (f"{x:.3g}" if isinstance(x := trial.params.get(name), float) else str(x) for name in names)
         lines.append(f"| {trial.user_attrs['run']} | {trial.value:.2f} | {' | '.join(cells)} |")
     pruned = len(ended(study)) - len(whole)
-    command = f"surefoot train {shown(where / PRESET)}"
-    lines += ["", f"{pruned} more were pruned or failed. `{command}` trains with the best settings."]
+    lines += ["", f"{pruned} more were pruned or failed. The best settings: `surefoot train {shown(where / PRESET)}`"]
     return "\n".join(lines) + "\n"
 
 
