@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ import torch
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.fast_paths import distinct_windows
 from surefoot.algorithm.rollout import Rollout, collect, collect_rollout
-from surefoot.algorithm.state import initial
+from surefoot.algorithm.state import State, initial
+from surefoot.algorithm.train import train
 from surefoot.algorithm.update import minibatches
+from surefoot.config import Config
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.vector import EnvVector
@@ -273,6 +276,24 @@ def test_a_rank_draws_the_same_minibatches_for_its_games(small) -> None:
     half = minibatches(Rollout(**fields), own, own, small, 3, 1, slice(4, 8))
     for everything, part in zip(whole, half, strict=True):
         assert set(part.advantage.tolist()) == {x for x in everything if x % 8 >= 4}
+
+
+@pytest.mark.parametrize("minibatch_size", [0, 32])
+def test_a_rollout_is_gone_before_the_next_one_is_collected(small: Config, minibatch_size: int) -> None:
+    """Two of images at a time would be a seventh of the memory that `pong` takes."""
+    before = list[weakref.ref[torch.Tensor]]()
+
+    class Watch(Callback):
+        def should_stop(self, state: State) -> bool:
+            assert all(images() is None for images in before)
+            return state.iteration >= 2
+
+        def on_iteration(self, state: State, rollout: Rollout, *rest: object) -> None:
+            before.append(weakref.ref(rollout.preprocessed))
+
+    cfg = replace(small, minibatch_size=minibatch_size)
+    train(cfg, initial(cfg, Alone()), Alone(), Watch())
+    assert len(before) == 2
 
 
 @pytest.mark.parametrize("purpose", [Purpose.ACTIONS, Purpose.RESETS])

@@ -54,6 +54,7 @@ def train(cfg: Config, state: State, ranks: Ranks, callback: Callback) -> State:
         callback.on_iteration(state, rollout, returns, metrics, perf_counter() - start)
         if ranks.any(callback.should_save()):
             callback.on_save(state)
+        del collected, rollout, batch  # images are large: the next rollout is collected without this one in memory
     return state
 
 

@@ -82,5 +82,6 @@ class PackedActor(Actor):
         both = features @ self.weight.T + self.bias
         output, mask = both[:, :-1], None if allowed is None else allowed.numpy()
         action = self.head.sample(output, mask, self.noise[t])
-        self.steps[t] = preprocessed, action, self.head.params(output, mask), both[:, -1]
+        self.keep(t, preprocessed)
+        self.steps[t] = action, self.head.params(output, mask), both[:, -1]
         return action.tolist() if action.ndim == 1 else action

@@ -42,6 +42,8 @@ class Actor:
     def __init__(self, policy: Policy, noise: Tensor, memory: Tensor | None = None) -> None:
         self.policy, self.device = policy, policy.actor.weight.device
         self.noise: Any = noise.to(self.device).unbind()
+        self.preprocessed: Any = None
+        """[T, N, ...], as far as was acted"""
         self.steps: list[Any] = [None] * len(noise)
         self.memory: list[Any] = [memory, *self.steps]
         """before each step"""
@@ -54,8 +56,15 @@ class Actor:
         dist, value, after = self.policy.step(x, self.memory[t])
         self.after[t] = self.memory[t + 1] = after
         action = dist.sample(self.noise[t])
-        self.steps[t] = x, action, dist.params, value
+        self.keep(t, x)
+        self.steps[t] = action, dist.params, value
         return action.tolist() if action.ndim == 1 else action.numpy(force=True)
+
+    def keep(self, t: int, x: Tensor) -> None:
+        """Store step t's preprocessed observations, [N, ...], in one tensor: images stacked later are twice in memory."""
+        if self.preprocessed is None:
+            self.preprocessed = x.new_empty((len(self.steps), *x.shape))
+        self.preprocessed[t] = x
 
     def forget(self, t: int, envs: Sequence[int]) -> None:
         """Episodes of these environments begin at step t."""
@@ -68,9 +77,10 @@ class Actor:
         `at`: (t, n) of each of these, which follows step t in environment n: a memory needs it.
         """
         columns = zip(*self.steps[: len(obs)], strict=True)
-        preprocessed, action, params, value = (torch.stack([*map(torch.as_tensor, column)]) for column in columns)
+        action, params, value = (torch.stack([*map(torch.as_tensor, column)]) for column in columns)
         further = self.policy.preprocess(torch.from_numpy(bootstrap).to(self.device))
         memory = after = None
         if self.policy.memory is not None:
             memory, after = torch.stack(self.memory[: len(obs) + 1]), torch.stack([self.after[t][n] for t, n in at])
-        return Decisions(preprocessed, action, params, value, further, self.policy.step(further, after)[1], memory)
+        value_further = self.policy.step(further, after)[1]
+        return Decisions(self.preprocessed[: len(obs)], action, params, value, further, value_further, memory)
