@@ -61,7 +61,7 @@ class Actor:
         return action.tolist() if action.ndim == 1 else action.numpy(force=True)
 
     def keep(self, t: int, x: Tensor) -> None:
-        """Store step t's preprocessed observations [N, ...] in one tensor: images that are stacked are twice in memory."""
+        """Store step t's preprocessed observations [N, ...] in one tensor: images stacked later are there twice."""
         if self.preprocessed is None:
             self.preprocessed = x.new_empty((len(self.steps), *x.shape))
         self.preprocessed[t] = x
