@@ -190,9 +190,23 @@ class Tape:
         return np.asarray(self.numbers, dtype)
 
 
+class Capsule:
+    """An array of another library, which has DLPack alone."""
+
+    def __init__(self, numbers: Any) -> None:
+        self.numbers = np.array(numbers)
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self.numbers.__dlpack__(**how)
+
+    def __dlpack_device__(self) -> Any:
+        return self.numbers.__dlpack_device__()
+
+
 @pytest.mark.parametrize(
     "value",
     [
+        Capsule([1.0, 2.0]),
         [1.0, 2.0],
         (1, 2),
         np.array([1.0, 2.0]),

@@ -323,12 +323,15 @@ class Forgets(SyncVectorEnv):
 
 
 class Columns(SyncVectorEnv):
-    """Numbers in columns, and what ended as Gymnasium had it before 1.0."""
+    """Numbers in columns, no info but where an episode ends, and what ended as Gymnasium had it before 1.0."""
+
+    def reset(self, **how: Any):
+        return super().reset(**how)[0], None
 
     def step(self, actions: Any):
         obs, *numbers, info = super().step(actions)
-        if "final_obs" in info:
-            info = {"final_observation": info["final_obs"], "final_info": np.array([{}, None], object)}
+        final = {"final_observation": info.get("final_obs"), "final_info": np.array([{}, None], object)}
+        info = final if "final_obs" in info else None
         return obs, *(torch.as_tensor(x)[:, None] for x in numbers), info
 
 

@@ -85,8 +85,10 @@ class Part(NamedTuple):
             value = self._reshaped(value, name)
         if self.sizes or self.factor != 1.0:
             self._fill_choices(value, name, out)
-        elif value.dtype == out.dtype or out.dtype == np.float32:
-            with np.errstate(all="ignore"):
+        elif value.dtype == out.dtype:
+            np.copyto(out, value)
+        elif out.dtype == np.float32:
+            with np.errstate(all="ignore"):  # an environment may have turned NumPy's errors on
                 np.copyto(out, value, casting="same_kind")
         else:
             cast = value.astype(out.dtype)
@@ -136,6 +138,8 @@ def as_array(value: Any) -> Array:
         if not (isinstance(value, list | tuple) and isinstance(error, RuntimeError)):
             raise
         array = np.array([as_array(one) for one in value])  # of torch's
+    if array.dtype == object and array is not value and hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
     if array.dtype == object and not (array == None).any():  # noqa: E711 (of each element)
         with suppress(TypeError, ValueError):  # fractions, decimals
             return array.astype(np.float64)

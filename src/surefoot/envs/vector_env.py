@@ -104,10 +104,10 @@ class VectorEnvAdapter:
         steps = zip(rows, as_array(reward).tolist(), terminated.tolist(), truncated.tolist(), strict=True)
         self.last = [(o, reward_of(r), end, cut, info) for (o, info), r, end, cut in steps]
 
-    def split(self, obs: Any, info: dict[str, Any]) -> list[ObsInfo]:
+    def split(self, obs: Any, info: dict[str, Any] | None) -> list[ObsInfo]:
         """Each environment's observation, and its action mask where there is one."""
         rows = iterate(self.observation_space, obs) if isinstance(obs, dict | tuple) else obs
-        masks = info.get("action_mask")
+        masks = (info or {}).get("action_mask")
         return [(row, {} if masks is None else {"action_mask": masks[i]}) for i, row in enumerate(rows)]
 
 
