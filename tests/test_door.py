@@ -690,9 +690,28 @@ def test_a_file_is_named_as_its_module(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_function_that_gives_the_same_object_is_refused_for_several() -> None:
     one = Odd()
-    with pytest.raises(UserError, match="gives the same environment each time: its function must make a new one"):
+    with pytest.raises(Fault, match=r"gives the same environment again, which is open: .* train with --num-envs 1"):
         EnvVector(describe(lambda: gymnasium.wrappers.TimeLimit(one, 5)), 1, range(2))
     assert len(EnvVector(describe(lambda: one), 1, range(1))) == 1
+
+
+def test_an_evaluation_between_does_not_play_in_trainings_only_object(tmp_path: Path) -> None:
+    """It closes it first, and afterwards training's episode is where it was."""
+    one, over = Odd(), [True]
+
+    def reset(**how: Any) -> Any:
+        over[0] = False
+        return Odd.reset(one, **how)
+
+    def step(action: Any) -> Any:
+        assert not over[0]
+        obs, reward, over[0], cut, info = Odd.step(one, action)
+        return obs, reward, over[0], cut, info
+
+    one.reset, one.step = reset, step  # type: ignore[method-assign]
+    more = TINY | {"num_envs": 1, "eval_every": 16, "eval_games": 2, "total_steps": 64}
+    run = surefoot.train(lambda: one, run_dir=tmp_path / "a", quiet=True, **more)
+    assert {row["return_mean"] for row in run.metrics} <= {None, 10.0}
 
 
 def test_what_a_destructor_raises_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from surefoot.envs.closing import close_env
+from surefoot.envs.closing import close_env, is_open
 from surefoot.envs.ids import import_package, in_old_gym, near, of_file, registered
 from surefoot.envs.makers import LOCAL_MAKERS, parse_kwargs
 from surefoot.envs.old_gym import OldGym, is_old_gym
 from surefoot.envs.screen import draw_offscreen
 from surefoot.envs.spaces import parts
-from surefoot.errors import UserError, note_once
+from surefoot.errors import Fault, UserError, note_once
 
 if TYPE_CHECKING:
     from surefoot.envs.gym import Gymnasium
@@ -56,6 +56,8 @@ def open_env(spec: Gymnasium, render: bool = False, count: int = 1) -> Any:
         if render:
             raise UserError(f"'{id}' cannot be filmed: its function takes no render_mode ({error})") from error
         raise
+    if is_open(env):
+        raise Fault(f"'{id}' gives the same environment again, which is open: its function must make a new one")
     modes = (env.metadata or {}).get("render_modes") or ()
     if render and "rgb_array" not in modes and getattr(env, "render_mode", None) != "rgb_array":
         close_env(env)
