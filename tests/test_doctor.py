@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import re
 import tomllib
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from surefoot.commands import doctor
-from surefoot.commands.benchmark import Speed
+from surefoot.commands.benchmark import Speed, bare
 from surefoot.commands.cli import main
 from surefoot.envs.gym import Gymnasium
 from surefoot.errors import Fault
 from surefoot.presets import find
+from worlds import Doors
 
 
 def said(lines: str) -> dict[str, str]:
@@ -33,6 +35,17 @@ def test_an_environment_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["chosen"].startswith("by its spaces: MLP, 8 environments x 128 steps, 10 epochs")
     assert re.fullmatch(r"[\d,]+ steps/s without surefoot", found["alone"])
     assert len(found) < 24  # one screen
+
+
+def test_masks_are_obeyed_by_random_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    shut: list[int] = []
+    monkeypatch.setattr(Doors, "__del__", lambda self: shut.append(self.broken), raising=False)
+    lines = dict(doctor.environment(Gymnasium("worlds:Doors-v0")))
+    assert lines["determinism"] == "an episode played again in a new environment is the same"
+    assert bare(Gymnasium("worlds:Doors-v0"), 0.05) > 0
+    gc.collect()
+    assert len(shut) >= 3
+    assert not any(shut)
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,23 @@ class Speed:
 def bare(spec: EnvSpec, seconds: float) -> float:
     """Steps per second of one environment alone in this process; an emulator plays the frames of a step in one call."""
     made: Any = spec.make()
-    if isinstance(spec, Gymnasium):
+    if isinstance(spec, Gymnasium) and made.masks:
+        import numpy as np
+
+        from surefoot.commands.random_play import RandomPlayer
+
+        player, rng, actions = RandomPlayer(made), np.random.default_rng(0), [None] * 512  # chosen when masks are known
+        made.reset(1, player.obs)
+
+        def step(action: Any) -> None:
+            _, terminated, truncated = made.step(action or player.action(rng), player.obs)
+            if terminated or truncated:
+                made.reset(1, player.obs)
+    elif isinstance(spec, Gymnasium):
         env, space = made.env, made.env.action_space
         space.seed(0)
         actions = [space.sample() for _ in range(512)]
-        env.reset(seed=0)
+        env.reset(seed=1)
 
         def step(action: Any) -> None:
             _, _, terminated, truncated, _ = env.step(action)

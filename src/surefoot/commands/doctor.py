@@ -10,17 +10,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 import surefoot
 from surefoot.commands.benchmark import bare, bench
+from surefoot.commands.random_play import RandomPlayer
 from surefoot.config import Config
-from surefoot.envs.actions import choices, numbers
 from surefoot.envs.gym import Gymnasium
-from surefoot.envs.interface import Environment, EnvSpec, make
-from surefoot.envs.spaces import blank
+from surefoot.envs.interface import EnvSpec, make
 from surefoot.errors import OURS, Fault, UserError, said
 from surefoot.models.networks import MLP
 from surefoot.output import clock
@@ -112,20 +110,8 @@ def speed(cfg: Config, seconds: float) -> Iterator[Line]:
         yield "", f"more than half of this time is the environment's: --ranks {most} plays in {most} processes"
 
 
-class Player:
+class Player(RandomPlayer):
     """Plays an environment with random actions that depend on a seed alone."""
-
-    def __init__(self, env: Environment) -> None:
-        self.env, self.obs = env, blank(env.observation_space)
-        self.sizes, self.numbers = choices(env.action_space), numbers(env.action_space)
-        self.single = len(self.sizes) == 1 and not self.numbers and type(env.action_space).__name__ == "Discrete"
-
-    def action(self, rng: np.random.Generator) -> Any:
-        """A random action, as a policy gives it."""
-        chosen = [int(rng.integers(size)) for size in self.sizes]
-        if self.single:
-            return chosen[0]
-        return np.array([*chosen, *rng.normal(size=self.numbers)]) if self.numbers else np.array(chosen)
 
     def play(self, seed: int, steps: int) -> Episode:
         """Observation and reward of every step of an episode, the first with reward 0; Fault where it fails."""
