@@ -60,6 +60,7 @@ def test_the_wheel_in_an_empty_environment(tmp_path: Path) -> None:
         run(sys.executable, "-m", "venv", tmp_path / name)
     run(tmp_path / "tools" / "bin" / "pip", "install", "-q", "twine")
     run(tmp_path / "tools" / "bin" / "twine", "check", "--strict", *built)
+    run(tmp_path / "tools" / "bin" / "pip", "install", "-q", "--no-deps", next(tmp_path.glob("dist/*.tar.gz")))
     binary = tmp_path / "env" / "bin"
     pytorch = torch.__version__.partition("+")[0]
     run(binary / "pip", "install", "-q", f"torch=={pytorch}")
@@ -69,6 +70,12 @@ def test_the_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     run(binary / "pip", "install", "-q", next(file for file in built if file.suffix == ".whl"))
     print(f"{(size() - before) / 1e6:.0f} MB beside PyTorch")
     assert size() - before < 150e6
+    from_source = next((tmp_path / "tools" / "lib").glob("python*/site-packages/surefoot"))
+    files = [
+        {str(f.relative_to(top)): f.read_bytes() for f in top.rglob("*") if f.is_file() and f.suffix != ".pyc"}
+        for top in (from_source, packages / "surefoot")
+    ]
+    assert files[0] == files[1]
     run(binary / "surefoot", "train", "CartPole-v1", "--total-steps", "4096", "--eval-episodes", "5")
     assert len(list((tmp_path / "runs").glob("CartPole-v1-*/report.md"))) == 1
     pong = ("--num-envs", "2", "--num-steps", "8", "--minibatch-size", "16", "--total-steps", "32", "--ranks", "2")
