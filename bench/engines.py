@@ -2,9 +2,9 @@
 
     python bench/engines.py bench/records/DATE_engines
 
-`--ranks`, torchrun with one node, and torchrun with two nodes that are processes of this machine and so talk by sockets
-over loopback. The same 32 environments are shared by the ranks (strong scaling). Every run is a file, and is left out
-where that is there.
+`--ranks`, torchrun with one node, torchrun with two nodes that are processes of this machine and so talk by sockets
+over loopback, and a Ray that is started here (`pip install 'surefoot[ray]'`). The same 32 environments are shared by
+the ranks (strong scaling). Every run is a file, and is left out where that is there. Linux.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from common import tree
 
 ROUNDS, STEPS, WARM_UP = 3, 32_768, 2
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-ENGINES = ("local 1", "local 2", "torchrun 1", "torchrun 2", "torchrun 2 nodes")
+ALIKE = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # Ray's workers have 15 otherwise, and wait for all others
+ENGINES = ("local 1", "local 2", "torchrun 1", "torchrun 2", "torchrun 2 nodes", "ray 1", "ray 2")
 
 
 def commands(engine: str, run: Path) -> list[list[str]]:
@@ -29,8 +33,8 @@ def commands(engine: str, run: Path) -> list[list[str]]:
     train = ["-m", "surefoot", "train", "pong", "--total-steps", str(STEPS), "--eval-episodes", "0", "--quiet"]
     train += ["--run-dir", str(run)]
     kind, count, *nodes = engine.split()
-    if kind == "local":
-        return [[sys.executable, *train, "--ranks", count]]
+    if kind in ("local", "ray"):
+        return [[sys.executable, *train, "--ranks", count, *(["--ray"] if kind == "ray" else [])]]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         at = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
     if not nodes:
@@ -39,15 +43,29 @@ def commands(engine: str, run: Path) -> list[list[str]]:
     return [[*TORCHRUN, *at, *each, "--node-rank", str(node), *train] for node in range(int(count))]
 
 
+def used(processes: list[int]) -> dict[int, float]:
+    """Seconds of the processor that each has taken."""
+    found = {}
+    for process in processes:
+        with suppress(OSError):  # it has just ended
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            found[process] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
 def measure(engine: str, run: Path) -> dict[str, object]:
     """Rows of a run's metrics, what its processes have taken of the processor, and the load before it."""
     load, before = os.getloadavg(), os.times()
-    nodes = [subprocess.Popen(call, env=os.environ | {"OMP_NUM_THREADS": "1"}) for call in commands(engine, run)]
-    codes = [node.wait() for node in nodes]
-    if any(codes):
+    nodes = [subprocess.Popen(call, env=os.environ | ALIKE) for call in commands(engine, run)]
+    seen = dict[int, float]()
+    while any(node.poll() is None for node in nodes):
+        seen |= used(tree(os.getpid())[1:])
+        time.sleep(0.5)
+    if any(node.returncode for node in nodes):
         raise SystemExit(f"{engine} has failed")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    cpu = max(cpu, sum(seen.values()))  # Ray does not wait for its workers, whose times nobody is told
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: row[k] for k in ("steps_per_second", "env_s", "act_s", "learn_s", "sent_bytes")} for row in rows]
     return {"engine": engine, "began": time.strftime("%H:%M:%S"), "load": load, "cpu_s": cpu, "rows": kept}
