@@ -335,7 +335,7 @@ def test_a_search_on_a_cluster_loses_no_trial_with_a_node(cluster: Any, tmp_path
         rows = read(where / trial.user_attrs["run"])
         assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))  # nothing twice, nothing missing
         assert rows[-1]["step"] >= 60_000
-    fresh = [surefoot.load(run) for run in sorted((where / "best").glob("seed-*"))]
+    fresh = [surefoot.load(run) for run in sorted(where.glob("best-trial-*/seed-*"))]
     assert [run.config.seed for run in fresh] == [1_000_001, 1_000_002]
     assert replace(fresh[0].config, seed=0) == replace(read_preset(where / "preset.json"), seed=0)
     assert not [*where.glob(".ray*")]
