@@ -241,7 +241,7 @@ def collect(
         env_s += perf_counter() - before
         if over := [*step.final, *step.skipped]:
             actor.forget(t + 1, over)
-        with np.errstate(under="ignore"):
+        with np.errstate(under="ignore"):  # an environment may have made NumPy raise
             reward[t], terminated[t], truncated[t] = step.reward, step.terminated, step.truncated
         if valid is not None:
             valid[t, step.skipped], terminated[t, step.skipped] = False, True  # nothing flows over these rows
