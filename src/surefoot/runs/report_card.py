@@ -40,8 +40,9 @@ def curve(run_dir: Path, path: Path) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k")
     axes.grid(alpha=0.3)
     if len(rows) > 1:
-        first, last = (rows[i]["seconds"] / 60 for i in (0, -1))
-        top = axes.secondary_xaxis("top", functions=_step_to_minute(rows), xlabel="minutes")
+        unit, name = (60, "minutes") if rows[-1]["seconds"] > 120 else (1, "seconds")
+        first, last = (rows[i]["seconds"] / unit for i in (0, -1))
+        top = axes.secondary_xaxis("top", functions=_step_to_time(rows, unit), xlabel=name)
         top.set_xticks([x for x in MaxNLocator(6).tick_values(first, last) if first < x <= last])  # none for the start
     if not rows:
         axes.set_xlim(0, 1)
@@ -50,12 +51,12 @@ def curve(run_dir: Path, path: Path) -> None:
     replace_file(path, picture.getvalue())
 
 
-def _step_to_minute(rows: list[Row]) -> tuple[Any, Any]:
+def _step_to_time(rows: list[Row], unit: int) -> tuple[Any, Any]:
     import numpy as np
 
     steps = np.array([0] + [row["step"] for row in rows], float)
-    minutes = np.array([0] + [row["seconds"] / 60 for row in rows], float)
-    return lambda x: np.interp(x, steps, minutes), lambda x: np.interp(x, minutes, steps)
+    times = np.array([0] + [row["seconds"] / unit for row in rows], float)
+    return lambda x: np.interp(x, steps, times), lambda x: np.interp(x, times, steps)
 
 
 def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pictures: list[str]) -> str:
