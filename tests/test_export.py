@@ -221,3 +221,15 @@ def test_a_run_with_a_memory_is_exported(tmp_path: Path, memory: Any) -> None:
 
     surefoot.train("Pendulum-v1", run_dir=tmp_path / "a", quiet=True, memory=memory, **{**TINY, "eval_episodes": 0})
     assert export(tmp_path / "a", tmp_path / "a.onnx")[1] < 1e-5
+
+
+@pytest.mark.slow
+def test_a_policy_of_pictures_in_float64_is_exported_in_single_precision(tmp_path: Path) -> None:
+    """As where a package has made float64 PyTorch's default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        surefoot.train("makers:Image", run_dir=tmp_path / "a", quiet=True, **{**TINY, "eval_episodes": 0})
+        assert surefoot.export(tmp_path / "a", tmp_path / "a.onnx") == tmp_path / "a.onnx"
+    finally:
+        torch.set_default_dtype(before)

@@ -162,7 +162,7 @@ def export(run: Path | str, file: Path | str, env: EnvSpec | None = None, trust:
     if path.suffix != ".onnx":
         raise UserError(f"'{path}' must end in .onnx")
     policy, _, facts = load_policy(run, env=env, trust=trust)
-    graph = Graph(policy).eval()
+    graph = Graph(policy.float()).eval()  # onnxruntime has no convolution of float64
     assert policy.spaces is not None
     observation, action = policy.spaces
     observation.seed(0)
