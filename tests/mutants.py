@@ -241,6 +241,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
     ],
     ("algorithm/update.py", "test_update"): [
         # minibatches
+        ("error if valid is None else error[valid]", "error"),
+        ("returns - rollout.value", "returns"),
         ("self.weight * len(part.obs) / count", "1.0"),
         ("if epoch and cfg.recompute:", "if epoch < 0 and cfg.recompute:", "test_rollout"),
         ("Purpose.MINIBATCHES, iteration, epoch)", "Purpose.MINIBATCHES, iteration)", "test_rollout"),

@@ -18,6 +18,7 @@ from surefoot.errors import UserError
 from surefoot.fast.packed import PackedActor
 from surefoot.models.actor import Actor
 from surefoot.models.layers import Palette, Patches, Residual
+from surefoot.models.actor import Actor
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy, flatten
 from surefoot.models.policy import build_policy as build
@@ -27,8 +28,8 @@ FRAMES = spaces.Box(0, 255, (2, 80, 80), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
 
 
-def images(n: int) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 2, 80, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def images(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 2, 80, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def built(network: Network, space: spaces.Box, actions: int) -> Policy:
@@ -80,6 +81,16 @@ def test_the_first_layer_is_a_plain_convolution_of_scaled_pixels() -> None:
     exact = built(NatureCNN(), spaces.Box(0, 1, (2, 48, 48)), 3)
     unit = built(NatureCNN(scale=1), spaces.Box(0, 255, (2, 48, 48), np.uint8), 3)
     assert torch.equal(exact(images(2)[..., :48, :48].float())[1], unit(images(2)[..., :48, :48])[1])
+
+
+def test_a_rollout_keeps_pictures_in_the_networks_memory_format() -> None:
+    policy = built(LessonCNN(), FRAMES, 2)
+    actor = Actor(policy, torch.zeros(3, 2))
+    for t in range(3):
+        actor.act(t, images(2, t).numpy())
+    kept = actor.preprocessed.flatten(0, 1)
+    assert kept.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(kept, torch.cat([policy.preprocess(images(2, t)) for t in range(3)]))
 
 
 def test_a_residual_unit_adds_to_what_it_is_given() -> None:

@@ -61,7 +61,7 @@ def parameters(cfg: Config) -> int:
         (1, {"advantage"}),
         (2, {"objective", "num_epochs"}),
         (3, {"objective"}),
-        (4, {"advantage", "normalize", "value_coef"}),
+        (4, {"advantage", "normalize", "value_coef", "fit_value_bias"}),
     ],
 )
 def test_a_rung_changes_what_it_declares_and_nothing_else(rung: int, declared: set[str]) -> None:

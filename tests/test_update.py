@@ -32,7 +32,7 @@ from surefoot.algorithm.objectives import (
 from surefoot.algorithm.running_stats import adapt_penalty
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate, ScheduledRate, annealed
 from surefoot.algorithm.state import State, initial
-from surefoot.algorithm.update import METRIC_NAMES, Batch, minibatches, update, update_metrics
+from surefoot.algorithm.update import METRIC_NAMES, Batch, batches, minibatches, update, update_metrics
 from surefoot.config import Config
 from surefoot.envs.gym_env import GymnasiumEnv
 from surefoot.errors import Fault, UserError
@@ -148,6 +148,31 @@ def test_numbers_too_small_are_zero_while_learning_and_only_then(
     assert learning == [0.0] * 4
     assert min(playing) > 0
     assert float(tiny * tiny) > 0
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_the_critics_bias_is_first_that_of_the_least_squared_error(small: Config, some: bool) -> None:
+    """With returns near 50 from 128 transitions, of which some may not count; nothing else moves before an update."""
+    state, rollout, _ = first_batch(replace(small, fit_value_bias=True))
+    generator = torch.Generator().manual_seed(5)
+    returns = 50 + torch.randn(rollout.value.shape, generator=generator, dtype=torch.float64)
+    valid = torch.rand(rollout.value.shape, generator=generator) < (0.5 if some else 1.0)
+    returns[~valid] = 1e6
+    rollout = replace(rollout, valid=valid)
+    before = state.flat.detach().clone()
+
+    def squared_error(bias: float) -> float:
+        assert state.policy.critic is not None
+        with torch.no_grad():
+            state.policy.critic.bias += bias
+            value = state.policy.evaluate(rollout.preprocessed.flatten(0, 1))[1].view_as(returns)
+            state.policy.critic.bias -= bias
+        return float((value - returns)[valid].square().sum())
+
+    for cfg, moved in ((small, 0), (replace(small, fit_value_bias=True), 1)):
+        next(batches(rollout, rollout.value, returns, cfg, state, Alone()))
+        assert int((state.flat != before).sum()) == moved
+    assert squared_error(0.0) < min(squared_error(1e-3), squared_error(-1e-3))
 
 
 def test_long_gradients_are_shortened(small: Config) -> None:

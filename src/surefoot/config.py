@@ -66,6 +66,8 @@ class Config:
     """penalty on KL(old || new policy)"""
     value_coef: float = 0.5
     """coefficient of the value loss"""
+    fit_value_bias: bool = False
+    """before its first update from a rollout, shift the critic's bias by its mean error"""
     value_clip: float = math.inf
     """clip range of the value loss (as in OpenAI's PPO2); inf: not clipped"""
     num_epochs: int = 3

@@ -71,7 +71,14 @@ RUNG_1 = replace(RUNG_0, task="normalized", normalize=OverGames())
 RUNG_2 = replace(RUNG_1, task="future", advantage=FutureReturn(gamma=0.995))
 RUNG_3 = replace(RUNG_2, task="surrogate", objective=Surrogate(), num_epochs=4)
 RUNG_4 = replace(RUNG_3, task="clipped", objective=ClippedSurrogate(clip_range=0.1))
-RUNG_5 = replace(RUNG_4, task="ppo", advantage=GAE(gamma=0.995, gae_lambda=0.95), normalize=OverBatch(), value_coef=0.5)
+RUNG_5 = replace(
+    RUNG_4,
+    task="ppo",
+    advantage=GAE(gamma=0.995, gae_lambda=0.95),
+    normalize=OverBatch(),
+    value_coef=0.5,
+    fit_value_bias=True,
+)
 LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
 TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion())  # beside the last rung: the bound that the clip stands for
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surefoot.algorithm.advantages import OverMinibatch, compute_advantages
 from surefoot.algorithm.fast_paths import mlp_backward
@@ -73,6 +73,8 @@ def batches(
     rollout: Rollout, advantage: Tensor, returns: Tensor, cfg: Config, state: State, ranks: Ranks
 ) -> Iterator[Batch]:
     """All minibatches of a rollout, epoch after epoch; advantages are recomputed before each if `cfg` says so."""
+    if cfg.fit_value_bias and state.policy.critic is not None:
+        fit_value_bias(state.policy.critic, rollout, returns, ranks)
     columns, as_numpy = ranks.columns(cfg.num_envs), mlp_backward(state.mlp, cfg) is not None
     valid = rollout.valid_of_all_envs(ranks)
     for epoch in range(cfg.num_epochs):
@@ -80,6 +82,17 @@ def batches(
             latest = rollout.with_values_of(state.policy)
             advantage, returns, _ = compute_advantages(latest, cfg, state, ranks)
         yield from minibatches(rollout, advantage, returns, cfg, state.iteration, epoch, columns, as_numpy, valid)
+
+
+@torch.no_grad()
+def fit_value_bias(critic: nn.Linear, rollout: Rollout, returns: Tensor, ranks: Ranks) -> None:
+    """b += mean(R - V) over all ranks' transitions: of all biases of the critic the one with the least squared error.
+
+    Small steps find the level of the returns late, and through weights whose value then differs from state to state
+    without a reason: for hundreds of iterations the critic may explain less than nothing. Returns [T, N].
+    """
+    error, valid = ranks.gather_columns(returns - rollout.value), rollout.valid_of_all_envs(ranks)
+    critic.bias += (error if valid is None else error[valid]).mean()
 
 
 def minibatches(

@@ -43,7 +43,8 @@ def gradient_noise(cfgs: Sequence[Config], run_dir: Path, rollouts: int) -> dict
     Source: McCandlish et al. 2018.
     """
     alone, state = Alone(), initial(cfgs[0], Alone())
-    plain = {(c.advantage, c.normalize): replace(c, value_coef=0.0, entropy=Entropy(0.0), num_epochs=1) for c in cfgs}
+    alike: Any = {"entropy": Entropy(0.0), "num_epochs": 1, "value_coef": 0.0, "fit_value_bias": False}
+    plain = {(c.advantage, c.normalize): replace(c, **alike) for c in cfgs}
     gradients: dict[Any, list[torch.Tensor]] = {kind: [] for kind in plain}
     try:
         state.policy.load_state_dict(load_policy(run_dir)[0].state_dict())

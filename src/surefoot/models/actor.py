@@ -63,7 +63,8 @@ class Actor:
     def keep(self, t: int, x: Tensor) -> None:
         """Store step t's preprocessed observations [N, ...] in one tensor: images stacked later are there twice."""
         if self.preprocessed is None:
-            self.preprocessed = x.new_empty((len(self.steps), *x.shape))
+            like = torch.empty_like(x)  # in its memory format: a channels-last rollout halves a convolution's learning
+            self.preprocessed = like.new_empty_strided((len(self.steps), *x.shape), (x.numel(), *like.stride()))
         self.preprocessed[t] = x
 
     def forget(self, t: int, envs: Sequence[int]) -> None:
