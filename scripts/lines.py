@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-FILE, ALL = 350, 21_320
-FOLDERS = {"algorithm": 2060}
+FILE, ALL = 350, 21_340
+FOLDERS = {"algorithm": 2065}
 
 
 def main() -> int:

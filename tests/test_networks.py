@@ -18,7 +18,6 @@ from surefoot.errors import UserError
 from surefoot.fast.packed import PackedActor
 from surefoot.models.actor import Actor
 from surefoot.models.layers import Palette, Patches, Residual
-from surefoot.models.actor import Actor
 from surefoot.models.networks import MLP, ImpalaCNN, LessonCNN, NatureCNN, Network, SmallCNN
 from surefoot.models.policy import Policy, flatten
 from surefoot.models.policy import build_policy as build

@@ -164,9 +164,9 @@ def test_the_critics_bias_is_first_that_of_the_least_squared_error(small: Config
     def squared_error(bias: float) -> float:
         assert state.policy.critic is not None
         with torch.no_grad():
-            state.policy.critic.bias += bias
+            state.policy.critic.bias.add_(bias)
             value = state.policy.evaluate(rollout.preprocessed.flatten(0, 1))[1].view_as(returns)
-            state.policy.critic.bias -= bias
+            state.policy.critic.bias.sub_(bias)
         return float((value - returns)[valid].square().sum())
 
     for cfg, moved in ((small, 0), (replace(small, fit_value_bias=True), 1)):

@@ -86,13 +86,12 @@ def batches(
 
 @torch.no_grad()
 def fit_value_bias(critic: nn.Linear, rollout: Rollout, returns: Tensor, ranks: Ranks) -> None:
-    """b += mean(R - V) over all ranks' transitions: of all biases of the critic the one with the least squared error.
+    """b += mean(R - V) over all ranks' transitions, `returns` R [T, N]: the bias with the least squared error.
 
-    Small steps find the level of the returns late, and through weights whose value then differs from state to state
-    without a reason: for hundreds of iterations the critic may explain less than nothing. Returns [T, N].
+    Small steps find the returns' level late, and by weights whose values then differ between states without a reason.
     """
     error, valid = ranks.gather_columns(returns - rollout.value), rollout.valid_of_all_envs(ranks)
-    critic.bias += (error if valid is None else error[valid]).mean()
+    critic.bias.add_((error if valid is None else error[valid]).mean())
 
 
 def minibatches(
