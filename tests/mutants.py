@@ -66,6 +66,9 @@ def faults() -> list[Mutant]:
 # fmt: off
 FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
     ("algorithm/advantages.py", "test_credit"): [
+        ("reward - shift / (1 - gamma)", "reward - shift"),
+        ("(reward - shift).where(", "reward.where("),
+        ("state.reward_shift or 0.0, cfg", "0.0, cfg"),
         # off by one in time, endings
         ("total[t] += decays[t] * total[t + 1]", "total[t] += decays[t + 1] * total[t + 1]"),
         ("in reversed(range(len(total) - 1))", "in reversed(range(1, len(total) - 1))"),
@@ -102,8 +105,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("middle = float(mean(advantage.mean()))", "middle = float(advantage.mean())", TWO_RANKS),
         ("math.sqrt(mean((centred * centred).mean()))", "math.sqrt((centred * centred).mean())", TWO_RANKS),
         # what a rollout's advantages are made of
-        ("reward=cfg.reward(rollout.reward, state.return_std)", "reward=rollout.reward"),
-        ("reward=cfg.reward(rollout.reward, state.return_std)", "reward=cfg.reward(rollout.reward)"),
+        ("reward=cfg.reward(reward, state.return_std)", "reward=rollout.reward"),
+        ("reward=cfg.reward(reward, state.return_std)", "reward=cfg.reward(reward)"),
         ("of_all_envs, valid, state.advantage_std)", "of_all_envs, valid, 0.0)"),
         ("of_all_envs, valid, state.advantage_std)", "of_all_envs, valid, std)"),
         ("of_all_envs = ranks.gather_columns(advantage)", "of_all_envs = torch.cat([advantage] * ranks.count, 1)"),
@@ -171,6 +174,13 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("clamp(-self.limit, self.limit)", "clamp(max=self.limit)"),
     ],
     ("algorithm/running_stats.py", "test_running"): [
+        ("ranks.any(bool((rollout.terminated & valid).any()))", "False"),
+        ("max(means) > min(means)", "True"),
+        ("sum(e.score for e in episodes) / sum(e.length", "max(e.score for e in episodes) / sum(e.length"),
+        ("state.return_moments = 0.0, 0.0, 0.0", "pass"),
+        ("parameter.zero_()", "pass"),
+        ("and cfg.reward.center and", "and"),
+        ("cfg.advantage.gamma == 1 or", ""),
         ("np.square(columns - mean[:, None]).sum(1)", "np.square(columns - mean[:, None]).mean(1)"),
         ("(~ended[:-1]).double()", "(~ended[1:]).double()"),
         ("reward[0] += gamma * before", "reward[0] += before"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from surefoot.algorithm.advantages import (
     OverBatch,
     OverGames,
     Unnormalized,
+    centered,
     compute_advantages,
     discounted_sum,
     episode_return,
@@ -533,10 +535,27 @@ def test_gae_credit_by_hand_tells_gamma_from_lambda() -> None:
     assert target.tolist() == [[1.59375, 1.25], [1.75, 7], [2, 3.75], [9, 8]]
 
 
+def test_centering_moves_values_by_a_constant_and_no_advantage() -> None:
+    """Over terminations and truncations: rewards less 0.75 a step, values less 0.75 / (1 - 0.5) = 1.5."""
+    r = small_rollout()
+    reward = centered(r.reward, r.terminated, 0.75, 0.5)
+    assert reward.tolist() == [[0.25, -0.75], [-0.75, 3.25], [0.5, 1.25], [7.25, 5.25]]  # 2 - 1.5 where it terminated
+    next_value = (r.next_value - 1.5).masked_fill(r.terminated, 0.0)
+    moved = replace(r, reward=reward, value=r.value - 1.5, next_value=next_value)
+    advantage, target = GAE(gamma=0.5, gae_lambda=0.25)(r)
+    again, less = GAE(gamma=0.5, gae_lambda=0.25)(moved)
+    torch.testing.assert_close(again, advantage)
+    torch.testing.assert_close(less, target - 1.5)
+    cfg: Any = SimpleNamespace(reward=ScaledReward(), advantage=GAE(0.5, 0.25), normalize=Unnormalized())
+    state: Any = SimpleNamespace(return_std=2.0, advantage_std=0.0, reward_shift=0.75)
+    want = GAE(0.5, 0.25)(replace(r, reward=reward / 2))[0]
+    torch.testing.assert_close(compute_advantages(r, cfg, state, Alone())[0], want)
+
+
 def test_what_is_learned_from_a_rollout_by_hand() -> None:
     """Scaled rewards, their returns, advantages over the std of earlier rollouts, and the next such std."""
     cfg: Any = SimpleNamespace(reward=ScaledReward(), advantage=FutureReturn(0.5), normalize=OverBatch(memory=0.9))
-    state: Any = SimpleNamespace(return_std=2.0, advantage_std=10.0)
+    state: Any = SimpleNamespace(return_std=2.0, advantage_std=10.0, reward_shift=None)
     advantage, returns, std = compute_advantages(small_rollout(), cfg, state, Alone())
     # half of the returns above: their mean is 14.75 / 8, the mean of their squares 38.0625 / 8
     half = [[0.75, 1], [0.5, 2], [1, 2.5], [4, 3]]
@@ -564,7 +583,7 @@ def test_a_rank_normalises_over_the_environments_of_all() -> None:
 
     cfg: Any = SimpleNamespace(reward=RawReward(), advantage=FutureReturn(0.5), normalize=OverGames())
     advantage, returns, _ = compute_advantages(
-        small_rollout(), cfg, SimpleNamespace(return_std=1.0, advantage_std=0.0), Second()
+        small_rollout(), cfg, SimpleNamespace(return_std=1.0, advantage_std=0.0, reward_shift=None), Second()
     )
     assert returns[0].tolist() == [1.5, 2]
     # the first step's are 101.5 and 2 there, 1.5 and 2 here: mean 26.75, so that all of these are below it

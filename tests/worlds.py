@@ -281,6 +281,25 @@ class Target(World):
         return self._see(action), reward, False, self.left == 0, {}
 
 
+class Seek(World):
+    """Go from the middle of a box to a goal and stay: -1 a step, 0 within 0.05 of it. 50 steps, never terminated."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.left, self.place, self.goal = 50, np.zeros(2), self.np_random.uniform(-0.15, 0.15, 2)
+        return np.append(self.place, self.goal).astype(np.float32), {}
+
+    def step(self, action: Any):
+        self.place = np.clip(self.place + 0.03 * np.clip(action, -1, 1), -0.6, 0.6)
+        self.left -= 1
+        reward = -float(np.linalg.norm(self.place - self.goal) > 0.05)
+        return np.append(self.place, self.goal).astype(np.float32), reward, False, self.left == 0, {}
+
+
 class Switches(World):
     """Two lamps to copy with two switches, and a dial: MultiDiscrete in 3 choices, seen as MultiBinary."""
 
@@ -378,6 +397,7 @@ for world in (
     Unmakeable,
     Recall,
     Uneven,
+    Seek,
     *KINDS,
 ):
     gymnasium.register(f"{world.__name__}-v0", world, disable_env_checker=True)

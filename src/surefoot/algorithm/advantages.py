@@ -248,9 +248,18 @@ Advantage = EpisodeReturn | FutureReturn | GAE
 Normalize = Unnormalized | OverGames | OverBatch | OverMinibatch
 
 
+def centered(reward: Tensor, terminated: Tensor, shift: float, gamma: float) -> Tensor:
+    """r - c, and at terminations r - c / (1 - gamma), as if c were paid for ever after; all [T, N], `shift` c.
+
+    Every value is less by c / (1 - gamma), and every advantage the same. Source: Naik et al. 2024 (reward centering).
+    """
+    return (reward - shift).where(~terminated, reward - shift / (1 - gamma)) if shift else reward
+
+
 def compute_advantages(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Tensor, Tensor, float]:
     """Normalised advantages and the critic's targets, both [T, N], and the next `advantage_std` of the state."""
-    rollout = replace(rollout, reward=cfg.reward(rollout.reward, state.return_std))
+    reward = centered(rollout.reward, rollout.terminated, state.reward_shift or 0.0, cfg.advantage.gamma)
+    rollout = replace(rollout, reward=cfg.reward(reward, state.return_std))
     advantage, returns = cfg.advantage(rollout)
     of_all_envs = ranks.gather_columns(advantage)
     valid = rollout.valid_of_all_envs(ranks)

@@ -38,6 +38,8 @@ class ScaledReward:
 
     limit: float = 10.0
     """scaled rewards are clipped to [-limit, limit]"""
+    center: bool = True
+    """where only time limits have ended episodes, first subtract the rewards' mean: the best policy is the same"""
 
     def __post_init__(self) -> None:
         require_range(self, "limit", above=True)

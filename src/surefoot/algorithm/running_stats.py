@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surefoot.algorithm.advantages import discounted_sum
+from surefoot.algorithm.advantages import GAE, centered, discounted_sum
 from surefoot.algorithm.objectives import AdaptivePenalty
 from surefoot.algorithm.rewards import ScaledReward
 from surefoot.models.layers import VectorEncoder, merge
@@ -64,12 +64,36 @@ def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ran
             known = (moment.numpy(force=True) for moment in (norm.count, norm.mean, norm.square))
             norm.assign(*map(torch.as_tensor, merge(known, counts, moments_per_env(x, ranks, rollout.valid))))
     if isinstance(cfg.reward, ScaledReward):
-        reward, ended = rollout.reward.cpu(), rollout.ended.cpu()
+        if state.reward_shift is None:
+            choose_reward_shift(state, rollout, cfg, ranks)
+        shift, gamma = state.reward_shift or 0.0, cfg.advantage.gamma
+        reward, ended = centered(rollout.reward, rollout.terminated, shift, gamma).cpu(), rollout.ended.cpu()
         state.running_return[list(rollout.begun)] = 0.0
         past, state.running_return = past_return(reward, ended, cfg.advantage.gamma, state.running_return)
         known = (np.array([x]) for x in state.return_moments)
         total, mean, square = merge(known, counts, moments_per_env(past[..., None], ranks, rollout.valid))
         state.return_moments = float(total[0]), float(mean[0]), float(square[0])
+
+
+@torch.no_grad()
+def choose_reward_shift(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
+    """Once: 0 where an episode has terminated; otherwise, after as many episodes as environments, their mean reward.
+
+    Where -1 is paid until a goal is reached, and episodes go on, values are near -1 / (1 - gamma), and all that tells
+    one action from another is a hundredth of that, which the critic is not exact enough to see. It begins anew.
+    """
+    valid = True if rollout.valid is None else rollout.valid
+    episodes = list(state.recent_episodes)
+    means = [episode.score / episode.length for episode in episodes]
+    can = isinstance(cfg.reward, ScaledReward) and cfg.reward.center and isinstance(cfg.advantage, GAE)
+    if not can or cfg.advantage.gamma == 1 or ranks.any(bool((rollout.terminated & valid).any())):
+        state.reward_shift = 0.0
+    elif len(means) >= min(cfg.num_envs, 100) and max(means) > min(means):  # equal ones tell nothing
+        state.reward_shift = sum(e.score for e in episodes) / sum(e.length for e in episodes)
+        state.return_moments = 0.0, 0.0, 0.0
+        state.running_return.zero_()
+        for parameter in state.policy.critic.parameters() if state.policy.critic is not None else ():
+            parameter.zero_()
 
 
 @torch.no_grad()

@@ -45,6 +45,7 @@ class State:
     episodes: int = 0  # episodes finished
     skipped: int = 0  # updates whose gradient was not finite
     return_moments: tuple[float, float, float] = (0.0, 0.0, 0.0)  # count, mean, sum of squares of returns so far
+    reward_shift: float | None = None  # what rewards are centered by (`ScaledReward`); None: not yet decided
     advantage_std: float = 0.0  # running std of the advantages (`advantages.OverBatch` with a memory)
     running_return: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """discounted return so far of each of this rank's present episodes"""
@@ -89,6 +90,11 @@ class State:
         """Std of the running discounted returns; 1 before there are any."""
         count, _, square = self.return_moments
         return math.sqrt(square / count + 1e-8) if count else 1.0
+
+    @property
+    def returns(self) -> tuple[float, float, float, float | None]:
+        """The moments and the rewards' shift: in what units the critic counts."""
+        return *self.return_moments, self.reward_shift
 
     def snapshot_envs(self) -> None:
         """Keep where the environments are now."""

@@ -30,7 +30,7 @@ KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
 COUNTERS = (
     *("learning_rate", "kl_coef", "steps", "iteration", "seconds"),
-    *("episodes", "skipped", "return_moments", "advantage_std"),
+    *("episodes", "skipped", "return_moments", "reward_shift", "advantage_std"),
 )
 
 
@@ -45,7 +45,7 @@ def save(state: State, cfg: Config, run_dir: Path, ranks: Ranks) -> bytes:
         return b""
     moments = {"flat": state.flat.detach(), **state.optimizer.moments}
     files = {
-        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.return_moments),
+        "policy.safetensors": policy_bytes(state.ema_policy(), cfg, state.steps, state.returns),
         "optimizer.safetensors": save_tensors({k: v.clone() for k, v in moments.items()}),
         "envs.safetensors": save_arrays({k: v for part in envs for k, v in load_arrays(part).items()}),
     }
@@ -120,6 +120,8 @@ def read_counters(facts: dict[str, Any]) -> dict[str, Any]:
     counters: dict[str, Any] = {name: natural(facts[name]) for name in ("steps", "iteration", "episodes", "skipped")}
     counters |= {name: finite(facts[name]) for name in ("learning_rate", "seconds", "advantage_std")}
     counters["kl_coef"] = finite(facts.get("kl_coef", 0.0))  # before there were penalties it was not written
+    shift = facts.get("reward_shift", 0.0)  # as they were learned from before there was one
+    counters["reward_shift"] = None if shift is None else finite(shift)
     count, mean, square = facts["return_moments"]
     return counters | {"return_moments": (finite(count), finite(mean), finite(square))}
 

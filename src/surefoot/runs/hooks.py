@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from surefoot.algorithm.state import State
 
 LEARNING = ("kl", "clip_fraction", "entropy", "value_loss", "ratio_drift", "effective_samples", "grad_norm")
-TAKEN = {*NUMBERS, *MAY_BE_NULL, *LEARNING, "ratio_drift_first", "kl_coef", "sent_bytes"}
+TAKEN = {*NUMBERS, *MAY_BE_NULL, *LEARNING, "ratio_drift_first", "kl_coef", "reward_shift", "sent_bytes"}
 
 
 @dataclass(frozen=True)

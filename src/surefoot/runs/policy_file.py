@@ -29,15 +29,16 @@ from surefoot.runs.trust import permit, runs_code
 from surefoot.versions import require_versions
 
 BEST = "best.safetensors"  # in a run directory: the best policy of the evaluations during training
+NO_RETURNS = 0.0, 0.0, 0.0, None
 FORMAT = 4  # of the file; 4: an MLP's layers are pairs
 ALLOW = "allow it with --trust (trust=True), or name the environment yourself with --task (env=)"
 
 
-def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float] = (0.0, 0.0, 0.0)) -> bytes:
+def policy_bytes(policy: Policy, cfg: Config, steps: int, returns: Sequence[float | None] = NO_RETURNS) -> bytes:
     """A policy file's bytes.
 
-    Running statistics of observations are among its tensors, those of `returns` in the header, which has a digest of
-    the tensors as well.
+    Running statistics of observations are among its tensors, those of `returns` and the rewards' shift in the header,
+    which has a digest of the tensors as well.
     """
     plain = cfg.to_json()
     facts = {"format": FORMAT, "task": cfg.task, "env": plain["env"], "network": plain["network"], "steps": steps}
@@ -80,8 +81,9 @@ def read_policy(path: Path, trust: bool = False) -> tuple[Path, dict[str, Any], 
         if facts.get("sha256", wanted := digest(tensors)) != wanted:  # files of earlier versions have none
             raise ValueError("its tensors have been changed since it was written")
         facts.setdefault("memory", {"type": "NoMemory"})
-        count, mean, square = (float(x) for x in facts.get("returns", (0, 0, 0)))
-        facts |= {"task": "" + facts["task"], "returns": (count, mean, square)}  # raises for other types
+        count, mean, square, *shift = (x if x is None else float(x) for x in facts.get("returns", NO_RETURNS))
+        shift = shift or [0.0 if count else None]  # files of earlier versions have none
+        facts |= {"task": "" + facts["task"], "returns": (count, mean, square, *shift)}  # raises for other types
         if path.is_dir() and file.name != BEST and int(facts.get("steps", 0)) < (last := newest(path)):
             note(f"'{shown(file)}' is of step {facts['steps']:,}, and the newest checkpoint of step {last:,}")
         loaded = load_tensors(data)

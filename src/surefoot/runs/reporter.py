@@ -38,6 +38,9 @@ FLAT = 20  # iterations without a gradient, or without entropy, before a note sa
 OTHERS = 1 << 32  # first episode number of evaluations during training; the closing one counts from 0
 
 
+CENTERED = "only time limits end episodes here: rewards are learned from less their mean, {:.3g}"
+
+
 class Reporter(Callback):
     """The loop's callback: metrics and progress on rank 0, checkpoints on all."""
 
@@ -64,7 +67,7 @@ class Reporter(Callback):
         self.state, self.before, self.started = state, state.seconds, started
         self.saved = self.shown = perf_counter()
         self.sent, self.steps = 0, state.steps
-        self.progress = Progress(quiet)
+        self.shift, self.progress = state.reward_shift, Progress(quiet)
         self.progress.last = self.saved  # a line has just said what begins
         tried = [row.get("evaluation") for row in read(run_dir) if row["step"] <= state.steps] if not ranks.rank else []
         self.best = max((score for score in tried if score is not None), default=-math.inf)
@@ -157,7 +160,7 @@ class Reporter(Callback):
             return float("nan")
         if result.mean >= self.best and self.ranks.rank == 0:
             try:
-                data = policy_bytes(policy, cfg, state.steps, state.return_moments)
+                data = policy_bytes(policy, cfg, state.steps, state.returns)
                 replace_file(self.run_dir / BEST, data)
                 self.best = result.mean
             except OSError as error:
@@ -207,6 +210,11 @@ class Reporter(Callback):
         }
         if state.kl_coef:
             row["kl_coef"] = state.kl_coef
+        if state.reward_shift:
+            row["reward_shift"] = state.reward_shift
+            if not self.shift:
+                self.progress.show(CENTERED.format(state.reward_shift), True)
+        self.shift = state.reward_shift
         row |= {name: float(metrics[:, i].mean()) for i, name in enumerate(METRIC_NAMES)}
         row |= dict(zip(self.hooks.metrics, hook_metrics, strict=True))
         self.metrics.add(row)

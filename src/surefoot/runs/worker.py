@@ -41,7 +41,7 @@ from surefoot.runs.directory import FORMAT, call, checkpoints, history, newest, 
 from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import Folder, lock_run, replace_file, seal
 from surefoot.runs.hooks import Hooks
-from surefoot.runs.policy_file import BEST, load_policy, read_policy
+from surefoot.runs.policy_file import BEST, NO_RETURNS, load_policy, read_policy
 from surefoot.runs.report_card import card, curve
 from surefoot.runs.reporter import Reporter
 from surefoot.runs.trust import own_seal
@@ -74,7 +74,8 @@ def run(
         stack.enter_context(doing(lambda: f"{cfg.task}: {heartbeat.activity() or 'getting ready'}"))
         state = initial(cfg, ranks, heartbeat)
         stack.callback(state.envs.close)
-        state.return_moments = load_source(state.policy, cfg, source)
+        *moments, state.reward_shift = load_source(state.policy, cfg, source)
+        state.return_moments = tuple(moments)
         state.ema_params.copy_(state.flat.detach())
         if ranks.rank == 0:
             stack.enter_context(lock_run(run_dir))
@@ -110,10 +111,10 @@ def run(
     return (reporter.signal or signal.SIGTERM) if stopped else 0  # on another rank, perhaps
 
 
-def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float, float, float]:
-    """Load the parameters of `source`'s policy, if there is one; returns the moments of its discounted returns."""
+def load_source(policy: Policy, cfg: Config, source: Path | None) -> Any:
+    """Load the parameters of `source`'s policy, if there is one; returns its State's `returns`."""
     if source is None:
-        return 0.0, 0.0, 0.0
+        return NO_RETURNS
     _, facts, tensors = read_policy(source)  # the file's environment is not needed, and so not made
     try:
         policy.load_state_dict(tensors)
@@ -125,8 +126,7 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> tuple[float
                 f"{what}: train with memory:{kebab(theirs)} (memory={theirs}()), or without --from"
             ) from error
         raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
-    count, mean, square = facts["returns"]
-    return count, mean, square
+    return facts["returns"]
 
 
 def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
