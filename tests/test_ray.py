@@ -35,6 +35,7 @@ from surefoot.parallel.launch import launch
 from surefoot.parallel.ray_rank import MARK, Mailbox, require_same_place, versions
 from surefoot.runs.directory import newest
 from surefoot.runs.metrics import read
+from surefoot.runs.mirror import bring, newest_at
 
 
 def test_what_cannot_run_on_ray_is_said_at_once(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_what_cannot_run_on_ray_is_said_at_once(small: Config, tmp_path: Path, m
         surefoot.train("Here-v0", **how)
     with pytest.raises(UserError, match="name the number of --ranks: with"):
         surefoot.train(small, ray="local", quiet=True)
-    with pytest.raises(UserError, match=r"'s3:.bucket.run' is an address, and a run is written to a directory"):
+    with pytest.raises(UserError, match=r"'s3:.bucket.run' is an address, and a path is needed here: only train and"):
         surefoot.train(small, run_dir=Path("s3://bucket/run"), **how)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"the run directory .* cannot be written"):
@@ -245,6 +246,60 @@ sys.exit(main())
     rows = read(run)
     assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))  # nothing twice, nothing missing
     assert rows[-1]["step"] == newest(run)
+
+
+@slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_run_at_an_address_outlives_a_rank(cluster: Any, small: Config, tmp_path: Path) -> None:
+    """The ranks share nothing but the address: the bits of two local ranks although rank 0 was ended in the middle."""
+    cfg = replace(small, total_steps=128 * 400, save_every=0.2, eval_every=128 * 150, eval_games=2, eval_episodes=2)
+    surefoot.train(cfg, run_dir=tmp_path / "local", ranks=2, quiet=True)
+    one = (tmp_path / "one").as_uri()
+
+    def copy_in_use() -> int:
+        """The worker that holds the copy of a run which has saved."""
+        for folder in Path("/proc").glob("[0-9]*") if newest_at(one) >= 0 else ():
+            with suppress(OSError):
+                if (folder / "cmdline").read_bytes().startswith(b"ray::"):
+                    files = [os.readlink(handle) for handle in (folder / "fd").iterdir()]
+                    if any("surefoot-run-" in name and name.endswith("/.lock") for name in files):
+                        return int(folder.name)
+        return 0
+
+    killer = threading.Thread(target=lambda: os.kill(wait_for(copy_in_use, 400), signal.SIGKILL))
+    killer.start()
+    run = surefoot.train(cfg, run_dir=one, ranks=2, ray=cluster.address, quiet=True)
+    killer.join()
+    assert same(tmp_path / "local", run.path)
+    assert run.evaluation
+    assert run.evaluation.scores == surefoot.load(tmp_path / "local").evaluation.scores  # type: ignore[union-attr]
+    assert [row["step"] for row in run.metrics] == [row["step"] for row in read(tmp_path / "local")]
+
+
+@slow
+def test_a_run_at_an_address_outlives_a_node(cluster: Any, tmp_path: Path) -> None:
+    """It goes on with one rank, no iteration twice or missing."""
+    two = (tmp_path / "two").as_uri()
+    options = ["worlds:Catch-v0", "--total-steps", "1e9", "--save-every", "0.5", "--ranks", "2", "--num-envs", "8"]
+    command = [sys.executable, "-m", "surefoot", "train", *options, "--ray", cluster.address, "--run-dir", two]
+    with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors)
+    try:
+        wait_for(lambda: newest_at(two) > 0, 400)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        wait_for(lambda: "goes on from its newest checkpoint, with 1 of them" in (tmp_path / "err").read_text(), 400)
+        at = newest_at(two)
+        wait_for(lambda: newest_at(two) > at, 400)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(180) == 130
+    finally:
+        process.kill()
+        cluster.second = cluster.add_node(num_cpus=1)
+    assert f"surefoot resume {two}" in (tmp_path / "out").read_text()
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    rows = read(bring(two, tmp_path / "pulled"))
+    assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))  # nothing twice, nothing missing
+    assert rows[-1]["step"] == newest_at(two)
 
 
 @slow

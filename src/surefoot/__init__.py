@@ -34,25 +34,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Config",
-    "Run",
-    "bench",
-    "configure",
-    "evaluate",
-    "export",
-    "export_minari",
-    "ladder",
-    "load",
-    "load_policy",
-    "picture",
-    "plot",
-    "resume",
-    "summary",
-    "train",
-    "train_seeds",
-    "tune",
-    "video",
-]
+    "Config", "Run", "bench", "configure", "evaluate", "export", "export_minari", "ladder", "load", "load_policy",
+    "picture", "plot", "resume", "summary", "train", "train_seeds", "tune", "video",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -78,18 +62,10 @@ def configure(
 
 
 def train(
-    task: str | Config | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]],
-    *,
-    run_dir: Path | str | None = None,
-    source: Path | str | None = None,
-    ranks: int = 0,
-    ray: str = "",
-    quiet: bool = False,
-    stop: Stop = None,
-    metrics: OwnMetrics = None,
-    track: str | None = None,
-    **fields: Any,
-) -> Run:
+    task: str | Config | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]], *,
+    run_dir: Path | str | None = None, source: Path | str | None = None, ranks: int = 0, ray: str = "",
+    quiet: bool = False, stop: Stop = None, metrics: OwnMetrics = None, track: str | None = None, **fields: Any,
+) -> Run:  # fmt: skip
     """Train `task` (or continue the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
 
     `task`: a name, a Config, a function that makes a Gymnasium environment (a VectorEnv, if it takes `num_envs`; on
@@ -110,28 +86,21 @@ def train(
     from surefoot.paths import absolute
     from surefoot.presets import find
     from surefoot.runs.hooks import Hooks
+    from surefoot.runs.mirror import place
     from surefoot.runs.start import start
 
-    where, source = absolute(run_dir) if run_dir else None, absolute(source) if source else None
+    (where, mirror), source = place(run_dir) if run_dir else (None, None), absolute(source) if source else None
     with signs_of_life(Progress(quiet)), doing("getting ready"):
         hooks = Hooks(stop, metrics or {})
         how: dict[str, Any] = {"hooks": hooks, "ray": ray, "beside": beside(chosen(track))}
-        return Run(start(find(task, **fields), where, source, quiet, ranks, **how)[0]).read()
+        return Run(start(find(task, **fields), mirror or where, source, quiet, ranks, **how)[0]).read()
 
 
 def train_seeds(
-    task: str | Config,
-    seeds: int = 5,
-    *,
-    run_dir: Path | str | None = None,
-    source: Path | str | None = None,
-    ranks: int = 0,
-    quiet: bool = False,
-    stop: Stop = None,
-    metrics: OwnMetrics = None,
-    track: str | None = None,
+    task: str | Config, seeds: int = 5, *, run_dir: Path | str | None = None, source: Path | str | None = None,
+    ranks: int = 0, quiet: bool = False, stop: Stop = None, metrics: OwnMetrics = None, track: str | None = None,
     **fields: Any,
-) -> list[Run]:
+) -> list[Run]:  # fmt: skip
     """Train several runs that differ only in their seed; `seeds.json` has the summary of their scores."""
     from surefoot.connect.run import Run
     from surefoot.connect.tracking import beside, chosen
@@ -149,17 +118,9 @@ def train_seeds(
 
 
 def resume(
-    run: Path | str,
-    *,
-    ranks: int = 0,
-    quiet: bool = False,
-    trust: bool = False,
-    stop: Stop = None,
-    metrics: OwnMetrics = None,
-    track: str | None = None,
-    objective: Callable[..., Any] | None = None,
-    **end: Any,
-) -> Run:
+    run: Path | str, *, ranks: int = 0, quiet: bool = False, trust: bool = False, stop: Stop = None,
+    metrics: OwnMetrics = None, track: str | None = None, objective: Callable[..., Any] | None = None, **end: Any,
+) -> Run:  # fmt: skip
     """Continue a run; `end` may change where it ends (total_steps, total_iterations, max_seconds, stop_at), device,
     save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes, eval_envs, eval_max_steps.
 
@@ -169,12 +130,13 @@ def resume(
     """
     from surefoot.connect.run import Run
     from surefoot.connect.tracking import beside, chosen
-    from surefoot.paths import absolute
     from surefoot.runs import start as runs
     from surefoot.runs.hooks import Hooks
+    from surefoot.runs.mirror import place
 
-    where = absolute(run)
-    runs.resume(where, quiet, ranks, trust, Hooks(stop, metrics or {}), objective, beside(chosen(track)), **end)
+    where, mirror = place(run)
+    hooks = Hooks(stop, metrics or {})
+    runs.resume(mirror or where, quiet, ranks, trust, hooks, objective, beside(chosen(track)), **end)
     return Run(where).read()
 
 
@@ -189,18 +151,9 @@ def load(run: Path | str, *, env: GivenEnv = None, trust: bool = False) -> Run:
 
 
 def evaluate(
-    run: Path | str,
-    *,
-    episodes: int = 100,
-    seed: int = 0,
-    greedy: bool = False,
-    sticky: float | None = None,
-    env: GivenEnv = None,
-    ranks: int = 0,
-    eval_envs: int = 0,
-    eval_max_steps: int = 27_000,
-    trust: bool = False,
-) -> Evaluation:
+    run: Path | str, *, episodes: int = 100, seed: int = 0, greedy: bool = False, sticky: float | None = None,
+    env: GivenEnv = None, ranks: int = 0, eval_envs: int = 0, eval_max_steps: int = 27_000, trust: bool = False,
+) -> Evaluation:  # fmt: skip
     """Play episodes with fresh seeds with the policy of a run or policy file.
 
     `env`: None for its own, or what `train` takes with the same observations and actions; `sticky`: probability of
@@ -235,16 +188,9 @@ def load_policy(
 
 
 def video(
-    run: Path | str,
-    out: Path | str | None = None,
-    *,
-    seed: int = 0,
-    greedy: bool = False,
-    every: int = 0,
-    max_steps: int = 0,
-    env: GivenEnv = None,
-    trust: bool = False,
-) -> Path:
+    run: Path | str, out: Path | str | None = None, *, seed: int = 0, greedy: bool = False, every: int = 0,
+    max_steps: int = 0, env: GivenEnv = None, trust: bool = False,
+) -> Path:  # fmt: skip
     """Record an episode with action probabilities and value beside the frames; `out` ends in .mp4 or .gif.
 
     `env`, `trust`: as for `evaluate`.
@@ -288,16 +234,9 @@ def plot(
 
 
 def tune(
-    task: str | Config,
-    *,
-    trials: int = 30,
-    processes: int = 1,
-    run_dir: Path | str | None = None,
-    seeds: int = 3,
-    quiet: bool = False,
-    ray: str = "",
-    **fields: Any,
-) -> Config:
+    task: str | Config, *, trials: int = 30, processes: int = 1, run_dir: Path | str | None = None, seeds: int = 3,
+    quiet: bool = False, ray: str = "", **fields: Any,
+) -> Config:  # fmt: skip
     """Search settings for a task, with `ray` on that cluster; returns the best Config, and leaves a table of it."""
     from surefoot.connect import tune as search
     from surefoot.connect.tune_ray import search_on
@@ -325,15 +264,9 @@ def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields:
 
 
 def ladder(
-    rungs: Sequence[str] = (),
-    *,
-    seeds: int = 3,
-    frames: int = 0,
-    run_dir: Path | str | None = None,
-    quick: bool = False,
-    episodes: int = 20,
-    quiet: bool = False,
-) -> Path:
+    rungs: Sequence[str] = (), *, seeds: int = 3, frames: int = 0, run_dir: Path | str | None = None,
+    quick: bool = False, episodes: int = 20, quiet: bool = False,
+) -> Path:  # fmt: skip
     """Train the rungs from REINFORCE to PPO with equal frames and report what each bought; as `surefoot ladder`."""
     from surefoot.lesson import ladder as rungs_measured
     from surefoot.paths import absolute

@@ -7,10 +7,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeGuard
 
 from surefoot.errors import UserError
 
-_typed: dict[Path, Path] = {}  # whole paths, as they were typed
+_typed: dict[Path, Path | str] = {}  # whole paths, as they were typed, or the address that they stand for
+
+
+def is_address(place: object) -> TypeGuard[str]:
+    """Whether a run is named by the address of its files (s3://bucket/run)."""
+    return isinstance(place, str) and re.match(r"[A-Za-z][\w+.-]+://", place) is not None
 
 
 def absolute(path: Path | str, typed: str = "") -> Path:
@@ -23,7 +29,8 @@ def absolute(path: Path | str, typed: str = "") -> Path:
     except RuntimeError as error:
         raise UserError(f"'{path}' cannot be found ({error}): name the directory itself") from None
     if re.match(r"[A-Za-z][\w+.-]+:[/\\]", str(path)):
-        raise UserError(f"'{path}' is an address, and a run is written to a directory: mount it, and name that")
+        where = "only train and resume take the address of a run, as a text; `surefoot pull` brings one here"
+        raise UserError(f"'{path}' is an address, and a path is needed here: {where}")
     if "\0" in str(path):
         raise UserError(f"'{path}' is no path: it holds a zero byte")
     try:
@@ -42,9 +49,16 @@ def absolute(path: Path | str, typed: str = "") -> Path:
 def shown(path: Path) -> str:
     """The path as the user typed it, or the one that it lies below."""
     for above in (path, *path.parents):
-        if above in _typed:
-            return str(_typed[above] / path.relative_to(above))
+        if isinstance(typed := _typed.get(above), str):
+            return "/".join((typed, *path.relative_to(above).parts))
+        if typed is not None:
+            return str(typed / path.relative_to(above))
     return str(path)
+
+
+def named(path: Path, address: str) -> None:
+    """Have a path shown as the address that it stands for."""
+    _typed[path] = address
 
 
 @contextmanager

@@ -41,8 +41,8 @@ class Train:
     """Train a policy on TASK, evaluate it, and write a report card."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    run_dir: Path | None = None
-    """run directory, where a run with the same options is continued; default: runs/TASK-DATE-TIME"""
+    run_dir: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """directory or address of the run, where one with the same options is continued; default: runs/TASK-DATE-TIME"""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """start from the policy of this run or policy file"""
     ranks: int = 0
@@ -65,7 +65,7 @@ class Train:
             raise UserError(f"seeds is {self.seeds}; allowed is {'1 with --watch' if self.watch else 'at least 1'}")
         if self.watch:
             with watched(self.config.task, self.run_dir) as run_dir:
-                dataclasses.replace(self, watch=False, run_dir=run_dir)()
+                dataclasses.replace(self, watch=False, run_dir=str(run_dir))()
             return
         where = self.config, self.run_dir, self.source, self.quiet, self.ranks
         how: dict[str, Any] = {"ray": self.ray, "beside": beside(chosen(self.track))}
@@ -77,8 +77,8 @@ class Train:
 class Resume:
     """Continue a run that was stopped, or extend one that has ended."""
 
-    run: tyro.conf.Positional[Path]
-    """the run directory"""
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
+    """the run directory, or its address"""
     total_steps: int | None = None
     """new end of the run, in environment steps of all environments together"""
     total_iterations: int | None = None
@@ -236,17 +236,8 @@ class Completion:
 
 Command = Train | Resume | Evaluate | Video | Tool | Summary | Bench | LessonCommand | Completion
 COMMANDS: dict[str, type[Command]] = {c.__name__.lower(): c for c in get_args(Command)}
-TAKES = {
-    "plot": " RUN...",
-    "runs": " DIR",
-    "completion": " SHELL",
-    "doctor": " TASK",
-    "picture": " NAME",
-    "exercise": " NAME",
-    "lesson": "",
-    "notebook": " FILE",
-    "ladder": "",
-}
+TAKES = {"plot": " RUN...", "runs": " DIR", "completion": " SHELL", "doctor": " TASK", "picture": " NAME"}
+TAKES |= {"exercise": " NAME", "lesson": "", "notebook": " FILE", "ladder": ""}
 QUIET = {"--quiet", "--json", "-h", "--help"}
 TAKES_TASK: dict[str, Callable[[Config], Command]] = {"train": Train, "summary": Summary, "bench": Bench, "tune": Tune}
 

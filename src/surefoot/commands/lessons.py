@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from surefoot.errors import UserError, needs_extra
+from surefoot.paths import absolute
 from surefoot.presets import find
 
 
@@ -176,13 +177,13 @@ LessonCommand = Lesson | Watch | Duel | Exercise | Notebook | Ladder | Picture
 
 
 @contextmanager
-def watched(task: str, run_dir: Path | None) -> Iterator[Path]:
+def watched(task: str, run_dir: str | None) -> Iterator[Path]:
     """Run `surefoot watch` beside a training, in a process that ends with it; yields the run directory."""
     from surefoot.runs.directory import discard, new_dir
 
     with needs_extra("lesson"):
         import starlette  # noqa: F401
-    where = run_dir or new_dir(task)
+    where = absolute(run_dir) if run_dir else new_dir(task)
     where.mkdir(parents=True, exist_ok=True)
     code = "import sys; from surefoot.parallel.launch import die_with_launcher; die_with_launcher(); "
     code += "from surefoot.commands.cli import main; sys.exit(main())"

@@ -13,6 +13,7 @@ import tyro
 from surefoot.config import Config
 from surefoot.errors import UserError, needs_extra
 from surefoot.output import out
+from surefoot.paths import is_address
 from surefoot.presets import find
 
 
@@ -126,18 +127,21 @@ class Push:
 
 @dataclass(frozen=True)
 class Pull:
-    """Download a policy from the Hugging Face Hub; nothing in it is run."""
+    """Download a policy from the Hugging Face Hub, or a run from its address; nothing in it is run."""
 
     repo: tyro.conf.Positional[str]
-    """USER/NAME"""
+    """USER/NAME, or an address"""
     into: Path | None = None
     """the folder to make; default: NAME"""
     revision: str | None = None
     """branch, tag or commit"""
 
     def __call__(self) -> None:
-        with needs_extra("hub"):
-            from surefoot.connect.hub import pull
+        if is_address(self.repo):
+            from surefoot.runs.mirror import bring as pull
+        else:
+            with needs_extra("hub"):
+                from surefoot.connect.hub import pull
 
         print(pull(self.repo, self.into, self.revision), file=out())
 

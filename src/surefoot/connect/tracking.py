@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from surefoot.connect.listing import settings
 from surefoot.errors import DAMAGE, UserError, note, one_line
 from surefoot.parallel.launch import rank_and_world
+from surefoot.paths import is_address, shown
 from surefoot.runs.directory import read_config
 from surefoot.runs.files import Folder, replace_file
 from surefoot.runs.metrics import read
@@ -57,6 +58,8 @@ def beside(tracker: Tracker | None) -> Callable[[Path], AbstractContextManager[N
     """What to enter while a run is going on in a directory: `tracker` follows it, or the one that did before."""
 
     def follow(run_dir: Path) -> AbstractContextManager[None]:
+        if tracker and is_address(shown(run_dir)):
+            raise UserError(f"track is {tracker}; the run at '{shown(run_dir)}' is recorded by none")
         known = record(run_dir).get("tracker")
         name = tracker or (known if known in list(Tracker) else None)
         if name is None or rank_and_world()[0] > 0:

@@ -102,9 +102,12 @@ def connect(address: str) -> tuple[Any, bool]:
 
 
 @contextmanager
-def marked(run_dir: Path) -> Iterator[str]:
-    """Meanwhile the run directory, which is made if need be, has a mark that no other has."""
+def marked(run_dir: Path | str) -> Iterator[str]:
+    """Meanwhile the run directory, which is made if need be, has a mark that no other has; an address has its own."""
     mark = secrets.token_hex(16)
+    if isinstance(run_dir, str):
+        yield mark
+        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / MARK).unlink(missing_ok=True)
@@ -121,15 +124,9 @@ def marked(run_dir: Path) -> Iterator[str]:
 
 
 def launch_on_ray(
-    address: str,
-    count: int,
-    num_envs: int,
-    timeout: float,
-    run_dir: Path,
-    work: Callable[[str, Callable[[Any], None]], int],
-    newest: Callable[[Path], int],
-    order: str,
-) -> int:
+    address: str, count: int, num_envs: int, timeout: float, run_dir: Path | str,
+    work: Callable[[str, Callable[[Any], None]], int], newest: Callable[[Any], int], order: str,
+) -> int:  # fmt: skip
     """Run `work` as up to `count` ranks on the Ray cluster at `address`; as `launch` does otherwise.
 
     Returns 0, or the signal after which they have saved and stopped. Raises the UserError or Fault of a rank.

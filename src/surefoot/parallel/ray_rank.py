@@ -122,10 +122,10 @@ class Job:
     `signal` and `save_now`, to be set while it works; it returns the signal that has stopped it, or 0."""
 
     work: Callable[[str, Callable[[Any], None]], int]
-    newest: Callable[[Path], int]
+    newest: Callable[[Any], int]
     """the run directory's newest checkpoint, -1 for none"""
     order: str
-    run_dir: Path
+    run_dir: Path | str  # a text for an address
     num_envs: int
     timeout: float
     mailbox: Any
@@ -219,13 +219,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def require_same_place(run_dir: Path, mark: str, wanted: dict[str, str]) -> None:
+def require_same_place(run_dir: Path | str, mark: str, wanted: dict[str, str]) -> None:
     """Raise UserError where this node has other versions, or another run directory, than the caller."""
     here = versions()
     wrong = [f"{name} {here[name]} instead of {want}" for name, want in wanted.items() if here[name] != want]
     node = f"node {socket.gethostname()}"
     if wrong:
         raise UserError(f"{node} has {', '.join(wrong)}: install the same on all nodes")
+    if isinstance(run_dir, str):
+        return  # the rank looks whether the address has the mark of its command
     with suppress(OSError):
         if (run_dir / MARK).read_text() == mark:
             return

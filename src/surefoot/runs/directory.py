@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from surefoot.config import Config
 from surefoot.errors import DAMAGE, Fault, UserError, note, one_line
 from surefoot.parallel.launch import world
-from surefoot.paths import absolute, file_name, shown
+from surefoot.paths import absolute, file_name, is_address, shown
 from surefoot.runs.files import Folder, below, unseal
 
 if TYPE_CHECKING:
@@ -52,15 +52,8 @@ def discard(run_dir: Path) -> None:
 
 FORMAT = 5  # of config.json and checkpoints; 5: the names of the options
 RUNTIME_FIELDS = (
-    "save_every",
-    "timeout",
-    "env_restarts",
-    "skip_updates",
-    "eval_every",
-    "eval_games",
-    "eval_episodes",
-    "eval_envs",
-    "eval_max_steps",
+    *("save_every", "timeout", "env_restarts", "skip_updates"),
+    *("eval_every", "eval_games", "eval_episodes", "eval_envs", "eval_max_steps"),
 )
 """what does not change the result of a run"""
 MAY_CHANGE = ("total_steps", "total_iterations", "max_seconds", "stop_at", "device", *RUNTIME_FIELDS)
@@ -130,8 +123,11 @@ def require_same_config(cfg: Config, run_dir: Path) -> None:
 def call(command: str, run_dir: Path) -> str:
     """`surefoot COMMAND RUN` as it can be typed here, with the program's path if it is not on PATH."""
     beside = Path(sys.executable).with_name("surefoot").absolute()
+    name = shown(run_dir)
+    if is_address(name) and command not in ("pull", "resume"):
+        name = name.rpartition("/")[2]  # as it is called when it was pulled
     program = "surefoot" if shutil.which("surefoot") or not beside.exists() else shlex.quote(shown(beside))
-    return f"{program} {command} {shlex.quote(shown(run_dir))}"
+    return f"{program} {command} {shlex.quote(name)}"
 
 
 def require_format(facts: dict[str, Any], where: Path) -> None:
@@ -162,18 +158,8 @@ def newest(run_dir: Path) -> int:
 
 
 WRITTEN = (
-    "config.json",
-    "metrics.jsonl",
-    "tb",
-    "policy.safetensors",
-    "best.safetensors",
-    "evaluation.json",
-    "report.md",
-    "curve.png",
-    "game.gif",
-    "checkpoints",
-    "tracking.json",
-    "tracking.log",
+    *("config.json", "metrics.jsonl", "tb", "policy.safetensors", "best.safetensors", "evaluation.json"),
+    *("report.md", "curve.png", "game.gif", "checkpoints", "tracking.json", "tracking.log"),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surefoot.output import clock
+from surefoot.paths import is_address, shown
 from surefoot.runs.directory import call
 from surefoot.runs.files import replace_file
 from surefoot.runs.metrics import Row, read
@@ -96,6 +97,7 @@ def card(run_dir: Path, cfg: Config, state: State, result: Evaluation | None, pi
         "Next:",
         "",
         f"    {call('resume', run_dir)} {further}",
+        *([f"    {call('pull', run_dir)}"] if is_address(shown(run_dir)) else []),
         f"    {call('evaluate', run_dir)} --episodes 100",
         f"    {call('video', run_dir)}",
     ]

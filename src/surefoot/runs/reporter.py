@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from surefoot.algorithm.state import State
     from surefoot.config import Config
     from surefoot.parallel.ranks import Ranks
+    from surefoot.runs.mirror import Mirror
 
 
 FLAT = 20  # iterations without a gradient, or without entropy, before a note says so
@@ -45,16 +46,11 @@ class Reporter(Callback):
     """The loop's callback: metrics and progress on rank 0, checkpoints on all."""
 
     def __init__(
-        self,
-        cfg: Config,
-        run_dir: Path,
-        ranks: Ranks,
-        state: State,
-        started: float,
-        quiet: bool,
-        hooks: Hooks | None = None,
-    ) -> None:
+        self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool,
+        hooks: Hooks | None = None, mirror: Mirror | None = None,
+    ) -> None:  # fmt: skip
         self.cfg, self.run_dir, self.ranks, self.hooks = cfg, run_dir, ranks, hooks or Hooks()
+        self.mirror = mirror  # on rank 0 of a run at an address
         self.ended = False  # by the user's own stop condition
         self.stop = self.save_now = self.in_play = False
         """set by signal handlers; `in_play` while environments are stepped"""
@@ -78,6 +74,8 @@ class Reporter(Callback):
         """Whether the run is over: planned end, time limit, score reached, or asked to stop."""
         self.sent, self.steps = self.ranks.sent, state.steps  # before this iteration
         full = len(state.recent_episodes) == state.recent_episodes.maxlen and state.mean_score() >= self.cfg.stop_at
+        if self.mirror and self.mirror.fault:
+            self.stop, self.fault = True, self.mirror.fault
         over = state.progress(self.cfg) >= 1 or state.seconds >= self.cfg.max_seconds
         return self.stop or self.ended or full or over
 
@@ -137,6 +135,8 @@ class Reporter(Callback):
             data = save(state, self.cfg, self.run_dir, self.ranks)
             if self.ranks.rank == 0:
                 replace_file(self.run_dir / "policy.safetensors", data)
+            if self.mirror:
+                self.mirror.save()
         except OSError as error:
             if last:
                 raise

@@ -32,7 +32,6 @@ from surefoot.runs.directory import (
     described,
     discard,
     new_dir,
-    newest,
     read_evaluation,
     read_state,
     require_no_link,
@@ -44,6 +43,7 @@ from surefoot.runs.directory import (
 from surefoot.runs.files import Folder, replace_file
 from surefoot.runs.hooks import Hooks
 from surefoot.runs.metrics import read
+from surefoot.runs.mirror import TAKEN, Mirror, newest_at, place
 from surefoot.runs.trust import permit
 
 ALLOW = "resume it with --trust (trust=True)"
@@ -58,26 +58,19 @@ def nothing(_: Path) -> AbstractContextManager[None]:
 
 
 def start(
-    cfg: Config,
-    run_dir: Path | None = None,
-    source: Path | None = None,
-    quiet: bool = False,
-    ranks: int = 0,
-    started: float = 0.0,
-    resuming: bool = False,
-    hooks: Hooks | None = None,
-    ray: str = "",
+    cfg: Config, run_dir: Path | str | Mirror | None = None, source: Path | None = None, quiet: bool = False,
+    ranks: int = 0, started: float = 0.0, resuming: bool = False, hooks: Hooks | None = None, ray: str = "",
     beside: Beside = nothing,
-) -> tuple[Path, bool]:
+) -> tuple[Path, bool]:  # fmt: skip
     """Train `cfg` in `run_dir` on `ranks` local processes, or as the rank that this one is.
 
-    `run_dir`: None for a new one; `source`: a run or policy file to start from; `ranks`: 0 for as many as the run that
-    is there had, or as cores allow; `started`: when the clock began (perf_counter); `resuming`: the end of the run that
-    is there may move; `hooks`: called after every iteration; `ray`: the Ray cluster on which the ranks are, "local":
-    one that is started here; `beside`: entered meanwhile. Returns the directory, and whether the run has come to its
-    end. Raises UserError for a user's mistake, Fault for what a run cannot go on with. A signal that has stopped the
-    run is raised again when all is saved, and takes its ordinary course: KeyboardInterrupt for Ctrl-C, the end of the
-    program for SIGTERM.
+    `run_dir`: None for a new one, a text for an address; `source`: a run or policy file to start from; `ranks`: 0 for
+    as many as the run that is there had, or as cores allow; `started`: when the clock began (perf_counter); `resuming`:
+    the end of the run that is there may move; `hooks`: called after every iteration; `ray`: the Ray cluster on which
+    the ranks are, "local": one that is started here; `beside`: entered meanwhile. Returns the directory, and whether
+    the run has come to its end. Raises UserError for a user's mistake, Fault for what it cannot go on with. A signal
+    that has stopped the run is raised again when all is saved, and takes its ordinary course: KeyboardInterrupt for
+    Ctrl-C, the end of the program for SIGTERM.
     """
     started = started or perf_counter()
     if ray and world():
@@ -86,8 +79,8 @@ def start(
         raise UserError("name the number of --ranks: with --ray it is not the number of this machine's cores")
     if source:
         source = absolute(source)
+    given, (run_dir, mirror) = run_dir, place(run_dir) if run_dir else (None, None)
     if run_dir:
-        run_dir = absolute(run_dir)
         require_no_link(run_dir)
         require_ours(run_dir)
     objective: Any = cfg.objective if isinstance(cfg.objective, GivenObjective) else None
@@ -109,23 +102,24 @@ def start(
         count = 1
     if run_dir and not resuming and (saved or (run_dir / "config.json").exists()):
         require_same_config(cfg, run_dir)
-    given, run_dir = run_dir, run_dir or new_dir(cfg.task)
+    run_dir = run_dir or new_dir(cfg.task)
     progress = Progress(quiet or rank_and_world()[0] > 0)
     goal = f"{cfg.total_steps:,} steps" if cfg.total_steps else f"{cfg.total_iterations:,} iterations"
     who = f"{cfg.num_envs} environments on {count} rank{'s' * (count > 1)}"
     progress.show(f"{cfg.task}: {who}, {goal}, seed {cfg.seed}, into {shown(run_dir)}", True)
     try:
-        with beside(run_dir), signs_of_life(progress), doing(f"{cfg.task}: getting ready"):
+        with beside(run_dir), signs_of_life(progress), doing(f"{cfg.task}: getting ready"), mirror or nullcontext():
             if not ray and (count == 1 or world()):
-                stopped = run_here(cfg, run_dir, source, quiet, started, hooks)
+                stopped = run_here(cfg, run_dir, source, quiet, started, hooks, mirror)
             else:
                 paths, address = [os.path.abspath(path) for path in sys.path], objective and objective.address()
+                at = (mirror.address, mirror.command) if mirror else None
                 about = [quiet, 0 if ray else started, sys.argv, hooks.names(), address, known, paths]
                 order = json.dumps(
-                    [cfg.to_json(), str(run_dir), shown(run_dir), str(source) if source else None, *about]
+                    [cfg.to_json(), str(run_dir), shown(run_dir), at, str(source) if source else None, *about]
                 )
             if ray:
-                stopped = run_on_ray(ray, count, cfg, run_dir, order)
+                stopped = run_on_ray(ray, count, cfg, mirror.address if mirror else run_dir, order)
             elif count > 1 and not world():
                 command = [sys.executable, *(f"-W{filter}" for filter in sys.warnoptions), "-m", "surefoot.runs.worker"]
                 how = count, cfg.num_envs // count, cfg.timeout
@@ -136,7 +130,8 @@ def start(
         raise
     except (OSError, Fault) as error:
         fault = unwritable(error, run_dir) if isinstance(error, OSError) else error
-        raise Fault("; ".join(filter(None, (str(fault), resume_hint(run_dir))))) from error
+        hint = "" if TAKEN in str(fault) else resume_hint(run_dir)
+        raise Fault("; ".join(filter(None, (str(fault), hint)))) from error
     finally:
         if given is None:
             discard(run_dir)
@@ -145,7 +140,9 @@ def start(
     return run_dir, not stopped
 
 
-def run_here(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float, hooks: Hooks) -> int:
+def run_here(
+    cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float, hooks: Hooks, mirror: Mirror | None
+) -> int:
     """One rank, in this process; returns the signal that has stopped it, or 0."""
     collecting = gc.isenabled()
     gc.disable()  # while PyTorch loads, which leaves no garbage: a tenth less time
@@ -155,28 +152,21 @@ def run_here(cfg: Config, run_dir: Path, source: Path | None, quiet: bool, start
         if collecting:
             gc.enable()
     with guarded():
-        return run(cfg, run_dir, source, quiet, started, hooks)
+        return run(cfg, run_dir, source, quiet, started, hooks, mirror=mirror)
 
 
-def run_on_ray(address: str, count: int, cfg: Config, run_dir: Path, order: str) -> int:
+def run_on_ray(address: str, count: int, cfg: Config, run_dir: Path | str, order: str) -> int:
     """Ranks on a Ray cluster; returns as `run_here` does."""
     from surefoot.parallel.ray import launch_on_ray
     from surefoot.runs.worker import obey
 
-    return launch_on_ray(address, count, cfg.num_envs, cfg.timeout, run_dir, obey, newest, order)
+    return launch_on_ray(address, count, cfg.num_envs, cfg.timeout, run_dir, obey, newest_at, order)
 
 
 def start_seeds(
-    seeds: int,
-    cfg: Config,
-    run_dir: Path | None = None,
-    source: Path | None = None,
-    quiet: bool = False,
-    ranks: int = 0,
-    hooks: Hooks | None = None,
-    ray: str = "",
-    beside: Beside = nothing,
-) -> tuple[Path, bool]:
+    seeds: int, cfg: Config, run_dir: Path | str | None = None, source: Path | None = None, quiet: bool = False,
+    ranks: int = 0, hooks: Hooks | None = None, ray: str = "", beside: Beside = nothing,
+) -> tuple[Path, bool]:  # fmt: skip
     """Train `seeds` runs that differ in their seed alone, one after another, and write what they have in common.
 
     Each lies in `seed-S` of the directory and goes on where one is there; `seeds.json` holds every seed's score in the
@@ -253,15 +243,9 @@ def is_usable(device: str) -> bool:
 
 
 def resume(
-    run_dir: Path,
-    quiet: bool = False,
-    ranks: int = 0,
-    trust: bool = False,
-    hooks: Hooks | None = None,
-    objective: Any = None,
-    beside: Beside = nothing,
-    **changes: Any,
-) -> bool:
+    run: Path | str | Mirror, quiet: bool = False, ranks: int = 0, trust: bool = False, hooks: Hooks | None = None,
+    objective: Any = None, beside: Beside = nothing, **changes: Any,
+) -> bool:  # fmt: skip
     """Resume a run; returns whether it has come to its end.
 
     `changes` may move that (total_steps, total_iterations, max_seconds, stop_at), how the run is looked after
@@ -269,7 +253,7 @@ def resume(
     run what the run's files say, although it was begun elsewhere. `objective`: the run's, where it was given from
     Python.
     """
-    run_dir = absolute(run_dir)
+    run_dir, mirror = place(run)
     require_no_link(run_dir)
     cfg, file, begun = described(run_dir)
     if objective is not None:
@@ -280,7 +264,7 @@ def resume(
         cfg = given
     permit(cfg.env, file, trust, [(run_dir, begun)], ALLOW)
     if not checkpoints(run_dir):
-        raise UserError(f"'{run_dir}' has no checkpoint to resume from")
+        raise UserError(f"'{shown(run_dir)}' has no checkpoint to resume from")
     wrong = set(changes) - set(MAY_CHANGE)
     if wrong:
         raise UserError(f"{', '.join(wrong)} cannot change on resume: only {', '.join(MAY_CHANGE)} can")
@@ -288,4 +272,4 @@ def resume(
         note(f"device {cfg.device!r} cannot be used here: the run goes on with cpu, the same up to rounding")
         changes["device"] = "cpu"
     cfg = replace(cfg, **changes)
-    return start(cfg, run_dir, quiet=quiet, ranks=ranks, resuming=True, hooks=hooks, beside=beside)[1]
+    return start(cfg, mirror or run_dir, quiet=quiet, ranks=ranks, resuming=True, hooks=hooks, beside=beside)[1]

@@ -9,8 +9,9 @@ import platform
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,10 +38,11 @@ from surefoot.parallel.ranks import Ranks, join
 from surefoot.parallel.watch import watch_over
 from surefoot.paths import absolute
 from surefoot.runs.checkpoint import before_it_was_stopped, moved, restore
-from surefoot.runs.directory import FORMAT, call, checkpoints, history, newest, unwritable
+from surefoot.runs.directory import FORMAT, call, checkpoints, history, unwritable
 from surefoot.runs.evaluation import evaluate_shared
 from surefoot.runs.files import Folder, lock_run, replace_file, seal
 from surefoot.runs.hooks import Hooks
+from surefoot.runs.mirror import Mirror
 from surefoot.runs.policy_file import BEST, NO_RETURNS, load_policy, read_policy
 from surefoot.runs.report_card import card, curve
 from surefoot.runs.reporter import Reporter
@@ -49,18 +51,13 @@ from surefoot.versions import require_versions
 
 
 def run(
-    cfg: Config,
-    run_dir: Path,
-    source: Path | None,
-    quiet: bool,
-    started: float,
-    hooks: Hooks | None = None,
-    listen: Callable[[Reporter], None] = lambda _: None,
-) -> int:
+    cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float, hooks: Hooks | None = None,
+    listen: Callable[[Reporter], None] = lambda _: None, mirror: Mirror | None = None,
+) -> int:  # fmt: skip
     """Run one rank: train, from the newest checkpoint if there is one, evaluate, write the report card.
 
-    `listen` is given what may be asked to stop or save where no signals come. Returns 0 where the run has come to its
-    end, otherwise the signal that has stopped it.
+    `listen` is given what may be asked to stop or save where no signals come; `mirror`: of a run at an address, whose
+    ranks share no directory. Returns 0 where the run has come to its end, otherwise the signal that has stopped it.
     """
     require_versions()
     ranks = join(cfg.timeout, cfg.bf16_compress)
@@ -78,10 +75,14 @@ def run(
         state.return_moments = tuple(moments)
         state.ema_params.copy_(state.flat.detach())
         if ranks.rank == 0:
+            if mirror:
+                mirror.take()
             stack.enter_context(lock_run(run_dir))
         ranks.any(False)  # no rank reads the directory before rank 0 has locked it
+        if mirror and ranks.rank:
+            mirror.fetch()
         prepare(cfg, state, run_dir, ranks)
-        reporter = Reporter(cfg, run_dir, ranks, state, started, quiet, hooks)
+        reporter = Reporter(cfg, run_dir, ranks, state, started, quiet, hooks, None if ranks.rank else mirror)
         stack.callback(reporter.close)
         listen(reporter)
         stack.enter_context(doing(reporter.status))
@@ -94,17 +95,24 @@ def run(
             with Folder(run_dir) as folder:
                 for name in ("evaluation.json", "report.md", "game.gif", *begun):  # of an earlier policy
                     folder.remove(name)
+            if mirror:
+                mirror.save()
         with graceful_shutdown(reporter, again=shared is not None or is_supervised()):
             train_loop(cfg, state, ranks, reporter)
             heartbeat.end()
             reporter.on_save(state, last=True)
-        fault = reporter.fault or next(iter(hung), None)
+        unsaved = reporter.mirror and reporter.mirror.finish(cfg.timeout)
+        fault = unsaved or reporter.fault or next(iter(hung), None)
         failed = ranks.any(fault is not None)
         if fault:
             raise fault
         stopped = ranks.any(failed or reporter.stop)
         if not stopped:
+            if mirror:
+                share_best(run_dir, ranks)
             finish(cfg, run_dir, state, ranks, quiet)
+            if reporter.mirror and (unsaved := reporter.mirror.finish(cfg.timeout)):
+                raise unsaved
         elif not failed:
             done = f"stopped and saved after {state.steps:,} steps"
             reporter.say(f"{done}; go on with: {call('resume', run_dir)}")
@@ -131,9 +139,9 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> Any:
 
 def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
     """Restore the newest checkpoint, if there is one; make sure that all ranks begin with the same parameters."""
-    latest = newest(run_dir)
-    require_equal(latest, run_dir, ranks)
-    if latest >= 0:
+    saved = checkpoints(run_dir)
+    require_equal(zlib.crc32(repr([checkpoint.name for checkpoint in saved]).encode()), run_dir, ranks)
+    if saved:
         before, now = (history(run_dir) or [{}])[-1], machine()
         changed = [what for what in ("versions", "cpu", "bf16_units") if before.get(what) != now[what]]
         if changed and ranks.rank == 0:
@@ -146,6 +154,14 @@ def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
         if state.ranks not in (0, ranks.count) and ranks.rank == 0:
             note(f"the run had {state.ranks} ranks and now has {ranks.count}: the same up to the order of sums")
     require_equal(float(state.flat.detach().cpu().double().sum()), run_dir, ranks)
+
+
+def share_best(run_dir: Path, ranks: Ranks) -> None:
+    """Have rank 0's best policy, or none, in every rank's directory."""
+    with Folder(run_dir) as folder:
+        best = ranks.all_gather_bytes(folder.read(BEST) if ranks.rank == 0 and folder.has(BEST) else b"")[0]
+        if ranks.rank:
+            folder.replace(BEST, best) if best else folder.remove(BEST)
 
 
 def require_equal(number: float, run_dir: Path, ranks: Ranks) -> None:
@@ -271,15 +287,16 @@ def finish(cfg: Config, run_dir: Path, state: State, ranks: Ranks, quiet: bool) 
 
 def obey(order: str, listen: Callable[[Reporter], None] = lambda _: None) -> int:
     """Run the rank of a run that `runs.start` has described; returns as `run` does. Raises UserError."""
-    config, where, typed, origin, silent, began, sys.argv, named, objective_address, known, paths = json.loads(order)
+    config, where, typed, at, origin, silent, began, sys.argv, named, objective_at, known, paths = json.loads(order)
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]  # as its launcher finds modules
-    run_dir, source = absolute(where, typed), Path(origin) if origin else None
+    mirror, source = Mirror(*at) if at else None, Path(origin) if origin else None
+    run_dir = mirror.folder if mirror else absolute(where, typed)
     try:
-        with guarded():
+        with closing(mirror) if mirror else nullcontext(), guarded():
             register(known)
             cfg = Config.from_json(config)
-            objective: Any = GivenObjective.at_address(*objective_address) if objective_address else cfg.objective
-            how = run_dir, source, silent, began or perf_counter(), Hooks.named(named), listen
+            objective: Any = GivenObjective.at_address(*objective_at) if objective_at else cfg.objective
+            how = run_dir, source, silent, began or perf_counter(), Hooks.named(named), listen, mirror
             return run(replace(cfg, objective=objective), *how)
     except OSError as error:
         raise unwritable(error, run_dir) from error
