@@ -34,9 +34,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Config", "Run", "bench", "configure", "evaluate", "export", "export_minari", "ladder", "load", "load_policy",
-    "picture", "plot", "resume", "summary", "train", "train_seeds", "tune", "video",
-]  # fmt: skip
+    "Config",
+    "Run",
+    "bench",
+    "configure",
+    "evaluate",
+    "export",
+    "export_minari",
+    "ladder",
+    "load",
+    "load_policy",
+    "picture",
+    "plot",
+    "resume",
+    "summary",
+    "train",
+    "train_seeds",
+    "tune",
+    "video",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -62,10 +78,18 @@ def configure(
 
 
 def train(
-    task: str | Config | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]], *,
-    run_dir: Path | str | None = None, source: Path | str | None = None, ranks: int = 0, ray: str = "",
-    quiet: bool = False, stop: Stop = None, metrics: OwnMetrics = None, track: str | None = None, **fields: Any,
-) -> Run:  # fmt: skip
+    task: str | Config | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]],
+    *,
+    run_dir: Path | str | None = None,
+    source: Path | str | None = None,
+    ranks: int = 0,
+    ray: str = "",
+    quiet: bool = False,
+    stop: Stop = None,
+    metrics: OwnMetrics = None,
+    track: str | None = None,
+    **fields: Any,
+) -> Run:
     """Train `task` (or continue the run in `run_dir`), evaluate, write the report card; as `surefoot train`.
 
     `task`: a name, a Config, a function that makes a Gymnasium environment (a VectorEnv, if it takes `num_envs`; on
@@ -97,10 +121,18 @@ def train(
 
 
 def train_seeds(
-    task: str | Config, seeds: int = 5, *, run_dir: Path | str | None = None, source: Path | str | None = None,
-    ranks: int = 0, quiet: bool = False, stop: Stop = None, metrics: OwnMetrics = None, track: str | None = None,
+    task: str | Config,
+    seeds: int = 5,
+    *,
+    run_dir: Path | str | None = None,
+    source: Path | str | None = None,
+    ranks: int = 0,
+    quiet: bool = False,
+    stop: Stop = None,
+    metrics: OwnMetrics = None,
+    track: str | None = None,
     **fields: Any,
-) -> list[Run]:  # fmt: skip
+) -> list[Run]:
     """Train several runs that differ only in their seed; `seeds.json` has the summary of their scores."""
     from surefoot.connect.run import Run
     from surefoot.connect.tracking import beside, chosen
@@ -118,9 +150,17 @@ def train_seeds(
 
 
 def resume(
-    run: Path | str, *, ranks: int = 0, quiet: bool = False, trust: bool = False, stop: Stop = None,
-    metrics: OwnMetrics = None, track: str | None = None, objective: Callable[..., Any] | None = None, **end: Any,
-) -> Run:  # fmt: skip
+    run: Path | str,
+    *,
+    ranks: int = 0,
+    quiet: bool = False,
+    trust: bool = False,
+    stop: Stop = None,
+    metrics: OwnMetrics = None,
+    track: str | None = None,
+    objective: Callable[..., Any] | None = None,
+    **end: Any,
+) -> Run:
     """Continue a run; `end` may change where it ends (total_steps, total_iterations, max_seconds, stop_at), device,
     save_every, timeout, env_restarts, skip_updates, eval_every, eval_games, eval_episodes, eval_envs, eval_max_steps.
 
@@ -130,13 +170,12 @@ def resume(
     """
     from surefoot.connect.run import Run
     from surefoot.connect.tracking import beside, chosen
-    from surefoot.runs import start as runs
     from surefoot.runs.hooks import Hooks
     from surefoot.runs.mirror import place
+    from surefoot.runs.start import resume
 
     where, mirror = place(run)
-    hooks = Hooks(stop, metrics or {})
-    runs.resume(mirror or where, quiet, ranks, trust, hooks, objective, beside(chosen(track)), **end)
+    resume(mirror or where, quiet, ranks, trust, Hooks(stop, metrics or {}), objective, beside(chosen(track)), **end)
     return Run(where).read()
 
 
@@ -151,9 +190,18 @@ def load(run: Path | str, *, env: GivenEnv = None, trust: bool = False) -> Run:
 
 
 def evaluate(
-    run: Path | str, *, episodes: int = 100, seed: int = 0, greedy: bool = False, sticky: float | None = None,
-    env: GivenEnv = None, ranks: int = 0, eval_envs: int = 0, eval_max_steps: int = 27_000, trust: bool = False,
-) -> Evaluation:  # fmt: skip
+    run: Path | str,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = False,
+    sticky: float | None = None,
+    env: GivenEnv = None,
+    ranks: int = 0,
+    eval_envs: int = 0,
+    eval_max_steps: int = 27_000,
+    trust: bool = False,
+) -> Evaluation:
     """Play episodes with fresh seeds with the policy of a run or policy file.
 
     `env`: None for its own, or what `train` takes with the same observations and actions; `sticky`: probability of
@@ -188,9 +236,16 @@ def load_policy(
 
 
 def video(
-    run: Path | str, out: Path | str | None = None, *, seed: int = 0, greedy: bool = False, every: int = 0,
-    max_steps: int = 0, env: GivenEnv = None, trust: bool = False,
-) -> Path:  # fmt: skip
+    run: Path | str,
+    out: Path | str | None = None,
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+    every: int = 0,
+    max_steps: int = 0,
+    env: GivenEnv = None,
+    trust: bool = False,
+) -> Path:
     """Record an episode with action probabilities and value beside the frames; `out` ends in .mp4 or .gif.
 
     `env`, `trust`: as for `evaluate`.
@@ -234,9 +289,16 @@ def plot(
 
 
 def tune(
-    task: str | Config, *, trials: int = 30, processes: int = 1, run_dir: Path | str | None = None, seeds: int = 3,
-    quiet: bool = False, ray: str = "", **fields: Any,
-) -> Config:  # fmt: skip
+    task: str | Config,
+    *,
+    trials: int = 30,
+    processes: int = 1,
+    run_dir: Path | str | None = None,
+    seeds: int = 3,
+    quiet: bool = False,
+    ray: str = "",
+    **fields: Any,
+) -> Config:
     """Search settings for a task, with `ray` on that cluster; returns the best Config, and leaves a table of it."""
     from surefoot.connect import tune as search
     from surefoot.connect.tune_ray import search_on
@@ -264,9 +326,15 @@ def bench(task: str | Config, *, seconds: float = 5.0, ranks: int = 0, **fields:
 
 
 def ladder(
-    rungs: Sequence[str] = (), *, seeds: int = 3, frames: int = 0, run_dir: Path | str | None = None,
-    quick: bool = False, episodes: int = 20, quiet: bool = False,
-) -> Path:  # fmt: skip
+    rungs: Sequence[str] = (),
+    *,
+    seeds: int = 3,
+    frames: int = 0,
+    run_dir: Path | str | None = None,
+    quick: bool = False,
+    episodes: int = 20,
+    quiet: bool = False,
+) -> Path:
     """Train the rungs from REINFORCE to PPO with equal frames and report what each bought; as `surefoot ladder`."""
     from surefoot.lesson import ladder as rungs_measured
     from surefoot.paths import absolute

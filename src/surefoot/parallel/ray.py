@@ -124,9 +124,15 @@ def marked(run_dir: Path | str) -> Iterator[str]:
 
 
 def launch_on_ray(
-    address: str, count: int, num_envs: int, timeout: float, run_dir: Path | str,
-    work: Callable[[str, Callable[[Any], None]], int], newest: Callable[[Any], int], order: str,
-) -> int:  # fmt: skip
+    address: str,
+    count: int,
+    num_envs: int,
+    timeout: float,
+    run_dir: Path | str,
+    work: Callable[[str, Callable[[Any], None]], int],
+    newest: Callable[[Any], int],
+    order: str,
+) -> int:
     """Run `work` as up to `count` ranks on the Ray cluster at `address`; as `launch` does otherwise.
 
     Returns 0, or the signal after which they have saved and stopped. Raises the UserError or Fault of a rank.

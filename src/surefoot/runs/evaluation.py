@@ -87,11 +87,19 @@ class Evaluation:
         """The statistics, then the fields."""
         (low, high), (iqm_low, iqm_high) = self.interval, self.iqm_interval
         summary = {
-            "episodes": len(self.scores), "mean": self.mean, "low": low, "high": high,
-            "iqm": self.iqm, "iqm_low": iqm_low, "iqm_high": iqm_high,
-            "median": float(np.median(self.scores)), "std": float(np.std(self.scores)),
-            "min": min(self.scores), "max": max(self.scores), "length_mean": float(np.mean(self.lengths)),
-        }  # fmt: skip
+            "episodes": len(self.scores),
+            "mean": self.mean,
+            "low": low,
+            "high": high,
+            "iqm": self.iqm,
+            "iqm_low": iqm_low,
+            "iqm_high": iqm_high,
+            "median": float(np.median(self.scores)),
+            "std": float(np.std(self.scores)),
+            "min": min(self.scores),
+            "max": max(self.scores),
+            "length_mean": float(np.mean(self.lengths)),
+        }
         return summary | asdict(self)
 
 

@@ -34,10 +34,18 @@ from surefoot.runs.policy_file import load_policy, policy_bytes
 @guarded()
 @callers_settings()
 def evaluate_run(
-    source: Path, episodes: int = 100, seed: int = 0, greedy: bool = False, sticky: float | None = None,
-    env: EnvSpec | None = None, ranks: int = 0, eval_envs: int = 0, eval_max_steps: int = 0,
-    progress: Callable[[int], None] | None = None, trust: bool = False,
-) -> Evaluation:  # fmt: skip
+    source: Path,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = False,
+    sticky: float | None = None,
+    env: EnvSpec | None = None,
+    ranks: int = 0,
+    eval_envs: int = 0,
+    eval_max_steps: int = 0,
+    progress: Callable[[int], None] | None = None,
+    trust: bool = False,
+) -> Evaluation:
     """Evaluate the policy of a run directory or policy file, on its own environment or on `env` with the same spaces.
 
     `sticky`: None for the environment's own; `ranks`: processes that share the episodes, 0 for one where the network is

@@ -46,9 +46,16 @@ class Reporter(Callback):
     """The loop's callback: metrics and progress on rank 0, checkpoints on all."""
 
     def __init__(
-        self, cfg: Config, run_dir: Path, ranks: Ranks, state: State, started: float, quiet: bool,
-        hooks: Hooks | None = None, mirror: Mirror | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        cfg: Config,
+        run_dir: Path,
+        ranks: Ranks,
+        state: State,
+        started: float,
+        quiet: bool,
+        hooks: Hooks | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self.cfg, self.run_dir, self.ranks, self.hooks = cfg, run_dir, ranks, hooks or Hooks()
         self.mirror = mirror  # on rank 0 of a run at an address
         self.ended = False  # by the user's own stop condition

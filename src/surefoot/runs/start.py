@@ -58,10 +58,17 @@ def nothing(_: Path) -> AbstractContextManager[None]:
 
 
 def start(
-    cfg: Config, run_dir: Path | str | Mirror | None = None, source: Path | None = None, quiet: bool = False,
-    ranks: int = 0, started: float = 0.0, resuming: bool = False, hooks: Hooks | None = None, ray: str = "",
+    cfg: Config,
+    run_dir: Path | str | Mirror | None = None,
+    source: Path | None = None,
+    quiet: bool = False,
+    ranks: int = 0,
+    started: float = 0.0,
+    resuming: bool = False,
+    hooks: Hooks | None = None,
+    ray: str = "",
     beside: Beside = nothing,
-) -> tuple[Path, bool]:  # fmt: skip
+) -> tuple[Path, bool]:
     """Train `cfg` in `run_dir` on `ranks` local processes, or as the rank that this one is.
 
     `run_dir`: None for a new one, a text for an address; `source`: a run or policy file to start from; `ranks`: 0 for
@@ -164,9 +171,16 @@ def run_on_ray(address: str, count: int, cfg: Config, run_dir: Path | str, order
 
 
 def start_seeds(
-    seeds: int, cfg: Config, run_dir: Path | str | None = None, source: Path | None = None, quiet: bool = False,
-    ranks: int = 0, hooks: Hooks | None = None, ray: str = "", beside: Beside = nothing,
-) -> tuple[Path, bool]:  # fmt: skip
+    seeds: int,
+    cfg: Config,
+    run_dir: Path | str | None = None,
+    source: Path | None = None,
+    quiet: bool = False,
+    ranks: int = 0,
+    hooks: Hooks | None = None,
+    ray: str = "",
+    beside: Beside = nothing,
+) -> tuple[Path, bool]:
     """Train `seeds` runs that differ in their seed alone, one after another, and write what they have in common.
 
     Each lies in `seed-S` of the directory and goes on where one is there; `seeds.json` holds every seed's score in the
@@ -243,9 +257,15 @@ def is_usable(device: str) -> bool:
 
 
 def resume(
-    run: Path | str | Mirror, quiet: bool = False, ranks: int = 0, trust: bool = False, hooks: Hooks | None = None,
-    objective: Any = None, beside: Beside = nothing, **changes: Any,
-) -> bool:  # fmt: skip
+    run: Path | str | Mirror,
+    quiet: bool = False,
+    ranks: int = 0,
+    trust: bool = False,
+    hooks: Hooks | None = None,
+    objective: Any = None,
+    beside: Beside = nothing,
+    **changes: Any,
+) -> bool:
     """Resume a run; returns whether it has come to its end.
 
     `changes` may move that (total_steps, total_iterations, max_seconds, stop_at), how the run is looked after

@@ -51,9 +51,15 @@ from surefoot.versions import require_versions
 
 
 def run(
-    cfg: Config, run_dir: Path, source: Path | None, quiet: bool, started: float, hooks: Hooks | None = None,
-    listen: Callable[[Reporter], None] = lambda _: None, mirror: Mirror | None = None,
-) -> int:  # fmt: skip
+    cfg: Config,
+    run_dir: Path,
+    source: Path | None,
+    quiet: bool,
+    started: float,
+    hooks: Hooks | None = None,
+    listen: Callable[[Reporter], None] = lambda _: None,
+    mirror: Mirror | None = None,
+) -> int:
     """Run one rank: train, from the newest checkpoint if there is one, evaluate, write the report card.
 
     `listen` is given what may be asked to stop or save where no signals come; `mirror`: of a run at an address, whose
