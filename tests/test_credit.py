@@ -550,6 +550,10 @@ def test_centering_moves_values_by_a_constant_and_no_advantage() -> None:
     state: Any = SimpleNamespace(return_std=2.0, advantage_std=0.0, reward_shift=0.75)
     want = GAE(0.5, 0.25)(replace(r, reward=reward / 2))[0]
     torch.testing.assert_close(compute_advantages(r, cfg, state, Alone())[0], want)
+    # (r - c) / std alone is clipped: with std 0.25 it is 1, -3, 5, 29; the third is less by 0.75 / 0.25 since it ends
+    state.return_std, cfg.reward, cfg.advantage = 0.25, ScaledReward(limit=6.0), GAE(0.5, 0.0)
+    delta = compute_advantages(r, cfg, state, Alone())[0][:, 0]
+    assert delta.tolist() == [1 + 0.5 - 1, -3 + 2 - 1, 5 - 3 - 4, 6 + 1 - 2]
 
 
 def test_what_is_learned_from_a_rollout_by_hand() -> None:

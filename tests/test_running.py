@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from surefoot.algorithm.running_stats import moments_per_env, past_return
 from surefoot.algorithm.state import State, initial
 from surefoot.config import Config
 from surefoot.envs.gym import Gymnasium
+from surefoot.errors import UserError
 from surefoot.loop import begin, collect, finish
 from surefoot.models.layers import RunningNorm, merge
 from surefoot.models.networks import MLP
@@ -28,6 +30,7 @@ from surefoot.runs import worker as runner
 from surefoot.runs.directory import checkpoints
 from surefoot.runs.evaluation import evaluate
 from surefoot.runs.files import unseal
+from surefoot.runs.policy_file import policy_bytes
 from surefoot.runs.reporter import Reporter
 
 ALIKE = "ClipReward:min_reward=1,max_reward=1"
@@ -137,7 +140,10 @@ def test_rewards_are_centered_once_where_only_time_limits_end_episodes(control: 
         assert state.reward_shift == pytest.approx(mean)
         assert state.return_moments[0] == 128 * (iterations - 1)
         assert state.policy.critic is not None
-        assert not any(p.any() for p in state.policy.critic.parameters())
+        for policy in (state.policy, state.ema_policy()):
+            assert policy.critic is not None
+            assert not any(p.any() for p in policy.critic.parameters())
+            assert policy.actor.weight.any()
 
 
 @pytest.mark.parametrize(
@@ -148,6 +154,8 @@ def test_rewards_are_centered_once_where_only_time_limits_end_episodes(control: 
         ({"reward": ScaledReward(center=False)}, 0.0),
         ({"advantage": FutureReturn()}, 0.0),  # it takes a time limit for an end
         ({"advantage": GAE(gamma=1.0)}, 0.0),
+        ({"advantage": GAE(gamma=0.5)}, 0.0),  # returns vary as much as they are large
+        ({"value_coef": 0.0}, 0.0),  # no critic would follow
         ({"reward": SignReward()}, None),
     ],
     ids=str,
@@ -254,3 +262,18 @@ def test_fine_tuning_keeps_the_statistics(control: Config, tmp_path: Path) -> No
     assert returns[0] == 5 * 128  # since rewards are centered
     assert -20 < returns[3] < -5
     assert torch.equal(moments(state.policy).mean, moments(surefoot.load_policy(run.path)[0]).mean)
+
+
+def test_a_policy_of_an_earlier_version_is_learned_from_as_it_was(control: Config, tmp_path: Path) -> None:
+    """Its header has three numbers: rewards stay as they are. A policy that has never learned decides anew."""
+    policy = initial(control, Alone()).policy
+    for returns, shift in (((9.0, 1.0, 2.0), 0.0), ((0.0, 0.0, 0.0), None), ((9.0, 1.0, 2.0, -0.5), -0.5)):
+        (tmp_path / "policy").write_bytes(policy_bytes(policy, control, 0, returns))
+        assert runner.load_source(policy, control, tmp_path / "policy") == (*returns[:3], shift)
+    for changes in ({"reward": SignReward()}, {"advantage": GAE(gamma=1.0)}):  # where nothing may be centered
+        cfg: Any = replace(control, **changes)  # type: ignore[arg-type]
+        assert runner.load_source(policy, cfg, tmp_path / "policy") == (0.0, 0.0, 0.0, 0.0)
+    for damaged in ((None, 1.0, 2.0), (9.0, 1.0, 2.0, math.nan)):
+        (tmp_path / "policy").write_bytes(policy_bytes(policy, control, 0, damaged))
+        with pytest.raises(UserError, match="is not a surefoot policy"):
+            runner.load_source(policy, control, tmp_path / "policy")

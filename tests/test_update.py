@@ -32,7 +32,7 @@ from surefoot.algorithm.objectives import (
 from surefoot.algorithm.running_stats import adapt_penalty
 from surefoot.algorithm.schedules import AdaptiveRate, FixedRate, LinearRate, ScheduledRate, annealed
 from surefoot.algorithm.state import State, initial
-from surefoot.algorithm.update import METRIC_NAMES, Batch, batches, minibatches, update, update_metrics
+from surefoot.algorithm.update import METRIC_NAMES, Batch, batches, fit_value_bias, minibatches, update, update_metrics
 from surefoot.config import Config
 from surefoot.envs.gym_env import GymnasiumEnv
 from surefoot.errors import Fault, UserError
@@ -169,10 +169,15 @@ def test_the_critics_bias_is_first_that_of_the_least_squared_error(small: Config
             state.policy.critic.bias.sub_(bias)
         return float((value - returns)[valid].square().sum())
 
-    for cfg, moved in ((small, 0), (replace(small, fit_value_bias=True), 1)):
-        next(batches(rollout, rollout.value, returns, cfg, state, Alone()))
+    for cfg, moved in ((small, 0), (replace(small, fit_value_bias=True, minibatch_size=0), 1)):
+        batch = next(batches(rollout, rollout.value, returns, cfg, state, Alone()))
         assert int((state.flat != before).sum()) == moved
     assert squared_error(0.0) < min(squared_error(1e-3), squared_error(-1e-3))
+    value = state.policy.evaluate(torch.as_tensor(batch.obs))[1]
+    torch.testing.assert_close(torch.as_tensor(batch.value_old), value.detach())  # what a value clip stays near to
+    returns[valid] = math.inf  # the update will be skipped
+    assert fit_value_bias(state.policy.critic, rollout, returns, Alone()) == 0
+    assert state.flat.isfinite().all()
 
 
 def test_long_gradients_are_shortened(small: Config) -> None:

@@ -62,6 +62,7 @@ CONTROL = replace(RUNNING, env=Gymnasium("worlds:Target-v0"))
 PENALTY = replace(CFG, objective=Surrogate(), kl_penalty=AdaptivePenalty(1.0, 1e-4))
 # As `pong` learns: convolutions over pictures, and Muon.
 IMAGES = replace(CFG, env=Gymnasium("makers:Image"), network=SmallCNN((4, 8), hidden=32), optimizer=Muon(units=16))
+IMAGES = replace(IMAGES, fit_value_bias=True)
 TRPO = replace(CFG, objective=TrustRegion(), entropy=Entropy(0.01))
 TRPO_IMAGES = replace(IMAGES, objective=TrustRegion(), optimizer=Adam())
 MEMORY = replace(IMAGES, memory=GRU(6), recompute=True)

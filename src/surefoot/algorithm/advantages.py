@@ -253,13 +253,19 @@ def centered(reward: Tensor, terminated: Tensor, shift: float, gamma: float) -> 
 
     Every value is less by c / (1 - gamma), and every advantage the same. Source: Naik et al. 2024 (reward centering).
     """
-    return (reward - shift).where(~terminated, reward - shift / (1 - gamma)) if shift else reward
+    return reward - shift - forgone(terminated, shift, gamma) if shift else reward
+
+
+def forgone(terminated: Tensor, shift: float, gamma: float) -> Tensor | float:
+    """gamma c / (1 - gamma) where the task terminated, 0 elsewhere, [T, N]."""
+    return terminated.double() * (gamma * shift / (1 - gamma)) if shift else 0.0
 
 
 def compute_advantages(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Tensor, Tensor, float]:
     """Normalised advantages and the critic's targets, both [T, N], and the next `advantage_std` of the state."""
-    reward = centered(rollout.reward, rollout.terminated, state.reward_shift or 0.0, cfg.advantage.gamma)
-    rollout = replace(rollout, reward=cfg.reward(reward, state.return_std))
+    std, shift = state.return_std, state.reward_shift or 0.0
+    reward = cfg.reward(rollout.reward - shift, std) - forgone(rollout.terminated, shift, cfg.advantage.gamma) / std
+    rollout = replace(rollout, reward=reward.to(rollout.reward))
     advantage, returns = cfg.advantage(rollout)
     of_all_envs = ranks.gather_columns(advantage)
     valid = rollout.valid_of_all_envs(ranks)

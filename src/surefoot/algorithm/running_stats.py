@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from surefoot.parallel.ranks import Ranks
 
 Array = NDArray[Any]
+
+FAR = (
+    15  # centered where the level of values is so many times the std of returns around it; FetchReach: 68, Pendulum: 4
+)
 
 
 def moments_per_env(x: Tensor, ranks: Ranks, valid: Tensor | None = None) -> Array:
@@ -65,7 +70,7 @@ def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ran
             norm.assign(*map(torch.as_tensor, merge(known, counts, moments_per_env(x, ranks, rollout.valid))))
     if isinstance(cfg.reward, ScaledReward):
         if state.reward_shift is None:
-            choose_reward_shift(state, rollout, cfg, ranks)
+            choose_reward_shift(state, rollout, counts, cfg, ranks)
         shift, gamma = state.reward_shift or 0.0, cfg.advantage.gamma
         reward, ended = centered(rollout.reward, rollout.terminated, shift, gamma).cpu(), rollout.ended.cpu()
         state.running_return[list(rollout.begun)] = 0.0
@@ -75,24 +80,41 @@ def update_running_stats(state: State, rollout: Rollout, cfg: Config, ranks: Ran
         state.return_moments = float(total[0]), float(mean[0]), float(square[0])
 
 
+def centers(cfg: Config) -> bool:
+    """Whether rewards may be centered: only the critic's errors are taken for advantages then, not the shift."""
+    may = isinstance(cfg.reward, ScaledReward) and cfg.reward.center and isinstance(cfg.advantage, GAE)
+    return may and cfg.advantage.gamma < 1 and cfg.value_coef > 0
+
+
 @torch.no_grad()
-def choose_reward_shift(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) -> None:
-    """Once: 0 where an episode has terminated; otherwise, after as many episodes as environments, their mean reward.
+def choose_reward_shift(state: State, rollout: Rollout, counts: list[int], cfg: Config, ranks: Ranks) -> None:
+    """Decide once: the rewards' mean where only time limits end episodes and values are far larger than they vary.
 
     Where -1 is paid until a goal is reached, and episodes go on, values are near -1 / (1 - gamma), and all that tells
-    one action from another is a hundredth of that, which the critic is not exact enough to see. It begins anew.
+    one action from another is a hundredth of that, which the critic is not exact enough to see. It begins anew then.
     """
-    valid = True if rollout.valid is None else rollout.valid
-    episodes = list(state.recent_episodes)
-    means = [episode.score / episode.length for episode in episodes]
-    can = isinstance(cfg.reward, ScaledReward) and cfg.reward.center and isinstance(cfg.advantage, GAE)
-    if not can or cfg.advantage.gamma == 1 or ranks.any(bool((rollout.terminated & valid).any())):
+    critic, episodes = state.policy.critic, list(state.recent_episodes)
+    terminated = rollout.terminated if rollout.valid is None else rollout.terminated & rollout.valid
+    if critic is None or not centers(cfg) or ranks.any(bool(terminated.any())):
         state.reward_shift = 0.0
-    elif len(means) >= min(cfg.num_envs, 100) and max(means) > min(means):  # equal ones tell nothing
-        state.reward_shift = sum(e.score for e in episodes) / sum(e.length for e in episodes)
+        return
+    if len(episodes) < min(cfg.num_envs, 100):
+        return
+    shift = sum(e.score for e in episodes) / sum(e.length for e in episodes)
+    start = torch.zeros_like(state.running_return)
+    past, _ = past_return(rollout.reward.cpu() - shift, rollout.ended.cpu(), cfg.advantage.gamma, start)
+    nothing = np.zeros(()), np.zeros(1), np.zeros(1)
+    count, _, square = merge(nothing, counts, moments_per_env(past[..., None], ranks, rollout.valid))
+    std, level = math.sqrt(float(square[0] / count)), abs(shift) / (1 - cfg.advantage.gamma)
+    if std > level / FAR:
+        state.reward_shift = 0.0
+    elif std > 1e-6 * level:  # rewards that are all alike tell nothing
+        state.reward_shift, state.advantage_std = shift, 0.0
         state.return_moments = 0.0, 0.0, 0.0
         state.running_return.zero_()
-        for parameter in state.policy.critic.parameters() if state.policy.critic is not None else ():
+        for parameter in critic.parameters():
+            start_in_flat = parameter.storage_offset() - state.flat.storage_offset()
+            state.ema_params[start_in_flat : start_in_flat + parameter.numel()] = 0.0
             parameter.zero_()
 
 

@@ -74,7 +74,7 @@ def batches(
 ) -> Iterator[Batch]:
     """All minibatches of a rollout, epoch after epoch; advantages are recomputed before each if `cfg` says so."""
     if cfg.fit_value_bias and state.policy.critic is not None:
-        fit_value_bias(state.policy.critic, rollout, returns, ranks)
+        rollout = replace(rollout, value=rollout.value + fit_value_bias(state.policy.critic, rollout, returns, ranks))
     columns, as_numpy = ranks.columns(cfg.num_envs), mlp_backward(state.mlp, cfg) is not None
     valid = rollout.valid_of_all_envs(ranks)
     for epoch in range(cfg.num_epochs):
@@ -85,13 +85,21 @@ def batches(
 
 
 @torch.no_grad()
-def fit_value_bias(critic: nn.Linear, rollout: Rollout, returns: Tensor, ranks: Ranks) -> None:
+def fit_value_bias(critic: nn.Linear, rollout: Rollout, returns: Tensor, ranks: Ranks) -> float:
     """b += mean(R - V) over all ranks' transitions, `returns` R [T, N]: the bias with the least squared error.
 
     Small steps find the returns' level late, and by weights whose values then differ between states without a reason.
+    Returns what it has added.
     """
     error, valid = ranks.gather_columns(returns - rollout.value), rollout.valid_of_all_envs(ranks)
-    critic.bias.add_((error if valid is None else error[valid]).mean())
+    shift = float((error if valid is None else error[valid]).mean())
+    if not math.isfinite(shift):  # the update will be skipped
+        return 0.0
+    fitted = critic.bias + shift
+    ranks.barrier()  # all have read it, which may be shared memory
+    critic.bias.copy_(fitted)
+    ranks.barrier()
+    return shift
 
 
 def minibatches(

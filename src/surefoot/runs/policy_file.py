@@ -81,9 +81,13 @@ def read_policy(path: Path, trust: bool = False) -> tuple[Path, dict[str, Any], 
         if facts.get("sha256", wanted := digest(tensors)) != wanted:  # files of earlier versions have none
             raise ValueError("its tensors have been changed since it was written")
         facts.setdefault("memory", {"type": "NoMemory"})
-        count, mean, square, *shift = (x if x is None else float(x) for x in facts.get("returns", NO_RETURNS))
-        shift = shift or [0.0 if count else None]  # files of earlier versions have none
-        facts |= {"task": "" + facts["task"], "returns": (count, mean, square, *shift)}  # raises for other types
+        returns = facts.get("returns", NO_RETURNS)
+        count, mean, square = (float(x) for x in returns[:3])
+        shift = returns[3] if len(returns) > 3 else 0.0 if count else None  # files of earlier versions have none
+        if shift is not None and not math.isfinite(shift):
+            raise ValueError(f"{shift!r} is no finite number")
+        returns = count, mean, square, shift
+        facts |= {"task": "" + facts["task"], "returns": returns}  # raises for other types
         if path.is_dir() and file.name != BEST and int(facts.get("steps", 0)) < (last := newest(path)):
             note(f"'{shown(file)}' is of step {facts['steps']:,}, and the newest checkpoint of step {last:,}")
         loaded = load_tensors(data)

@@ -22,6 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from surefoot.algorithm.given_objective import GivenObjective
+from surefoot.algorithm.running_stats import centers
 from surefoot.algorithm.state import State, initial
 from surefoot.algorithm.train import train as train_loop
 from surefoot.config import Config
@@ -140,7 +141,7 @@ def load_source(policy: Policy, cfg: Config, source: Path | None) -> Any:
                 f"{what}: train with memory:{kebab(theirs)} (memory={theirs}()), or without --from"
             ) from error
         raise UserError(f"the policy in '{source}' is for the task '{task}' and does not fit '{cfg.task}'") from error
-    return facts["returns"]
+    return facts["returns"] if centers(cfg) or not facts["returns"][3] else (*NO_RETURNS[:3], 0.0)
 
 
 def prepare(cfg: Config, state: State, run_dir: Path, ranks: Ranks) -> None:
