@@ -202,6 +202,11 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("int(self.progress(cfg) * len(cfg.num_steps))", "int(self.progress(cfg))", "test_update"),
         ("return max(by_steps, by_iterations)", "return min(by_steps, by_iterations)", "test_update"),
     ],
+    ("models/distributions.py", "test_rollout"): [
+        ("** (-exponent / 2)", "** -exponent"),
+        ("torch.minimum(k, len(k) - k)", "k"),
+        ("amplitude.square().mean().sqrt()", "amplitude.mean()"),
+    ],
     ("algorithm/rollout.py", "test_rollout"): [
         ("torch.cat((value[1:], value[:1]))", "value.clone()"),
         (".masked_fill(terminated, 0.0)", ""),

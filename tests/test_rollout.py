@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from surefoot import configure
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.fast_paths import distinct_windows
 from surefoot.algorithm.rollout import Rollout, collect, collect_rollout
@@ -20,6 +22,7 @@ from surefoot.config import Config
 from surefoot.envs.atari import Atari
 from surefoot.envs.gym import Gymnasium
 from surefoot.envs.vector import EnvVector
+from surefoot.models.distributions import colored, standard_normal
 from surefoot.models.networks import NatureCNN
 from surefoot.models.policy import Policy
 from surefoot.parallel.ranks import Alone, Gloo
@@ -38,6 +41,44 @@ def play(
     everything.reset_all()
     noise = torch.from_numpy(stream(5, Purpose.ACTIONS, 0).random((num_steps, num_envs), "float32"))
     return collect(policy, everything, noise, episode), everything, policy
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_colored_noise_is_as_uniform_and_has_the_spectrum_that_was_asked_for(steps: int) -> None:
+    """Power 1, 1, 1/4, 1 at the frequencies of 4 steps: neighbours correlate by (1 - 1/4) / 3.25, steps 2 apart by
+    (1 - 2 + 1/4) / 3.25; of 5 steps 1, 1, 1/4, 1/4, 1. None of it in what other environments or actions draw."""
+    noise = torch.from_numpy(stream(1, Purpose.ACTIONS).random((steps, 40_000, 2), "float32"))
+    assert colored(noise, 0.0) is noise
+    x = colored(noise, 2.0)
+    assert x.dtype == torch.float32
+    assert float(x.min()) >= 0
+    assert float(x.max()) < 1
+    levels = torch.arange(1, 20) / 20
+    assert torch.quantile(x[2, :, 0], levels).tolist() == pytest.approx(levels.tolist(), abs=0.01)
+    z = standard_normal(x)
+    power = [1, 1, 1 / 4, 1] if steps == 4 else [1, 1, 1 / 4, 1 / 4, 1]
+    for lag in (1, 2):
+        want = sum(p * math.cos(2 * math.pi * k * lag / steps) for k, p in enumerate(power)) / sum(power)
+        assert float((z[lag:] * z[:-lag]).mean()) == pytest.approx(want, abs=0.02)
+    assert float((z[:, 1:] * z[:, :-1]).mean()) == pytest.approx(0, abs=0.01)
+    assert float((z[..., 0] * z[..., 1]).mean()) == pytest.approx(0, abs=0.01)
+
+
+def test_a_rollouts_actions_are_drawn_from_the_noise_that_was_asked_for() -> None:
+    """Two actions that are equally probable: pink noise stays with one of them for longer; ranks share one draw."""
+    cfg = configure("worlds:Scripted-truncated-v0", num_envs=8, num_steps=64, minibatch_size=0)
+    kept = []
+    for color in (0.0, 1.0):
+        state = initial(replace(cfg, noise_color=color), Alone())
+        with torch.no_grad():
+            for parameter in state.policy.parameters():
+                parameter.zero_()
+        rollout = collect_rollout(replace(cfg, noise_color=color), state, Alone(), Callback())
+        assert rollout is not None
+        kept.append(float((rollout.action[1:] == rollout.action[:-1]).double().mean()))
+        state.envs.close()
+    assert kept[0] == pytest.approx(0.5, abs=0.06)
+    assert kept[1] > 0.6
 
 
 def test_every_row_is_one_real_transition_of_a_scripted_game() -> None:

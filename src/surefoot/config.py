@@ -52,6 +52,8 @@ class Config:
     """steps per environment in one rollout; several numbers: stages, each for an equal share of the run"""
     from_reset: bool = False
     """reset all environments before every rollout and end it with the first episode that ends, as the lesson does"""
+    noise_color: float = 0.0
+    """the noise of actions has a spectrum of 1/f^noise_color over a rollout; 0: white; 1: pink, which gets further"""
     reward: Reward = field(default_factory=RawReward)
     """rewards as they are learned from; scores are always raw"""
     advantage: Advantage = field(default_factory=GAE)
@@ -142,6 +144,7 @@ class Config:
         for name in ("max_grad_norm", "max_seconds", "save_every", "timeout", "value_clip", "target_kl"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
+        require(0 <= self.noise_color <= 2, "noise_color", self.noise_color, "from 0 to 2")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
         require(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
         require(min(self.num_steps, default=0) >= 1, "num_steps", self.num_steps, "one or more numbers from 1")

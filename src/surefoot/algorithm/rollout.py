@@ -16,6 +16,7 @@ from torch import Tensor
 from surefoot.algorithm.fast_paths import distinct_windows, make_actor, mlp_twin
 from surefoot.envs.interface import Episode
 from surefoot.errors import Fault, Interrupted
+from surefoot.models.distributions import colored
 from surefoot.models.recurrent import Sequences
 from surefoot.parallel.ranks import Alone, Ranks
 from surefoot.rng import Purpose, stream
@@ -148,7 +149,8 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
     """
     num_steps = state.num_steps(cfg)
     shape = num_steps, cfg.num_envs, *state.policy.noise_shape
-    noise = stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32")[:, ranks.columns(cfg.num_envs)]
+    white = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32"))
+    noise = colored(white, cfg.noise_color)[:, ranks.columns(cfg.num_envs)].to(cfg.device)
     episode, preempt = state.iteration if cfg.from_reset else None, cfg.sync_fraction < 1
     rollout, cause = None, None
 
@@ -157,8 +159,7 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
 
     try:
         with callback.collecting():
-            uniform = torch.from_numpy(noise).to(cfg.device)
-            rollout = collect(state.policy, state.envs, uniform, episode, state.memory, is_cut if preempt else None)
+            rollout = collect(state.policy, state.envs, noise, episode, state.memory, is_cut if preempt else None)
     except (Interrupted, Fault) as error:
         cause = error
     if preempt and rollout is not None and len(rollout.reward) == num_steps:

@@ -139,6 +139,21 @@ def standard_normal(noise: Tensor) -> Tensor:
     return z
 
 
+def colored(noise: Tensor, exponent: float) -> Tensor:
+    """Uniform noise [T, ...] with a power spectrum of 1 / f^exponent over T; each number alone is as uniform as before.
+
+    Whatever is drawn from it keeps its distribution, but what is drawn at one step is like what was drawn before.
+    Sources: Timmer & Koenig 1995; Hollenstein et al. 2024 (colored noise in PPO).
+    """
+    if not exponent:
+        return noise
+    k = torch.arange(len(noise))
+    amplitude = torch.minimum(k, len(k) - k).clamp(1).double() ** (-exponent / 2)  # f = 0 as much as the lowest above
+    amplitude = (amplitude / amplitude.square().mean().sqrt()).view(-1, *[1] * (noise.ndim - 1))
+    x = torch.fft.ifft(torch.fft.fft(standard_normal(noise), dim=0) * amplitude, dim=0).real
+    return torch.special.ndtr(x).clamp(max=1 - 2.0**-24).to(noise.dtype)
+
+
 class DiagonalGaussian:
     """A independent normal numbers. `params` [..., 2A]: means, then log standard deviations; actions float [..., A]."""
 
