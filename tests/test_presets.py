@@ -215,6 +215,7 @@ BAD: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("max_grad_norm", lambda: {"max_grad_norm": 0.0}),
     ("max_grad_norm", lambda: {"max_grad_norm": NAN}),
     ("ema_decay", lambda: {"ema_decay": 1.0}),
+    ("noise_color", lambda: {"noise_color": 2.5}),
     ("Adam.eps", lambda: {"optimizer": Adam(eps=0.0)}),
     ("Muon.momentum", lambda: {"optimizer": Muon(momentum=1.0)}),
     ("max_seconds", lambda: {"max_seconds": NAN}),
