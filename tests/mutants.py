@@ -223,7 +223,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         (".log_prob(done.action)", ".log_prob(done.action.roll(1, 0))"),
         ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(cfg.seed, Purpose.ACTIONS, 0)"),
         ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(0, Purpose.ACTIONS, state.iteration)"),
-        ('.random(shape, "float32")[:, ranks.columns(cfg.num_envs)]', '.random((shape[0], cfg.num_envs // ranks.count, *shape[2:]), "float32")'),
+        ("cfg.noise_color)[:, ranks.columns(cfg.num_envs)]", "cfg.noise_color)[:, : cfg.num_envs // ranks.count]"),
+        ("colored(white, cfg.noise_color)", "white"),
     ],
     # a memory: reset where episodes end, stored at the beginnings of sequences, that of the moment for true successors
     ("algorithm/rollout.py", NEXT_ROLLOUT): [

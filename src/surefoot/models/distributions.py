@@ -151,7 +151,8 @@ def colored(noise: Tensor, exponent: float) -> Tensor:
     amplitude = torch.minimum(k, len(k) - k).clamp(1).double() ** (-exponent / 2)  # f = 0 as much as the lowest above
     amplitude = (amplitude / amplitude.square().mean().sqrt()).view(-1, *[1] * (noise.ndim - 1))
     x = torch.fft.ifft(torch.fft.fft(standard_normal(noise), dim=0) * amplitude, dim=0).real
-    return torch.special.ndtr(x).clamp(max=1 - 2.0**-24).to(noise.dtype)
+    uniform: Tensor = torch.special.ndtr(x).clamp(max=1 - 2.0**-24).to(noise.dtype)
+    return uniform
 
 
 class DiagonalGaussian:
