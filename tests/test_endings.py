@@ -345,7 +345,7 @@ def test_what_a_program_has_registered_its_ranks_know_or_it_takes_one(
     launched = []
     monkeypatch.setattr("surefoot.runs.start.launch", lambda command, *_: launched.append(command) or 0)
     monkeypatch.setattr("surefoot.parallel.launch.usable_cores", lambda: 2)
-    monkeypatch.setattr("surefoot.runs.worker.run", lambda *_: 0)
+    monkeypatch.setattr("surefoot.runs.worker.run", lambda *_, **__: 0)
     gymnasium.register("Own/Camera-v3", Camera if known else type("Camera", (Image,), {}), kwargs={})
     monkeypatch.setattr(sys, "path", [*sys.path, "beside"])
     surefoot_cfg = find("Own/Camera-v3", **TINY)
