@@ -16,7 +16,7 @@ from surefoot.runs.metrics import Row
 ROOT = Path(__file__).parent.parent
 RECORDS, OUT = ROOT / "bench" / "records", ROOT / "src" / "surefoot" / "lesson" / "records"
 NORMAL = "2026-11-30_normal"  # bench/normal.py
-LADDER = "2026-11-29_ladder-quick"  # surefoot ladder --quick
+LADDERS = {"ladder": "2026-11-30_ladder-quick", "ladder-pong": "2026-11-30_ladder-pong"}  # surefoot ladder [--quick]
 PONG = {
     "pong-reinforce": "2026-11-22_lesson/pong-reinforce-s*.jsonl",
     "pong-lesson": "2026-11-22_lesson/pong-lesson-s*.jsonl",
@@ -48,7 +48,8 @@ def main() -> None:
         for name, pattern in PONG.items()
     }
     (OUT / "pong.json").write_text(json.dumps(found) + "\n")
-    (OUT / "ladder.json").write_text((RECORDS / LADDER / "ladder.json").read_text() + "\n")
+    for name, folder in LADDERS.items():
+        (OUT / f"{name}.json").write_text((RECORDS / folder / "ladder.json").read_text() + "\n")
     commands = json.loads((RECORDS / NORMAL / "commands.json").read_text())
     cases = {name: {"command": text, "columns": columns(name)} for name, text in commands.items()}
     (OUT / "normal.json").write_text(json.dumps(cases) + "\n")

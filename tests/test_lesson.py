@@ -434,14 +434,17 @@ def test_pongs_curves_are_those_of_the_records() -> None:
     assert values("pong", until=0.2)["pong, last"] == "−20.1"
 
 
-def test_the_ladders_curves_are_those_of_the_record_and_of_the_presets() -> None:
-    root = Path(__file__).parent.parent / "bench" / "records" / "2026-11-29_ladder-quick"
-    assert record("ladder") == json.loads((root / "ladder.json").read_text())
-    assert [r["rung"] for r in record("ladder")["rungs"]] == [cfg.task for cfg in LADDER] == list(RUNGS)
-    shown = values("ladder", rung="surrogate")
-    assert shown["surrogate: scores of the seeds"] == "−1.98, −1.82, 2.06"
-    assert shown["surrogate: least effective samples"] == "72 %"
-    assert next(iter(values("ladder"))) == "reinforce: scores of the seeds"
+@pytest.mark.parametrize("name", ["ladder", "ladder-pong"])
+def test_the_ladders_curves_are_those_of_the_record_and_of_the_presets(name: str) -> None:
+    folder = "2026-11-30_ladder-pong" if name == "ladder-pong" else "2026-11-30_ladder-quick"
+    root = Path(__file__).parent.parent / "bench" / "records" / folder
+    assert record(name) == json.loads((root / "ladder.json").read_text())
+    assert [r["rung"] for r in record(name)["rungs"]] == [cfg.task for cfg in LADDER] == list(RUNGS)
+    shown = values(name, rung="surrogate")
+    scores, worth = ("−1.15, 2.31", "100 %") if name == "ladder-pong" else ("−1.98, −2.16, −1.8", "60 %")
+    assert shown["surrogate: scores of the seeds"] == scores
+    assert shown["surrogate: least effective samples"] == worth
+    assert next(iter(values(name))) == "reinforce: scores of the seeds"
 
 
 def test_the_cases_of_is_this_normal_are_those_of_the_record() -> None:

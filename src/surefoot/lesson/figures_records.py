@@ -133,19 +133,20 @@ def normal(width: int, case: str) -> Drawn:
 RUNGS = ("reinforce", "normalized", "future", "surrogate", "clipped", "ppo")
 
 
-def ladder(width: int, rung: str) -> Drawn:
+def ladder(width: int, rung: str, name_of_record: str, score: Axis) -> Drawn:
     """The curves of all rungs, or of one beside the rung below it, with what was measured of each."""
-    rungs = {r["rung"]: r for r in record("ladder")["rungs"]}
+    found = record(name_of_record)
+    rungs, seeds = {r["rung"]: r for r in found["rungs"]}, len(found["seeds"])
+    label, unit = ("emulated frames, millions", 1e6) if found["unit"] == "frames" else ("steps", 1)
     at = RUNGS.index(rung) if rung in RUNGS else -1
     chosen = RUNGS if at < 0 else RUNGS[max(0, at - 1) : at + 1]
     marks = []
     for name in chosen:
         r, color = rungs[name], "gaecbd"[RUNGS.index(name)].replace("g", "grey")
         if at >= 0:
-            marks.append(Mark("area", r["frames"], (r["low"], r["high"]), color))
-        marks.append(Mark("line", r["frames"], r["curve"], color, name))
-    end = record("ladder")["frames"]
-    picture = plot(marks, Axis("steps", 0, end), Axis("score, mean of three seeds", -2.7, 3.3), width)
+            marks.append(Mark("area", np.array(r["frames"]) / unit, (r["low"], r["high"]), color))
+        marks.append(Mark("line", np.array(r["frames"]) / unit, r["curve"], color, name))
+    picture = plot(marks, Axis(label, 0, found["frames"] / unit), score, width)
     values = {}
     for name in chosen:
         values[f"{name}: scores of the seeds"] = ", ".join(number(x) for x in rungs[name]["score"])
@@ -154,19 +155,24 @@ def ladder(width: int, rung: str) -> Drawn:
             values[f"{name}: largest KL"] = number(max(rungs[name]["largest_kl"]))
     means = [float(np.mean(rungs[name]["score"])) for name in chosen]
     if at < 0:
-        says = f"From {number(means[0])} to {number(means[-1])} in five steps, three seeds each."
+        says = f"From {number(means[0])} to {number(means[-1])} in five steps, {seeds} seeds each."
     elif at == 0:
         says = f"reinforce ends at {number(means[0])}, where it began."
     else:
-        says = f"{chosen[0]} ends at {number(means[0])}, {chosen[1]} at {number(means[1])}, mean of three seeds."
+        says = f"{chosen[0]} ends at {number(means[0])}, {chosen[1]} at {number(means[1])}, mean of {seeds} seeds."
     return Drawn([picture], values, says)
 
 
 FIGURES = {
     "ladder": Figure(
-        "Mean score of the last 100 episodes; bands reach from the worst to the best of three seeds.",
+        "Mean score of the last 100 episodes; bands reach from the worst to the best of the seeds.",
         {"rung": Choice("rung", ("all rungs", *RUNGS))},
-        ladder,
+        partial(ladder, name_of_record="ladder", score=Axis("score, mean of the seeds", -2.7, 3.3)),
+    ),
+    "ladder-pong": Figure(
+        "Points within 320 steps, mean of the last 100 trajectories; bands reach from the worst to the best of the seeds.",
+        {"rung": Choice("rung", ("all rungs", *RUNGS))},
+        partial(ladder, name_of_record="ladder-pong", score=Axis("points, mean of the seeds", -16, 6)),
     ),
     "normal": Figure(
         "CartPole, 60,000 steps, one seed each, with the metrics that every run writes into metrics.jsonl.",
