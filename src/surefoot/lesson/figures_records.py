@@ -170,7 +170,7 @@ FIGURES = {
         partial(ladder, name_of_record="ladder", score=Axis("score, mean of the seeds", -2.7, 3.3)),
     ),
     "ladder-pong": Figure(
-        "Points within 320 steps, mean of the last 100 trajectories; bands reach from the worst to the best of the seeds.",
+        "Points within 320 steps, mean of the last 100 trajectories; bands reach from the worst to the best seed.",
         {"rung": Choice("rung", ("all rungs", *RUNGS))},
         partial(ladder, name_of_record="ladder-pong", score=Axis("points, mean of the seeds", -16, 6)),
     ),
