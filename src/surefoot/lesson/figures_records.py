@@ -167,7 +167,7 @@ FIGURES = {
     "ladder": Figure(
         "Mean score of the last 100 episodes; bands reach from the worst to the best of the seeds.",
         {"rung": Choice("rung", ("all rungs", *RUNGS))},
-        partial(ladder, name_of_record="ladder", score=Axis("score, mean of the seeds", -2.7, 3.3)),
+        partial(ladder, name_of_record="ladder", score=Axis("score, mean of the seeds", -2.7, 3.8)),
     ),
     "ladder-pong": Figure(
         "Points within 320 steps, mean of the last 100 trajectories; bands reach from the worst to the best seed.",
