@@ -339,6 +339,12 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("(share / ranks.count * along)", "along"),
         ("    if cfg.value_coef:\n", "    if True:\n"),
         ("total += share * torch", "total += torch"),
+        ("(part, share / whole) for", "(part, share) for"),
+        ("(small)][::every]", "(small)]"),
+    ],
+    ("presets.py", "test_presets"): [
+        ("if n >= SEQUENCE)", "if n > SEQUENCE)"),
+        ("n % (length or 1) == 0", "True"),
     ],
     ("algorithm/train.py", "test_update"): [
         ("updates[-1].kl > cfg.target_kl", "updates[-1].kl < cfg.target_kl", "test_tasks.py::test_a_large_divergence_ends_the_passes"),

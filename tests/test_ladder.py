@@ -109,6 +109,8 @@ def test_a_sentence_claims_no_more_than_was_measured() -> None:
     wide = figures("normalized", [0.0, 4.0, 2.3])
     assert "no more than seeds differ by chance" in sentence(wide, first, FACTS)
     assert "chance cannot be told" in sentence(figures("normalized", [9.0]), figures("reinforce", [0.0]), FACTS)
+    nothing = sentence(figures("clipped", [-0.01]), figures("surrogate", [-0.04]), FACTS)
+    assert ": 0.0 becomes 0.0 points" in nothing
     fell = figures("surrogate", [-2.0], effective_samples=[0.41], largest_kl=[1.234])
     assert "up to 1.2 nats (before: 0), and its samples were worth 41% at the worst" in sentence(fell, first, FACTS)
 

@@ -40,6 +40,9 @@ from surefoot.presets import LESSON, PRESETS, find
             "calls it --objective.clip-range, of objective:clipped-surrogate",
         ),
         ("cartpole objective:surrogate --objective.clip-range 0.1", "the part that was chosen lacks it"),
+        ("cartpole learning-rate:fixed-rate --learning-rate.rate 1", "did you mean --learning-rate.initial?"),
+        ("cartpole learning-rate:fixed-rate --learning-rate.cap 1", "the part that was chosen lacks it"),
+        ("cartpole memory:lstm --memory.unit 1", "did you mean --memory.units?"),
     ],
 )
 def test_another_librarys_option_is_answered_in_one_sentence(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from surefoot.commands.cli import Train, parse
 from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong
 from surefoot.errors import UserError
+from surefoot.models.memory import GRU, LSTM
 from surefoot.models.networks import MLP, LessonCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
 from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED, find
@@ -449,3 +451,32 @@ def test_one_environment_of_pictures_needs_no_further_option() -> None:
     pytest.importorskip("Box2D")
     cfg = find("CarRacing-v3", num_envs=1)
     assert (cfg.num_envs, *cfg.num_steps, cfg.minibatch_size) == (1, 1024, 256)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "minibatch", "sequence"),
+    [
+        ("MountainCar-v0", {}, 256, 32),  # 8 environments, 128 steps
+        ("cartpole", {}, 256, 32),  # 8 environments, 64 steps
+        ("ALE/Breakout-v5", {}, 1024, 32),  # as without a memory
+        ("MountainCar-v0", {"num_envs": 1}, 64, 64),
+        ("MountainCar-v0", {"num_steps": (8,)}, 64, 8),  # a rollout has no longer ones
+        ("MountainCar-v0", {"num_steps": (120,)}, 64, 8),  # a minibatch that fits neither is left as it is
+        ("MountainCar-v0", {"minibatch_size": 32}, 32, 4),  # as asked for
+    ],
+)
+def test_a_memory_learns_from_sequences_that_are_long_enough(
+    task: str, options: dict[str, Any], minibatch: int, sequence: int
+) -> None:
+    words = [f"--{name.replace('_', '-')} {re.sub('[(),]', '', str(value))}" for name, value in options.items()]
+    typed = parse(["train", task, "memory:gru", *" ".join(words).split()])
+    assert isinstance(typed, Train)
+    for cfg in (typed.config, find(task, memory=GRU(), **options)):
+        assert (cfg.minibatch_size, cfg.sequence(cfg.num_steps[0])) == (minibatch, sequence)
+
+
+def test_minibatches_grow_to_hold_sequences_of_the_length_asked_for() -> None:
+    typed = parse(["train", "MountainCar-v0", "memory:lstm", "--memory.length", "64"])
+    assert isinstance(typed, Train)
+    for cfg in (typed.config, find("MountainCar-v0", memory=LSTM(length=64))):
+        assert (cfg.minibatch_size, cfg.sequence(128)) == (8 * 64, 64)

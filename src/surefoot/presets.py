@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -23,6 +24,7 @@ from surefoot.envs.atari import Atari, Pong
 from surefoot.envs.gym import Gymnasium, describe
 from surefoot.envs.makers import parse_kwargs
 from surefoot.errors import UserError, builtin
+from surefoot.models.memory import Unit
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
 from surefoot.other_words import OPTIONS, in_python
@@ -80,7 +82,8 @@ RUNG_5 = replace(
     fit_value_bias=True,
 )
 LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
-TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion())  # beside the last rung: the bound that the clip stands for
+# Beside the last rung: the bound that the clip stands for.
+TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion(fisher_fraction=0.1))
 
 PONG = Config(
     task="pong",
@@ -179,6 +182,7 @@ LANDER = replace(
     learning_rate=AdaptiveRate(initial=1e-3, desired_kl=0.03, end_factor=0.1, cap=2e-3, floor=1e-4),
     ema_decay=0.8,
 )
+SEQUENCE = 32  # steps that a memory learns from at a time, at least
 IMAGES = replace(ATARI, task="images", reward=ScaledReward(), bf16=False)  # images other than Atari's
 
 
@@ -273,16 +277,17 @@ def find(
     task: Any,
     kwargs: Sequence[str] | Mapping[str, Any] = (),
     wrappers: Sequence[str] = (),
-    expected_envs: int = 0,
+    expected: Mapping[str, Any] = {},
     **fields: Any,
 ) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
     An id may lack its version, and its package where that is installed. `kwargs`: keyword arguments for a Gymnasium id
     or `module:function`, as a dict or as NAME=VALUE; `wrappers`: as in `Gymnasium.wrappers`. Raises UserError, with the
-    nearest names for an unknown task. `expected_envs`: the `num_envs` that will be set.
+    nearest names for an unknown task. `expected`: fields that will be set later.
     """
-    num_envs = given if isinstance(given := builtin(fields.get("num_envs", expected_envs)), int) else 0
+    expected = {**expected, **fields}
+    num_envs = given if isinstance(given := builtin(expected.get("num_envs", 0)), int) else 0
     if isinstance(kwargs, Mapping):
         named = {name: value if isinstance(value, list) else builtin(value) for name, value in kwargs.items()}
         kwargs = [f"{name}={value!r}" for name, value in named.items()]
@@ -318,4 +323,17 @@ def find(
             here = in_python(name, cfg)
             hint = f"surefoot calls it {here}" if here else f"it has {', '.join(vars(cfg))}"
             raise UserError(f"{name} is {value}: {hint}" if name in vars(cfg) else f"there is no field {name}: {hint}")
+    if not isinstance(task, Config) and isinstance(memory := expected.get("memory"), Unit) and cfg.minibatch_size:
+        planned = replace(cfg, minibatch_size=0, num_steps=expected.get("num_steps", cfg.num_steps)).num_steps
+        cfg = replace(cfg, minibatch_size=with_sequences(cfg, math.gcd(*cfg.num_steps, *planned), memory.length))
     return replace(cfg, **fields)
+
+
+def with_sequences(cfg: Config, num_steps: int, length: int) -> int:
+    """The minibatch size, larger where a policy with a memory would learn from sequences of fewer than SEQUENCE steps.
+
+    `length`: what a minibatch's steps of an environment are a multiple of; 0: any. Left as it is where none fits.
+    """
+    present = cfg.minibatch_size // cfg.num_envs
+    fit = [n for n in range(present, num_steps + 1) if num_steps % n == 0 and n % (length or 1) == 0]
+    return cfg.num_envs * next((n for n in fit if n >= SEQUENCE), max(fit, default=present))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from surefoot.models.policy import Policy
     from surefoot.parallel.ranks import Ranks
 
+PARTS = 8  # of a rollout, where the Fisher matrix is estimated from a fraction of it
 SHORTER = 0.8  # factor on a step that was too long
 
 
@@ -116,10 +117,12 @@ def policy_step(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update
         ppo.skip(state, cfg)
         return UpdateInfo(0.0, norm, done, batch.weight)
     uphill, before = -gradient, flat.clone()  # ppo_loss is minimised
-    gradients = [*kl_gradients(state, batch)] if state.policy.hidden else None  # of an MLP: an image's are large
+    share = region.fisher_fraction
+    gradients = [*kl_gradients(state, batch, share)] if state.policy.hidden else None  # of an MLP: an image's are large
 
     def product(vector: Tensor) -> Tensor:
-        return fisher_product(state, gradients or kl_gradients(state, batch), vector, ranks) + region.damping * vector
+        fisher = fisher_product(state, gradients or kl_gradients(state, batch, share), vector, ranks)
+        return fisher + region.damping * vector
 
     x, curvature = conjugate_gradient(product, uphill, region.cg_steps)
     step = math.sqrt(2 * region.max_kl / curvature) * x if curvature > 0 else x
@@ -162,13 +165,18 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
     return x, float(x.dot(b))
 
 
-def kl_gradients(state: State, batch: Batch) -> Iterator[tuple[Sequence[Tensor | None], float]]:
+def kl_gradients(state: State, batch: Batch, fraction: float) -> Iterator[tuple[Sequence[Tensor | None], float]]:
     """The gradient of mean KL(pi || .) at the present policy pi, which is 0, in a form that can be derived again.
 
-    For each microbatch: by each parameter, and the microbatch's share.
+    For each microbatch: by each parameter, and the microbatch's share. Of a `fraction` of the rows: PARTS or more
+    parts at equal distances in the batch.
     """
     policy, parameters = state.policy, [*state.policy.parameters()]
-    for part, share in batch.microbatches(policy.microbatch(batch.obs)):
+    most, every = policy.microbatch(batch.obs), round(1 / fraction)
+    small = most if every == 1 else min(most, math.ceil(len(batch.obs) / every / PARTS))
+    parts = [*batch.microbatches(small)][::every]
+    whole = sum(share for _, share in parts) / batch.weight
+    for part, share in ((part, share / whole) for part, share in parts):
         with torch.enable_grad():
             dist = policy.evaluate(part.obs, part.sequences)[0]
             kl = dist.kl_from(policy.distribution(dist.params.detach(), stored=True)).mean()

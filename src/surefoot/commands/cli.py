@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 import surefoot
-from surefoot.commands.complaints import following, number, sentence, timeout_in, with_choices
+from surefoot.commands.complaints import expected, following, sentence, timeout_in, with_choices
 from surefoot.commands.completion import Shell, script
 from surefoot.commands.exits import WITH_ENVIRONMENTS, exit_code, supervised
 from surefoot.commands.lessons import LessonCommand, watched
@@ -273,8 +273,7 @@ def parse(args: Sequence[str]) -> Command:
 
             task = read_preset(Path(task))
         kwargs, wrappers = (following(rest, f"--env.{field}") for field in ("kwargs", "wrappers"))
-        how: Any = [text for text in kwargs if "=" in text], wrappers, number(rest, "--num-envs")
-        config = find(task, *how, **timeout_in(rest))
+        config = find(task, [text for text in kwargs if "=" in text], wrappers, expected(rest), **timeout_in(rest))
         default, rest = {"default": TAKES_TASK[name](config)}, with_choices(rest, config)
     for i in [i for i, word in enumerate(rest) if word == "--ray" and (rest[i + 1 : i + 2] or ["-"])[0][0:1] == "-"]:
         rest[i] = "--ray=local"
@@ -293,7 +292,7 @@ def parse(args: Sequence[str]) -> Command:
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(sentence(complaint.getvalue(), COMMANDS[name], default.get("default"))) from None
+        raise UserError(sentence(complaint.getvalue(), COMMANDS[name], default.get("default"), rest)) from None
 
 
 def main(args: Sequence[str] | None = None) -> int:

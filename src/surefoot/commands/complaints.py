@@ -7,21 +7,27 @@ import dataclasses
 import difflib
 import itertools
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 from surefoot.config import Config
-from surefoot.other_words import on_command_line
+from surefoot.models.memory import GRU
+from surefoot.other_words import kebab, on_command_line
 
 
-def sentence(complaint: str, command: type, default: Any) -> str:
-    """Tyro's error message, which it prints in a box, as one sentence."""
+def sentence(complaint: str, command: type, default: Any, args: Sequence[str]) -> str:
+    """Tyro's error message on these arguments, which it prints in a box, as one sentence."""
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{4,}", " ", complaint)
     text = re.sub(r"\s+", " ", text).strip()
     unknown = re.search(r"Unrecognized (?:or misplaced )?options: (\S+?)(?:=\S*)?,? ", text + " ")
     if unknown:
         known, here = options(default or command), on_command_line(unknown[1], getattr(default, "config", None))
-        near = difflib.get_close_matches(unknown[1], known, 1)
+        part = unknown[1].removeprefix("--").partition(".")[0]
+        kinds = {f"{part}:{kebab(kind.__name__)}": kind for kind in choices(part)}
+        fields = [f for word in args if word in kinds for f in dataclasses.fields(kinds[word])]
+        chosen = [f"--{part}.{kebab(f.name)}" for f in fields]
+        near = difflib.get_close_matches(unknown[1], chosen or known, 1)
         hint = f"did you mean {near[0]}?" if near else "--help lists the options"
         if here and (default is not None or here in known):
             hint = f"surefoot calls it {here}"
@@ -30,6 +36,12 @@ def sentence(complaint: str, command: type, default: Any) -> str:
         return f"there is no option {unknown[1]}: {hint}"
     text = re.sub(r"^(Parsing error|Value error|Missing from|Required options) ", "", text)
     return re.split(r" (?:Argument helptext|For full helptext|Available subcommands|Perhaps you meant)", text)[0]
+
+
+def choices(part: str) -> list[Any]:
+    """The dataclasses that a Config can choose from for a part, by its name on the command line."""
+    kind = typing.get_type_hints(Config).get(part.replace("-", "_"))
+    return [choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)]
 
 
 def options(value: Any, prefix: str = "") -> list[str]:
@@ -62,7 +74,7 @@ def with_choices(args: Sequence[str], config: Config) -> list[str]:
         part = word.removeprefix("--").partition(".no-")[0]
         chosen = getattr(config, part.replace("-", "_"), None)
         if ".no-" in word and chosen and not any(w.startswith(f"{part}:") for w in (*words, *args)):
-            words.append(f"{part}:" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(chosen).__name__).lower())
+            words.append(f"{part}:{kebab(type(chosen).__name__)}")
         words.append(word)
     return words
 
@@ -80,3 +92,11 @@ def timeout_in(args: Sequence[str]) -> dict[str, Any]:
 def number(args: Sequence[str], option: str) -> int:
     """The whole number given for an option; 0 where there is none."""
     return int(*filter(str.isdecimal, following(args, option)[:1]))
+
+
+def expected(args: Sequence[str]) -> dict[str, Any]:
+    """Options that other options' defaults depend on: `--num-envs`, `--num-steps` and a memory."""
+    steps = tuple(int(text) for text in following(args, "--num-steps") if text.isdecimal())
+    known = {"num_envs": number(args, "--num-envs")} | ({"num_steps": steps} if min(steps, default=0) else {})
+    remembers = {"memory:gru", "memory:lstm"} & {*args}
+    return known | ({"memory": GRU(length=number(args, "--memory.length"))} if remembers else {})

@@ -49,7 +49,7 @@ class Pong:
     palette: bool = False
     """frames hold palette indices, which LessonCNN turns into colours; otherwise the mean of RGB"""
     stack: int = 2
-    """number of stacked frames; in 1 nothing moves, and a policy needs a memory"""
+    """number of stacked frames; in 1 nothing moves, which a memory makes up for"""
 
     def __post_init__(self) -> None:
         require_range(self, "stack", low=1, high=64)

@@ -244,11 +244,11 @@ def sentence(f: RungFigures, before: RungFigures | None, facts: dict[str, Any]) 
     if before is None:
         gain = score - facts["start"]
         return (
-            f"{idea}: {gain:+.1f} points in {facts['frames']:,} {facts['unit']}, with a gradient whose noise is "
+            f"{idea}: {gain:+z.1f} points in {facts['frames']:,} {facts['unit']}, with a gradient whose noise is "
             f"{noise} times its signal."
         )
     old = statistics.fmean(before.score)
-    words = f"{idea}: {old:.1f} becomes {score:.1f} points, {_significance(f.score, before.score)}"
+    words = f"{idea}: {old:z.1f} becomes {score:z.1f} points, {_significance(f.score, before.score)}"
     if f.rung in ("normalized", "future", "ppo"):
         words += f"; the gradient's noise goes from {noise_of_rung(before)} to {noise} times its signal"
     if f.rung in ("surrogate", "clipped"):
