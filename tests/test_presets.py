@@ -480,3 +480,5 @@ def test_minibatches_grow_to_hold_sequences_of_the_length_asked_for() -> None:
     assert isinstance(typed, Train)
     for cfg in (typed.config, find("MountainCar-v0", memory=LSTM(length=64))):
         assert (cfg.minibatch_size, cfg.sequence(128)) == (8 * 64, 64)
+    with pytest.raises(UserError, match="length is 48; allowed is 0, or a divisor of 128"):
+        find("MountainCar-v0", memory=GRU(length=48))

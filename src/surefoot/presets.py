@@ -332,8 +332,8 @@ def find(
 def with_sequences(cfg: Config, num_steps: int, length: int) -> int:
     """The minibatch size, larger where a policy with a memory would learn from sequences of fewer than SEQUENCE steps.
 
-    `length`: what a minibatch's steps of an environment are a multiple of; 0: any. Left as it is where none fits.
+    `length`: what a minibatch's steps of an environment are a multiple of; 0: any.
     """
     present = cfg.minibatch_size // cfg.num_envs
     fit = [n for n in range(present, num_steps + 1) if num_steps % n == 0 and n % (length or 1) == 0]
-    return cfg.num_envs * next((n for n in fit if n >= SEQUENCE), max(fit, default=present))
+    return cfg.num_envs * next((n for n in fit if n >= SEQUENCE), max(fit, default=num_steps if length else present))
