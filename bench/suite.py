@@ -8,8 +8,9 @@ of Stable-Baselines3's PPO, and its zoo's settings for the task where it has som
 without a memory and with a GRU, and sb3-contrib's RecurrentPPO with its defaults and as many environments.
 
 Each run is a process of its own with one thread, and as many run as there are cores. A score is the mean of the last
-100 training episodes, after each eighth of the run. Runs stay in --work: the same command goes on where it was stopped.
-Writes OUT/record.json after every run. VENV holds surefoot, stable-baselines3, sb3-contrib, rl_zoo3 and popgym.
+100 training episodes, after each eighth of the run; the zoo's seconds include its start. Runs stay in --work: the same
+command goes on where it was stopped. Writes OUT/record.json after every run. VENV holds surefoot, stable-baselines3,
+sb3-contrib, rl_zoo3 and popgym.
 """
 
 from __future__ import annotations
@@ -109,14 +110,13 @@ def zoo_run(task: str, seed: int, steps: int, where: Path) -> None:
         with open(path) as file:
             file.readline()  # a comment
             played += [(float(x["t"]), float(x["r"]), int(x["l"])) for x in csv.DictReader(file)]
-    done, scores = 0, list[float]()
-    with open(where / "rows.jsonl", "w") as file:
-        for t, score, length in sorted(played):
-            done, scores = done + length, [*scores, score][-WINDOW:]
-            row = {"step": done, "seconds": t, "return_mean": statistics.fmean(scores)}
-            file.write(json.dumps(row) + "\n")
-        if scores:
-            file.write(json.dumps({"step": steps, "seconds": took, "return_mean": statistics.fmean(scores)}) + "\n")
+    done, scores, rows = 0, list[float](), list[Row]()
+    for _, score, length in sorted(played):
+        done, scores = done + length, [*scores, score][-WINDOW:]
+        if done <= steps:
+            rows.append({"step": done, "seconds": took * done / steps, "return_mean": statistics.fmean(scores)})
+    rows = rows and [*rows, rows[-1] | {"step": steps, "seconds": took}]
+    (where / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run(which: str, who: str, task: str, seed: int, work: Path) -> Row | None:
@@ -135,6 +135,8 @@ def run(which: str, who: str, task: str, seed: int, work: Path) -> Row | None:
         return None
     rows: list[Row] = [json.loads(line) for line in (where / "rows.jsonl").read_text().splitlines()]
     steps = TASKS[which][task]
+    if not rows:
+        return None
     reached = [[row["return_mean"] for row in rows if row["step"] <= steps * (i + 1) / EIGHTHS] for i in range(EIGHTHS)]
     scores = [None if not found or found[-1] is None else round(found[-1], 3) for found in reached]
     return {"scores": scores, "seconds": round(rows[-1]["seconds"], 1)}
@@ -160,6 +162,8 @@ def main() -> None:
         else:
             (surefoot_run if who.startswith("surefoot") else peer_run)(who, task, int(seed), steps[task], Path(where))
         return
+    if not args.out:
+        parser.error("--out is missing")
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "record.json"
     record: Row = json.loads(file.read_text()) if file.exists() else {}

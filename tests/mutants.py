@@ -339,11 +339,11 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("(share / ranks.count * along)", "along"),
         ("    if cfg.value_coef:\n", "    if True:\n"),
         ("total += share * torch", "total += torch"),
-        ("(part, share / whole) for", "(part, share) for"),
+        ("batch.weight * len(part.obs) / count)", "len(part.obs) / count)"),
         ("(small)][::every]", "(small)]"),
     ],
     ("presets.py", "test_presets"): [
-        ("if n >= SEQUENCE)", "if n > SEQUENCE)"),
+        ("if n >= least)", "if n > least)"),
         ("n % (length or 1) == 0", "True"),
     ],
     ("algorithm/train.py", "test_update"): [

@@ -43,6 +43,7 @@ from surefoot.presets import LESSON, PRESETS, find
         ("cartpole learning-rate:fixed-rate --learning-rate.rate 1", "did you mean --learning-rate.initial?"),
         ("cartpole learning-rate:fixed-rate --learning-rate.cap 1", "the part that was chosen lacks it"),
         ("cartpole memory:lstm --memory.unit 1", "did you mean --memory.units?"),
+        ("cartpole --memory.units 8 memory:lstm", "it comes after memory:NAME, which chooses the part"),
     ],
 )
 def test_another_librarys_option_is_answered_in_one_sentence(

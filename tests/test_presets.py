@@ -461,7 +461,10 @@ def test_one_environment_of_pictures_needs_no_further_option() -> None:
         ("ALE/Breakout-v5", {}, 1024, 32),  # as without a memory
         ("MountainCar-v0", {"num_envs": 1}, 64, 64),
         ("MountainCar-v0", {"num_steps": (8,)}, 64, 8),  # a rollout has no longer ones
-        ("MountainCar-v0", {"num_steps": (120,)}, 64, 8),  # a minibatch that fits neither is left as it is
+        ("MountainCar-v0", {"num_steps": (120,)}, 320, 40),  # the least part from 32 on
+        ("MountainCar-v0", {"num_envs": 64}, 64 * 32, 32),
+        ("CartPole-v1", {"num_envs": 2}, 64, 32),
+        ("CartPole-v1", {"num_envs": 3, "num_steps": (30, 60)}, 90, 30),
         ("MountainCar-v0", {"minibatch_size": 32}, 32, 4),  # as asked for
     ],
 )
@@ -476,9 +479,9 @@ def test_a_memory_learns_from_sequences_that_are_long_enough(
 
 
 def test_minibatches_grow_to_hold_sequences_of_the_length_asked_for() -> None:
-    typed = parse(["train", "MountainCar-v0", "memory:lstm", "--memory.length", "64"])
-    assert isinstance(typed, Train)
-    for cfg in (typed.config, find("MountainCar-v0", memory=LSTM(length=64))):
-        assert (cfg.minibatch_size, cfg.sequence(128)) == (8 * 64, 64)
+    lines = ("--memory.length 64 --num-steps 256", "--num_steps=256 --memory.length=64")
+    typed = [parse(["train", "MountainCar-v0", "memory:lstm", *line.split()]) for line in lines]
+    for cfg in (*[t.config for t in typed], find("MountainCar-v0", memory=LSTM(length=64), num_steps=256)):
+        assert (cfg.minibatch_size, cfg.sequence(256)) == (8 * 64, 64)
     with pytest.raises(UserError, match="length is 48; allowed is 0, or a divisor of 128"):
         find("MountainCar-v0", memory=GRU(length=48))

@@ -83,7 +83,7 @@ RUNG_5 = replace(
 )
 LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
 # Beside the last rung: the bound that the clip stands for.
-TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion(fisher_fraction=0.1))
+TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion(fisher_every=10))
 
 PONG = Config(
     task="pong",
@@ -277,16 +277,16 @@ def find(
     task: Any,
     kwargs: Sequence[str] | Mapping[str, Any] = (),
     wrappers: Sequence[str] = (),
-    expected: Mapping[str, Any] = {},
+    _expected: Mapping[str, Any] = {},
     **fields: Any,
 ) -> Config:
     """The Config of a preset, Gymnasium id, `module:function`, function or environment, with `fields` changed.
 
     An id may lack its version, and its package where that is installed. `kwargs`: keyword arguments for a Gymnasium id
     or `module:function`, as a dict or as NAME=VALUE; `wrappers`: as in `Gymnasium.wrappers`. Raises UserError, with the
-    nearest names for an unknown task. `expected`: fields that will be set later.
+    nearest names for an unknown task. `_expected`: fields that will be set later.
     """
-    expected = {**expected, **fields}
+    expected = {**_expected, **fields}
     num_envs = given if isinstance(given := builtin(expected.get("num_envs", 0)), int) else 0
     if isinstance(kwargs, Mapping):
         named = {name: value if isinstance(value, list) else builtin(value) for name, value in kwargs.items()}
@@ -324,16 +324,17 @@ def find(
             hint = f"surefoot calls it {here}" if here else f"it has {', '.join(vars(cfg))}"
             raise UserError(f"{name} is {value}: {hint}" if name in vars(cfg) else f"there is no field {name}: {hint}")
     if not isinstance(task, Config) and isinstance(memory := expected.get("memory"), Unit) and cfg.minibatch_size:
-        planned = replace(cfg, minibatch_size=0, num_steps=expected.get("num_steps", cfg.num_steps)).num_steps
-        cfg = replace(cfg, minibatch_size=with_sequences(cfg, math.gcd(*cfg.num_steps, *planned), memory.length))
+        known = {name: expected[name] for name in ("num_envs", "num_steps") if expected.get(name)}
+        least, cfg = max(SEQUENCE, cfg.minibatch_size // cfg.num_envs), replace(cfg, **known, minibatch_size=0)
+        cfg = replace(cfg, minibatch_size=with_sequences(cfg, least, memory.length))
     return replace(cfg, **fields)
 
 
-def with_sequences(cfg: Config, num_steps: int, length: int) -> int:
-    """The minibatch size, larger where a policy with a memory would learn from sequences of fewer than SEQUENCE steps.
+def with_sequences(cfg: Config, least: int, length: int) -> int:
+    """The minibatch size with which a memory learns from at least so many steps of each environment at a time.
 
-    `length`: what a minibatch's steps of an environment are a multiple of; 0: any.
+    They are a multiple of `length` (0: any number); all of a rollout where it has no such part.
     """
-    present = cfg.minibatch_size // cfg.num_envs
-    fit = [n for n in range(present, num_steps + 1) if num_steps % n == 0 and n % (length or 1) == 0]
-    return cfg.num_envs * next((n for n in fit if n >= SEQUENCE), max(fit, default=num_steps if length else present))
+    steps = math.gcd(*cfg.num_steps)
+    fit = [n for n in range(1, steps + 1) if steps % n == 0 and n % (length or 1) == 0]
+    return cfg.num_envs * next((n for n in fit if n >= least), max(fit, default=steps))

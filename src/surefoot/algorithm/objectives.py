@@ -137,14 +137,13 @@ class TrustRegion:
     """steps of the conjugate gradient method"""
     backtracks: int = 10
     """lengths of the step that are tried, each 0.8 of the one before"""
-    fisher_fraction: float = 1.0
-    """share of a rollout that the Fisher matrix is estimated from (Schulman et al. 2015: 0.1, for speed)"""
+    fisher_every: int = 1
+    """estimate the Fisher matrix from one part in so many of each rank's rollout; 1: all (Schulman et al. 2015: 10)"""
 
     def __post_init__(self) -> None:
         require_range(self, "max_kl", above=True)
-        require_range(self, "fisher_fraction", low=1e-3, high=1)
         require_range(self, "damping")
-        require_range(self, "cg_steps", "backtracks", low=1)
+        require_range(self, "cg_steps", "backtracks", "fisher_every", low=1)
 
     def __call__(self, logp: Tensor, logp_old: Tensor, advantage: Tensor) -> Tensor:
         return Surrogate()(logp, logp_old, advantage)

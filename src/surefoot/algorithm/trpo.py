@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from surefoot.models.policy import Policy
     from surefoot.parallel.ranks import Ranks
 
-PARTS = 8  # of a rollout, where the Fisher matrix is estimated from a fraction of it
+PARTS = 8  # of a rollout, where the Fisher matrix is estimated from some of them
 SHORTER = 0.8  # factor on a step that was too long
 
 
@@ -117,11 +117,11 @@ def policy_step(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> Update
         ppo.skip(state, cfg)
         return UpdateInfo(0.0, norm, done, batch.weight)
     uphill, before = -gradient, flat.clone()  # ppo_loss is minimised
-    share = region.fisher_fraction
-    gradients = [*kl_gradients(state, batch, share)] if state.policy.hidden else None  # of an MLP: an image's are large
+    every = region.fisher_every
+    gradients = [*kl_gradients(state, batch, every)] if state.policy.hidden else None  # of an MLP: an image's are large
 
     def product(vector: Tensor) -> Tensor:
-        fisher = fisher_product(state, gradients or kl_gradients(state, batch, share), vector, ranks)
+        fisher = fisher_product(state, gradients or kl_gradients(state, batch, every), vector, ranks)
         return fisher + region.damping * vector
 
     x, curvature = conjugate_gradient(product, uphill, region.cg_steps)
@@ -165,18 +165,18 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
     return x, float(x.dot(b))
 
 
-def kl_gradients(state: State, batch: Batch, fraction: float) -> Iterator[tuple[Sequence[Tensor | None], float]]:
+def kl_gradients(state: State, batch: Batch, every: int) -> Iterator[tuple[Sequence[Tensor | None], float]]:
     """The gradient of mean KL(pi || .) at the present policy pi, which is 0, in a form that can be derived again.
 
-    For each microbatch: by each parameter, and the microbatch's share. Of a `fraction` of the rows: PARTS or more
-    parts at equal distances in the batch.
+    For each microbatch: by each parameter, and the microbatch's share. Of one part in `every`, about PARTS at equal
+    distances in the batch.
     """
     policy, parameters = state.policy, [*state.policy.parameters()]
-    most, every = policy.microbatch(batch.obs), round(1 / fraction)
-    small = most if every == 1 else min(most, math.ceil(len(batch.obs) / every / PARTS))
-    parts = [*batch.microbatches(small)][::every]
-    whole = sum(share for _, share in parts) / batch.weight
-    for part, share in ((part, share / whole) for part, share in parts):
+    most, count = policy.microbatch(batch.obs), len(batch.obs)
+    small = most if every == 1 else min(most, math.ceil(count / every / PARTS))
+    parts = [part for part, _ in batch.microbatches(small)][::every]
+    count = sum(len(part.obs) for part in parts)
+    for part, share in ((part, batch.weight * len(part.obs) / count) for part in parts):
         with torch.enable_grad():
             dist = policy.evaluate(part.obs, part.sequences)[0]
             kl = dist.kl_from(policy.distribution(dist.params.detach(), stored=True)).mean()

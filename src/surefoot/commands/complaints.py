@@ -29,6 +29,8 @@ def sentence(complaint: str, command: type, default: Any, args: Sequence[str]) -
         chosen = [f"--{part}.{kebab(f.name)}" for f in fields]
         near = difflib.get_close_matches(unknown[1], chosen or known, 1)
         hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+        if unknown[1] in chosen:
+            hint = f"it comes after {part}:NAME, which chooses the part"
         if here and (default is not None or here in known):
             hint = f"surefoot calls it {here}"
         elif unknown[1] in known:
@@ -63,7 +65,9 @@ def options(value: Any, prefix: str = "") -> list[str]:
 
 def following(args: Sequence[str], option: str) -> list[str]:
     """The values of an option that takes several."""
-    given = args[args.index(option) + 1 :] if option in args else []
+    args = [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    names = [word.replace("_", "-") for word in args]
+    given = args[names.index(option) + 1 :] if option in names else []
     return list(itertools.takewhile(lambda text: not text.startswith("--"), given))
 
 
