@@ -53,9 +53,7 @@ def surefoot_run(who: str, task: str, seed: int, steps: int, where: Path) -> Non
     from surefoot.presets import CONTROL, find
 
     name = f"popgym:{task}" if task.startswith("popgym") else task
-    cfg = find(name, memory=Unit()) if who == GRU else find(name)
-    if cfg.memory == CONTROL.memory:
-        cfg = replace(CONTROL, env=cfg.env, task=task)  # not its preset
+    cfg = find(name, memory=Unit()) if who == GRU else replace(CONTROL, env=find(name).env, task=task)  # no preset
     cfg = replace(cfg, seed=seed, total_steps=steps, eval_episodes=0)
     surefoot.train(cfg, run_dir=where / "run", ranks=1, quiet=True)
     shutil.move(where / "run" / "metrics.jsonl", where / "rows.jsonl")
@@ -131,10 +129,8 @@ def run(which: str, who: str, task: str, seed: int, work: Path) -> Row | None:
                 print(f"{where.name} failed: see {log.name}", file=sys.stderr, flush=True)
                 return None
         (where / "done").touch()
-    if not (where / "rows.jsonl").exists():
-        return None
-    rows: list[Row] = [json.loads(line) for line in (where / "rows.jsonl").read_text().splitlines()]
-    steps = TASKS[which][task]
+    there, steps = where / "rows.jsonl", TASKS[which][task]
+    rows: list[Row] = [json.loads(line) for line in there.read_text().splitlines()] if there.exists() else []
     if not rows:
         return None
     reached = [[row["return_mean"] for row in rows if row["step"] <= steps * (i + 1) / EIGHTHS] for i in range(EIGHTHS)]
