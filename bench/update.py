@@ -21,18 +21,25 @@ from surefoot.algorithm.advantages import compute_advantages
 from surefoot.algorithm.rollout import collect, gather_if_small
 from surefoot.algorithm.state import initial
 from surefoot.algorithm.update import batches, update
+from surefoot.config import Config
 from surefoot.parallel.ranks import Alone
 from surefoot.presets import find
 from surefoot.rng import Purpose, stream
 from surefoot.runs.worker import revision
 
 
-def measure(task: str, seconds: float) -> list[float]:
-    """Seconds an update took, each the mean of a pass over eight minibatches of one rollout."""
-    cfg, ranks = find(task), Alone()
+def finish(device: str) -> None:
+    """Wait for what a GPU still computes."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(cfg: Config, seconds: float) -> list[float]:
+    """Seconds an update took, each the mean of a pass over up to eight minibatches of one rollout."""
+    ranks = Alone()
     state = initial(cfg, ranks)
     shape = cfg.num_steps[0], cfg.num_envs, *state.policy.noise_shape
-    noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32"))
+    noise = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, 0).random(shape, "float32")).to(cfg.device)
     rollout = collect(state.policy, state.envs, noise)
     rollout, _ = gather_if_small(rollout, cfg, state, ranks)
     advantage, returns, _ = compute_advantages(rollout, cfg, state, ranks)
@@ -41,6 +48,7 @@ def measure(task: str, seconds: float) -> list[float]:
     while (start := perf_counter()) < end:
         for batch in some:
             update(state, batch, cfg, ranks)
+        finish(cfg.device)
         passes.append((perf_counter() - start) / len(some))
     state.envs.close()
     return passes
@@ -54,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
     for task in args.tasks:
-        passes = measure(task, args.seconds)
+        passes = measure(find(task), args.seconds)
         figures = {"least_us": round(min(passes) * 1e6), "median_us": round(statistics.median(passes) * 1e6)}
         print(json.dumps({"task": task, "git": revision(), "passes": len(passes), **figures}), flush=True)
 
