@@ -43,6 +43,7 @@ CASES = [
     (Gymnasium("makers:Image"), NatureCNN()),
     (Pong(), SmallCNN(hidden=32)),
     (LESSON, LessonCNN(critic=True)),
+    (Gymnasium("makers:make_all"), NatureCNN(separate_critic=True)),
     (LESSON, LessonCNN()),
     (Gymnasium("CartPole-v1"), (MLP((16,)), GRU(8))),
     (Pong(), (SmallCNN(hidden=32), LSTM(8))),

@@ -41,8 +41,10 @@ def built(network: Network, space: spaces.Box, actions: int) -> Policy:
     [
         (LessonCNN(), FRAMES, 2, 334_897),
         (LessonCNN(critic=True), FRAMES, 2, 334_897 + 257),
+        (LessonCNN(critic=True, separate_critic=True), FRAMES, 2, 2 * 334_897),
         # 16*2*64+16, 32*16*16+32, 2048*256+256, 256*3+3, 256+1
         (SmallCNN(), FRAMES, 3, 2_064 + 8_224 + 524_544 + 771 + 257),
+        (SmallCNN(separate_critic=True), FRAMES, 3, 2 * (2_064 + 8_224 + 524_544) + 771 + 257),
         # 2*9*16+16, 4*(16*9*16+16), 16*9*32+32, 9*(32*9*32+32), 32*10*10*256+256, 256*3+3, 256+1
         (ImpalaCNN(), FRAMES, 3, 304 + 9_280 + 4_640 + 83_232 + 819_456 + 771 + 257),
         # twice (4*64+64 + 64*64+64), 64*2+2, 64+1
@@ -124,7 +126,7 @@ def test_first_weights_leave_the_generators_of_gpus_alone(monkeypatch: pytest.Mo
     assert seeded == []
 
 
-@pytest.mark.parametrize("network", [SmallCNN(), ImpalaCNN()], ids=str)
+@pytest.mark.parametrize("network", [SmallCNN(), ImpalaCNN(), SmallCNN(separate_critic=True)], ids=str)
 @pytest.mark.parametrize("kind", ["float64", "float32", "bfloat16"])
 def test_the_policy_that_acts_is_the_policy_that_learns(network: Network, kind: str) -> None:
     """Packed for oneDNN, or not where it cannot be (float64); with heads of PyTorch and, in an actor, of NumPy."""
@@ -141,7 +143,7 @@ def test_the_policy_that_acts_is_the_policy_that_learns(network: Network, kind: 
         assert not any(p.requires_grad for p in packed.parameters())
         dist, value, _ = packed(images(4))
         actor = make_actor(policy, noise)
-        assert isinstance(actor, PackedActor)
+        assert isinstance(actor, PackedActor) is policy.shares
         action = actor.act(0, images(4).numpy())
         done = actor.decisions(images(4).numpy()[None], images(4).numpy())
     for params, v in ((dist.params, value), (done.params[0], done.value[0]), (done.params[0], done.bootstrap_value)):
@@ -226,6 +228,22 @@ def test_actor_and_critic_of_a_pair_know_nothing_of_each_other() -> None:
         assert pair.weight.grad is not None
         assert not pair.weight.grad[0].any()
         assert pair.weight.grad[1].any()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [LessonCNN(critic=True, separate_critic=True), SmallCNN(separate_critic=True), NatureCNN(separate_critic=True)],
+    ids=lambda network: type(network).__name__,
+)
+def test_a_separate_critic_knows_nothing_of_the_policy(network: Network) -> None:
+    """What one learns from reaches no parameter of the other's; only shared layers would be reached by both."""
+    policy = built(network, FRAMES, 2)
+    dist, value, _ = policy(images(3))
+    parameters = dict(policy.named_parameters())
+    for output in (dist.params, value):
+        grads = torch.autograd.grad(output.square().sum(), [*parameters.values()], retain_graph=True, allow_unused=True)
+        reached = {name for name, grad in zip(parameters, grads, strict=True) if grad is not None and grad.any()}
+        assert reached == {name for name in parameters if name.startswith("critic") is (output is value)}
 
 
 def test_spaces_that_do_not_fit_are_refused() -> None:

@@ -36,9 +36,9 @@ from surefoot.config import Config
 from surefoot.envs.atari import Atari, Pong
 from surefoot.errors import UserError
 from surefoot.models.memory import GRU, LSTM
-from surefoot.models.networks import MLP, LessonCNN, SmallCNN
+from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
-from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED, find
+from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TRPO, TUNED, find
 
 
 def changed(a: Config, b: Config) -> set[str]:
@@ -173,7 +173,7 @@ def test_infinity_survives_json_as_null() -> None:
 
 def test_a_chosen_part_names_its_type() -> None:
     plain = LESSON.to_json()
-    assert plain["network"] == {"type": "LessonCNN", "critic": False}
+    assert plain["network"] == {"type": "LessonCNN", "critic": False, "separate_critic": False}
     assert plain["objective"] == {"type": "ClippedSurrogate", "clip_range": 0.1, "decay": 0.999, "end_factor": 1.0}
     assert plain["num_steps"] == [320]
 
@@ -476,6 +476,19 @@ def test_a_memory_learns_from_sequences_that_are_long_enough(
     assert isinstance(typed, Train)
     for cfg in (typed.config, find(task, memory=GRU(), **options)):
         assert (cfg.minibatch_size, cfg.sequence(cfg.num_steps[0])) == (minibatch, sequence)
+
+
+def test_trpo_has_a_critic_that_shares_no_layer_with_the_policy() -> None:
+    """Where nobody chooses a network: what they shared would be the policy's alone."""
+    chosen = find("pong", objective=TrustRegion(), learning_rate=FixedRate(1e-3))
+    typed = parse(["train", "pong", "objective:trust-region", "learning-rate:fixed-rate"])
+    assert isinstance(typed, Train)
+    assert chosen.network == typed.config.network == replace(find("pong").network, separate_critic=True)
+    assert isinstance(TRPO.network, LessonCNN)
+    assert TRPO.network.separate_critic
+    given = find("pong", objective=TrustRegion(), learning_rate=FixedRate(1e-3), network=NatureCNN())
+    assert given.network == NatureCNN()
+    assert find("CartPole-v1", objective=TrustRegion(), learning_rate=FixedRate(1e-3)).network == MLP()
 
 
 def test_minibatches_grow_to_hold_sequences_of_the_length_asked_for() -> None:

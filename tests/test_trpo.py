@@ -213,12 +213,21 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 
 IMAGES: dict[str, Any] = {"env": Gymnasium("makers:Image"), "network": SmallCNN((4, 8), hidden=32)}
+SEPARATE: dict[str, Any] = {"network": SmallCNN((4, 8), hidden=32, separate_critic=True)}
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, IMAGES, IMAGES | {"optimizer": Muon(units=16)}, {"memory": GRU(6)}, IMAGES | {"memory": LSTM(6)}],
-    ids=["mlp", "images", "muon", "remembering mlp", "remembering images"],
+    [
+        {},
+        IMAGES,
+        IMAGES | SEPARATE,
+        IMAGES | {"optimizer": Muon(units=16)},
+        {"memory": GRU(6)},
+        IMAGES | {"memory": LSTM(6)},
+        IMAGES | SEPARATE | {"memory": LSTM(6)},
+    ],
+    ids=["mlp", "images", "separate", "muon", "remembering mlp", "remembering images", "remembering separate"],
 )
 def test_the_critic_learns_and_the_policy_stays_to_the_bit(region: Config, fields: dict[str, Any]) -> None:
     """Also where they share a network; the first batch of a rollout is the policy's, which leaves the critic alone."""
@@ -227,6 +236,7 @@ def test_the_critic_learns_and_the_policy_stays_to_the_bit(region: Config, field
     rollout = surefoot.loop.collect(cfg, state)
     advantage, returns = surefoot.loop.advantages(rollout, cfg, state)
     params, value = rollout.evaluated_by(state.policy)
+    begun = {k: v.clone() for k, v in state.policy.state_dict().items() if k.startswith("critic")}
     first, *rest = trpo.batches(rollout, advantage, returns, cfg, state, Alone())
     assert len(first.obs) == 64
     assert len(rest) == 2 * 2
@@ -236,7 +246,8 @@ def test_the_critic_learns_and_the_policy_stays_to_the_bit(region: Config, field
     assert torch.equal(now, params)
     assert not torch.equal(later, value)
     assert (later[:64] - returns.flatten()).square().mean() < (value[:64] - returns.flatten()).square().mean()
-    critic = {k: v.clone() for k, v in state.policy.state_dict().items() if k.startswith("critic")}
+    critic = {k: state.policy.state_dict()[k].clone() for k in begun}
+    assert not any(torch.equal(v, critic[k]) for k, v in begun.items())
     info = trpo.update(state, first, cfg, Alone())
     assert not torch.equal(rollout.evaluated_by(state.policy)[0], params)
     assert 0 < info.kl <= 0.01
@@ -260,8 +271,10 @@ def test_a_run_resumes_to_the_same_bits(region: Config, tmp_path: Path, monkeypa
     assert found[0]["ratio_drift_first"] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_rung_stands_beside_the_last_and_changes_the_objective_alone() -> None:
-    assert replace(TRPO, task="ppo", objective=LADDER[-1].objective) == LADDER[-1]
+def test_the_rung_stands_beside_the_last_and_changes_the_objective_and_whose_layers_the_critics_are() -> None:
+    ppo = LADDER[-1]
+    assert replace(TRPO, task="ppo", objective=ppo.objective, network=ppo.network) == ppo
+    assert TRPO.network == replace(ppo.network, separate_critic=True)
 
 
 def test_what_bounds_the_divergence_twice_is_refused() -> None:

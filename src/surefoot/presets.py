@@ -83,7 +83,8 @@ RUNG_5 = replace(
 )
 LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
 # Beside the last rung: the bound that the clip stands for.
-TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion(fisher_every=10))
+TRPO_CNN = LessonCNN(critic=True, separate_critic=True)
+TRPO = replace(RUNG_5, task="trpo", network=TRPO_CNN, objective=TrustRegion(fisher_every=10))
 
 PONG = Config(
     task="pong",
@@ -327,6 +328,9 @@ def find(
         known = {name: expected[name] for name in ("num_envs", "num_steps") if expected.get(name)}
         least, cfg = max(SEQUENCE, cfg.minibatch_size // cfg.num_envs), replace(cfg, **known, minibatch_size=0)
         cfg = replace(cfg, minibatch_size=with_sequences(cfg, least, memory.length))
+    bounded = not isinstance(task, Config) and isinstance(expected.get("objective"), TrustRegion)
+    if bounded and not isinstance(cfg.network, MLP):
+        cfg = replace(cfg, network=replace(cfg.network, separate_critic=True))
     return replace(cfg, **fields)
 
 

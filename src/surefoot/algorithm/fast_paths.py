@@ -68,7 +68,8 @@ def make_actor(policy: Policy, noise: Tensor, memory: Tensor | None = None) -> A
     if twin := mlp_twin(policy):
         return mlp.MLPActor(twin, noise)
     here = policy.actor.weight.is_cpu and policy.memory is None and not policy.is_mixed
-    if FAST and here and policy.critic is not None and isinstance(policy.preprocess, Patches):
+    one_body = policy.critic is not None and policy.shares
+    if FAST and here and one_body and isinstance(policy.preprocess, Patches):
         return packed.PackedActor(policy, noise)
     return Actor(inference_policy(policy), noise, memory)
 

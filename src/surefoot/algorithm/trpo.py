@@ -57,10 +57,11 @@ def batches(
 
 def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     """The policy's step, or one of the critic's, which leaves the policy as it is."""
+    policy = state.policy
     if isinstance(batch, WholeRollout):
-        with single_precision(state.policy):
+        with single_precision(policy), frozen(policy.critic_body.parameters() if policy.critic_body else []):
             return policy_step(state, batch, cfg, ranks)
-    with only_critic(state.policy):
+    with frozen(shared_layers(policy)):
         return ppo.update(state, replace(batch, advantage=0 * batch.advantage), critic_alone(cfg), ranks)
 
 
@@ -76,17 +77,22 @@ def critic_alone(cfg: Config) -> Config:
     return changed(cfg, objective=Surrogate(), entropy=Entropy(0.0), kl_penalty=FixedPenalty())
 
 
+def shared_layers(policy: Policy) -> list[Tensor]:
+    """All parameters but the critic's own, and none of an MLP, which shares none: its actor's gradient is 0."""
+    others: list[Tensor] = [p for name, p in policy.named_parameters() if not name.startswith("critic")]
+    return [] if policy.hidden and policy.memory is None else others
+
+
 @contextmanager
-def only_critic(policy: Policy) -> Iterator[None]:
-    """Layers that the policy shares with its critic do not learn. An MLP shares none: its actor's gradient is 0."""
-    others = [p for name, p in policy.named_parameters() if not name.startswith("critic.")]
-    shared = [] if policy.hidden and policy.memory is None else others
+def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Without a gradient of these parameters."""
+    still = [*parameters]
     try:
-        for p in shared:
+        for p in still:
             p.requires_grad_(False)
         yield
     finally:
-        for p in shared:
+        for p in still:
             p.requires_grad_(True)
 
 
@@ -171,7 +177,7 @@ def kl_gradients(state: State, batch: Batch, every: int) -> Iterator[tuple[Seque
     For each microbatch: by each parameter, and the microbatch's share. Of one part in `every`, about PARTS at equal
     distances in the batch.
     """
-    policy, parameters = state.policy, [*state.policy.parameters()]
+    policy, parameters = state.policy, [p for p in state.policy.parameters() if p.requires_grad]
     most, count = policy.microbatch(batch.obs), len(batch.obs)
     small = most if every == 1 else min(most, math.ceil(count / every / PARTS))
     parts = [part for part, _ in batch.microbatches(small)][::every]
@@ -191,7 +197,8 @@ def fisher_product(
     `gradients`: `kl_gradients`. Source: Pearlmutter 1994.
     """
     start = state.flat.storage_offset()
-    parts = [vector.as_strided(p.shape, p.stride(), p.storage_offset() - start) for p in state.policy.parameters()]
+    learning = [p for p in state.policy.parameters() if p.requires_grad]
+    parts = [vector.as_strided(p.shape, p.stride(), p.storage_offset() - start) for p in learning]
     state.gradient.zero_()
     for grads, share in gradients:
         with torch.enable_grad():

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from surefoot.algorithm.objectives import TrustRegion
 from surefoot.config import Config
 from surefoot.models.memory import GRU
 from surefoot.other_words import kebab, on_command_line
@@ -99,8 +100,13 @@ def number(args: Sequence[str], option: str) -> int:
 
 
 def expected(args: Sequence[str]) -> dict[str, Any]:
-    """Options that other options' defaults depend on: `--num-envs`, `--num-steps` and a memory."""
+    """Options that other options' defaults depend on: `--num-envs`, `--num-steps`, a memory and TRPO."""
     steps = tuple(int(text) for text in following(args, "--num-steps") if text.isdecimal())
-    known = {"num_envs": number(args, "--num-envs")} | ({"num_steps": steps} if min(steps, default=0) else {})
-    remembers = {"memory:gru", "memory:lstm"} & {*args}
-    return known | ({"memory": GRU(length=number(args, "--memory.length"))} if remembers else {})
+    known: dict[str, Any] = {"num_envs": number(args, "--num-envs")}
+    if min(steps, default=0):
+        known["num_steps"] = steps
+    if "objective:trust-region" in args:
+        known["objective"] = TrustRegion()
+    if {"memory:gru", "memory:lstm"} & {*args}:
+        known["memory"] = GRU(length=number(args, "--memory.length"))
+    return known

@@ -66,7 +66,7 @@ class Graph(nn.Module):
             rows[MASK] = with_something_allowed(rows[MASK], choices(self.action_space))
         row: Any = rows if self.layout[0].path else rows[()]
         if policy.body and isinstance(policy.body[0], DictEncoder):
-            features, allowed = policy.body(row), rows[MASK] > 0 if policy.masks else None
+            features, allowed = policy.features(row), rows[MASK] > 0 if policy.masks else None
         else:
             x, allowed = policy.split_mask(policy.preprocess(row))
             features = policy.features(x)

@@ -50,15 +50,16 @@ def packed_policy(policy: Policy) -> Policy:
     packed.bf16, dtype = False, torch.bfloat16 if policy.bf16 else policy.actor.weight.dtype
     here, known = policy.actor.weight.is_cpu, torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     packs = here and known and (dtype == torch.float32 or (policy.bf16 and bf16_units() != ""))
-    for i, (layer, after) in enumerate(pairwise([*packed.body, None])):
-        if packs and isinstance(layer, nn.Conv2d | nn.Linear):
-            relu = isinstance(after, nn.ReLU)
-            packed.body[i] = PackedLayer(layer, dtype, relu)
-            if relu:
-                packed.body[i + 1] = nn.Identity()
-        elif isinstance(layer, PixelConv):
-            layer.folded = layer.fold(dtype)
-    packed.body.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for body in packed.bodies():
+        for i, (layer, after) in enumerate(pairwise([*body, None])):
+            if packs and isinstance(layer, nn.Conv2d | nn.Linear):
+                relu = isinstance(after, nn.ReLU)
+                body[i] = PackedLayer(layer, dtype, relu)
+                if relu:
+                    body[i + 1] = nn.Identity()
+            elif isinstance(layer, PixelConv):
+                layer.folded = layer.fold(dtype)
+        body.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return packed
 
 

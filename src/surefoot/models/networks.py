@@ -6,6 +6,7 @@ A Config holds one of these frozen descriptions; `build` turns it into a `policy
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ class LessonCNN:
 
     critic: bool = False
     """add a value head on the 256 features; without it the value is 0"""
+    separate_critic: bool = False
+    """that value head has layers of its own below it"""
 
     def build(self, observation: Space, action: Space) -> Policy:
         """334,897 parameters (and 257 with the critic); PyTorch's default initialisation, as in the lesson."""
@@ -54,7 +57,9 @@ class LessonCNN:
             nn.ReLU(),
         )
         critic = nn.Linear(256, 1) if self.critic else None
-        return Policy(Palette(lesson_table()), body, nn.Linear(256, 1), critic, Head(1, (), Bernoulli))
+        own = deepcopy(body) if self.critic and self.separate_critic else None
+        head = Head(1, (), Bernoulli)
+        return Policy(Palette(lesson_table()), body, nn.Linear(256, 1), critic, head, critic_body=own)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class SmallCNN:
     """subtracted from each pixel"""
     scale: float = 64.0
     """divisor of each pixel after that"""
+    separate_critic: bool = False
+    """the critic has layers of its own"""
 
     def __post_init__(self) -> None:
         require_range(self, "filters", "kernel", "stride", "hidden", low=1, high=MAX_UNITS)
@@ -88,7 +95,7 @@ class SmallCNN:
         """For images and Dicts with images in them, and any actions."""
         shape = tuple(zip(self.filters, self.kernel, self.stride, strict=True))
         look = _plain("SmallCNN", shape, self.background, self.scale)
-        return _convolutional("SmallCNN", observation, action, self.stride[0], look, self.hidden)
+        return _convolutional(self, observation, action, self.stride[0], look, self.hidden)
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,8 @@ class NatureCNN:
 
     scale: float = 255.0
     """divisor of each pixel"""
+    separate_critic: bool = False
+    """the critic has layers of its own"""
 
     def __post_init__(self) -> None:
         require_range(self, "scale", above=True)
@@ -107,7 +116,7 @@ class NatureCNN:
     def build(self, observation: Space, action: Space) -> Policy:
         """For images and Dicts with images in them, and any actions; 1,687,719 parameters for Pong's six."""
         look = _plain("NatureCNN", ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 0.0, self.scale)
-        return _convolutional("NatureCNN", observation, action, 4, look, 512)
+        return _convolutional(self, observation, action, 4, look, 512)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,9 @@ class ImpalaCNN:
 
     Source: Espeholt et al. 2018, figure 3, the deep one without its LSTM; initialised as the others.
     """
+
+    separate_critic: bool = False
+    """the critic has layers of its own"""
 
     def build(self, observation: Space, action: Space) -> Policy:
         """For images and Dicts with images in them, and any actions; 1,090,517 parameters for Breakout's four."""
@@ -131,7 +143,7 @@ class ImpalaCNN:
                 layers += [first, nn.MaxPool2d(3, 2, 1), Residual(filters), Residual(filters)]
             return [*layers, nn.ReLU()]
 
-        return _convolutional("ImpalaCNN", observation, action, 1, look, 256)
+        return _convolutional(self, observation, action, 1, look, 256)
 
 
 def _plain(
@@ -155,7 +167,12 @@ def _plain(
 
 
 def _convolutional(
-    name: str, observation: Space, action: Space, step: int, look: Callable[[int], list[nn.Module]], hidden: int
+    network: SmallCNN | NatureCNN | ImpalaCNN,
+    observation: Space,
+    action: Space,
+    step: int,
+    look: Callable[[int], list[nn.Module]],
+    hidden: int,
 ) -> Policy:
     """`look` over patches of `step` pixels, a hidden layer, policy and critic; a Dict's other parts join them."""
     import torch
@@ -166,7 +183,7 @@ def _convolutional(
     from surefoot.models.layers import DictEncoder, VectorEncoder
     from surefoot.models.policy import Policy, orthogonal
 
-    layout, mask, top = parts(observation), masked(observation, action), head(action)
+    name, layout, mask, top = type(network).__name__, parts(observation), masked(observation, action), head(action)
     pictures = [part for part in layout if len(part.shape) == 3 or part.is_image()]
     images = [part for part in pictures if min(image_axes(part.shape)[:2]) >= MIN_IMAGE] or pictures
     _require(len(images) > 0, f"{name} sees images [channels, height, width], not {observation.shape or observation}")
@@ -186,7 +203,8 @@ def _convolutional(
     _announce(width, hidden, observation)
     body.append(nn.Linear(width, hidden)).append(nn.ReLU(inplace=True))
     actor, critic = nn.Linear(hidden, top.outputs), nn.Linear(hidden, 1)
-    return orthogonal(Policy(prepare, body, actor, critic, top, masks=mask))
+    own = deepcopy(body) if network.separate_critic else None
+    return orthogonal(Policy(prepare, body, actor, critic, top, mask, critic_body=own))
 
 
 def _image_encoder(part: Part, step: int, look: Callable[[int], list[nn.Module]]) -> tuple[nn.Module, nn.Sequential]:

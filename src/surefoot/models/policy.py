@@ -60,12 +60,15 @@ class Policy(nn.Module):
         head: Head,
         masks: int = 0,
         std: float = 0.6,
+        critic_body: nn.Sequential | None = None,
     ) -> None:
         super().__init__()
         self.preprocess, self.body = preprocess, body
-        self.actor, self.critic = actor, critic
+        self.actor, self.critic, self.critic_body = actor, critic, critic_body
         self.hidden = [layer for layer in body if isinstance(layer, ActorCriticLinear)]
         """an MLP's layers between observation and heads; empty for other networks"""
+        self.shares = not self.hidden and critic_body is None
+        """whether actor and critic have the same features [B, H]; others are side by side, [2, B, H]"""
         self.distribution, self.noise_shape, self.masks = head.distribution, head.noise_shape, masks
         """distribution: from parameters, as a rollout stores them; noise_shape: of the noise for one action"""
         self.log_std = nn.Parameter(torch.full((head.numbers,), math.log(std))) if head.numbers else None
@@ -117,7 +120,7 @@ class Policy(nn.Module):
 
     def heads(self, features: Tensor, allowed: Tensor | None) -> tuple[Distribution, Tensor]:
         """Distribution over B actions, value [B]."""
-        actor, critic = features if self.hidden else (features, features)
+        actor, critic = (features, features) if self.shares else features
         value = actor.new_zeros(actor.shape[0]) if self.critic is None else self.critic(critic)[:, 0]
         return self.distribution_of(self.actor(actor), allowed), value
 
@@ -167,13 +170,19 @@ class Policy(nn.Module):
         params, values = zip(*((dist.params, value) for dist, value in outputs), strict=True)
         return torch.cat(params), torch.cat(values)
 
-    def features(self, x: Tensor | DistinctWindows) -> Tensor:
-        """The body's output for preprocessed observations without their mask."""
-        layers = self.body
-        if not isinstance(x, Tensor):
-            x, layers = x.convolve(layers, torch.bfloat16 if self.bf16 else self.actor.weight.dtype)
-        features: Tensor = layers(x)
-        return features
+    def features(self, obs: Tensor | DistinctWindows | dict[Any, Tensor]) -> Tensor:
+        """The body's output for preprocessed observations without their mask, and that of the critic's own body."""
+        outputs = list[Tensor]()
+        for body in self.bodies():
+            x, layers = obs, body
+            if not isinstance(x, Tensor | dict):
+                x, layers = x.convolve(layers, torch.bfloat16 if self.bf16 else self.actor.weight.dtype)
+            outputs.append(layers(x))
+        return torch.stack(outputs) if len(outputs) > 1 else outputs[0]
+
+    def bodies(self) -> list[nn.Sequential]:
+        """The body, and the critic's own where it has one."""
+        return [self.body] if self.critic_body is None else [self.body, self.critic_body]
 
     def split_mask(self, preprocessed: Tensor | DistinctWindows) -> tuple[Tensor | DistinctWindows, Tensor | None]:
         """What the body gets, and which actions a mask allows, bool [B, A]."""

@@ -50,7 +50,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, policy: Policy, lstm: bool, units: int) -> None:
         super().__init__()
-        inputs = policy.actor.in_features * (2 if policy.hidden else 1)
+        inputs = policy.actor.in_features * (1 if policy.shares else 2)
         self.cell = cell = nn.LSTMCell(inputs, units) if lstm else nn.GRUCell(inputs, units)
         self.width = 2 * units if lstm else units
         self.add = nn.Linear(units, inputs, bias=False)
@@ -92,7 +92,7 @@ class Recurrent(nn.Module):
         return self.joined(features, torch.empty_like(h).index_copy(0, order, h))
 
     def rows(self, features: Tensor) -> Tensor:
-        """Features [B, K]; an MLP's are [2, B, K / 2]."""
+        """Features [B, K]; those that are not shared are [2, B, K / 2]."""
         return features if features.ndim == 2 else features.transpose(0, 1).flatten(1)
 
     def joined(self, features: Tensor, h: Tensor) -> Tensor:
