@@ -489,6 +489,8 @@ def test_trpo_has_a_critic_that_shares_no_layer_with_the_policy() -> None:
     given = find("pong", objective=TrustRegion(), learning_rate=FixedRate(1e-3), network=NatureCNN())
     assert given.network == NatureCNN()
     assert find("CartPole-v1", objective=TrustRegion(), learning_rate=FixedRate(1e-3)).network == MLP()
+    remembers = find("pong", objective=TrustRegion(), learning_rate=FixedRate(1e-3), memory=GRU())
+    assert remembers.network == find("pong").network  # a memory sees what is the critic's own
 
 
 def test_minibatches_grow_to_hold_sequences_of_the_length_asked_for() -> None:

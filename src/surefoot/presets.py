@@ -329,7 +329,7 @@ def find(
         least, cfg = max(SEQUENCE, cfg.minibatch_size // cfg.num_envs), replace(cfg, **known, minibatch_size=0)
         cfg = replace(cfg, minibatch_size=with_sequences(cfg, least, memory.length))
     bounded = not isinstance(task, Config) and isinstance(expected.get("objective"), TrustRegion)
-    if bounded and not isinstance(cfg.network, MLP):
+    if bounded and not isinstance(cfg.network, MLP) and not isinstance(expected.get("memory"), Unit):
         cfg = replace(cfg, network=replace(cfg.network, separate_critic=True))
     return replace(cfg, **fields)
 

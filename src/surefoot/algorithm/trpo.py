@@ -78,8 +78,9 @@ def critic_alone(cfg: Config) -> Config:
 
 
 def shared_layers(policy: Policy) -> list[Tensor]:
-    """All parameters but the critic's own, and none of an MLP, which shares none: its actor's gradient is 0."""
-    others: list[Tensor] = [p for name, p in policy.named_parameters() if not name.startswith("critic")]
+    """What the policy depends on: nothing of an MLP (its actor's gradient is 0), with a memory the critic's body too."""
+    own = "critic" if policy.memory is None else "critic."
+    others: list[Tensor] = [p for name, p in policy.named_parameters() if not name.startswith(own)]
     return [] if policy.hidden and policy.memory is None else others
 
 
