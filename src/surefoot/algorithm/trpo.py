@@ -78,7 +78,7 @@ def critic_alone(cfg: Config) -> Config:
 
 
 def shared_layers(policy: Policy) -> list[Tensor]:
-    """What the policy depends on: nothing of an MLP (its actor's gradient is 0), with a memory the critic's body too."""
+    """What the policy depends on: nothing of an MLP, whose actor has gradient 0; with a memory the critic's body."""
     own = "critic" if policy.memory is None else "critic."
     others: list[Tensor] = [p for name, p in policy.named_parameters() if not name.startswith(own)]
     return [] if policy.hidden and policy.memory is None else others
