@@ -3,8 +3,9 @@
     python bench/gpu.py --out bench/records/DATE_gpu
 
 Updates from minibatches of Pong of 256 to 16,384 steps, actions for 8 to 512 environments; the processor with all its
-cores, in single precision and in bfloat16. Writes OUT/record.json: milliseconds, the least of as many as --seconds
-allow and their median. About ten minutes on 16 cores; `--devices cpu --networks NatureCNN --sizes 256` tries it in one.
+cores, in single precision and, where it has units for that, in bfloat16. Writes OUT/record.json: milliseconds, the
+least of as many as --seconds allow and their median. About ten minutes on 16 cores; without a GPU
+`--devices cpu --networks NatureCNN --sizes 256` tries it in one.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import numpy as np
 import torch
 
 from common import Row
+from surefoot.algorithm.fast_paths import make_actor
 from surefoot.algorithm.state import initial
 from surefoot.config import Config
-from surefoot.models.actor import Actor
 from surefoot.models.networks import ImpalaCNN, NatureCNN
+from surefoot.models.policy import bf16_units
 from surefoot.parallel.ranks import Alone
 from surefoot.presets import find
 from surefoot.runs.worker import machine, revision
@@ -39,7 +41,7 @@ def acting(cfg: Config, envs: int, seconds: float) -> list[float]:
     state = initial(replace(cfg, num_envs=1, minibatch_size=0), Alone())
     shape = state.policy.spaces[0].shape  # type: ignore[index]
     obs = np.random.default_rng(0).integers(0, 256, (envs, *shape), np.uint8)
-    actor = Actor(state.policy, torch.full((1, envs, *state.policy.noise_shape), 0.5))
+    actor = make_actor(state.policy, torch.full((1, envs, *state.policy.noise_shape), 0.5))
     times, end = list[float](), perf_counter() + seconds
     while (start := perf_counter()) < end or len(times) < 3:
         with torch.no_grad():
@@ -63,10 +65,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if "cuda" in args.devices and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --devices cpu does without")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     record: Row = {"machine": machine(), "gpu": gpu, "git": revision(), "learn": [], "act": []}
     args.out.mkdir(parents=True, exist_ok=True)
-    ways = [(device, bf16) for device in args.devices for bf16 in ((False, True) if device == "cpu" else (False,))]
+    precisions = {device: (False, True) if device == "cpu" and bf16_units() else (False,) for device in args.devices}
+    ways = [(device, bf16) for device, some in precisions.items() for bf16 in some]
     for network in args.networks:
         for what, sizes in (("learn", args.sizes), ("act", args.envs)):
             for size in sizes:

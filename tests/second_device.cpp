@@ -89,8 +89,14 @@ const Tensor& resize(const Tensor& x, c10::IntArrayRef size, optional<c10::Memor
 
 c10::Scalar number(const Tensor& x) { return on_cpu(x).item(); }
 
+void require_together(const std::string& name, const std::vector<Tensor>& given) {
+  for (const Tensor& x : given)
+    TORCH_CHECK(!x.defined() || !x.dim() || x.device() == DEVICE, name, " was given a tensor on ", x.device());
+}
+
 Tensor convolution(const Tensor& x, const Tensor& w, const optional<Tensor>& bias, Numbers stride, Numbers padding,
                    Numbers dilation, bool transposed, Numbers more, c10::SymInt groups) {
+  require_together("convolution", {x, w, bias.value_or(Tensor())});
   const auto b = bias && bias->defined() ? optional(on_cpu(*bias)) : std::nullopt;
   return back(at::convolution_symint(on_cpu(x), on_cpu(w), b, stride, padding, dilation, transposed, more, groups));
 }
@@ -99,6 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
                                                         Numbers stride, Numbers padding, Numbers dilation,
                                                         bool transposed, Numbers more, c10::SymInt groups,
                                                         std::array<bool, 3> wanted) {
+  require_together("convolution_backward", {grad, x, w});
   const std::vector<c10::SymInt> bias{w.size(0)};
   const auto [dx, dw, db] =
       at::convolution_backward_symint(on_cpu(grad), on_cpu(x), on_cpu(w), Numbers(bias), stride, padding, dilation,
@@ -107,15 +114,14 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
 }
 
 void any_other(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  const auto& name = op.schema().name();
   std::vector<Tensor> given;
   for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size())) {
     if (value.isTensor()) given.push_back(value.toTensor());
     if (value.isTensorList()) for (const Tensor& x : value.toTensorVector()) given.push_back(x);
   }
-  if (name.rfind("aten::index", 0) && name.rfind("aten::_index", 0))
-    for (const Tensor& x : given)
-      TORCH_CHECK(!x.defined() || !x.dim() || x.device() == DEVICE, name, " was given a tensor on ", x.device());
+  const auto& name = op.schema().name();
+  if (name != "aten::index" && name != "aten::index_put_" && name != "aten::_index_put_impl_")
+    require_together(name, given);
   at::native::cpu_fallback(op, stack);
 }
 }  // namespace

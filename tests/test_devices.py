@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -107,9 +108,20 @@ def test_a_device_learns_what_the_processor_learns(case: str, device: str, small
 def test_tensors_of_two_devices_do_not_mix(device: str) -> None:
     """Without this the tests above would show nothing."""
     x, y = torch.ones(2, 2, device=device), torch.ones(2, 2)
-    for both in (lambda: x + y, lambda: x @ y, lambda: torch.where(x > 0, x, y), lambda: torch.cat([x, y])):
+    places, image = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1, 2, 2)
+    mixtures: list[Callable[[], Any]] = [
+        lambda: x + y,
+        lambda: x @ y,
+        lambda: torch.where(x > 0, x, y),
+        lambda: torch.cat([x, y]),
+        lambda: x.index_select(0, places),
+        lambda: x.index_add(0, places.to(device), y[:1]),
+        lambda: torch.nn.functional.conv2d(image.to(device), image),
+    ]
+    for both in mixtures:
         with pytest.raises(RuntimeError, match=r"device| on cpu"):
             both()
     with pytest.raises(TypeError, match="device"):
         x.numpy()
     assert torch.equal((x + 1).cpu(), y + 1)
+    assert torch.equal(x[places].cpu(), y[:1])  # that is allowed
