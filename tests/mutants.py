@@ -335,6 +335,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("x += alpha * direction", "x -= alpha * direction"),
         ("if not name.startswith(own)]", "if name.startswith(own)]"),
         ("own = \"critic\" if policy.memory is None else \"critic.\"", "own = \"critic.\""),
+        ("own = policy.critic_body if policy.memory is None else None", "own = policy.critic_body"),
         ("own = \"critic\" if policy.memory is None else \"critic.\"", "own = \"critic\""),
         ("policy.hidden and policy.memory is None", "policy.hidden"),
         ("advantage=0 * batch.advantage", "advantage=batch.advantage"),

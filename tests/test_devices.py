@@ -24,7 +24,7 @@ from surefoot.algorithm.objectives import AdaptivePenalty, Surrogate, TrustRegio
 from surefoot.algorithm.schedules import FixedRate
 from surefoot.config import Config
 from surefoot.models.memory import GRU, LSTM
-from surefoot.models.networks import ImpalaCNN, NatureCNN
+from surefoot.models.networks import ImpalaCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Muon
 from surefoot.presets import find
 
@@ -43,6 +43,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "TRPO": ("worlds:Catch-v0", {"objective": TrustRegion(), "learning_rate": FixedRate(1e-3)}),
     "the lesson": ("ppo", {"num_envs": 2, "num_steps": (16,), "total_iterations": 2}),
     "pong": ("pong", PICTURES),
+    "TRPO on pictures": (
+        "pong",
+        PICTURES
+        | {"objective": TrustRegion(fisher_every=2), "learning_rate": FixedRate(1e-3)}
+        | {"network": SmallCNN(hidden=32, separate_critic=True)},
+    ),
     "NatureCNN": ("pong", PICTURES | {"network": NatureCNN()}),
     "ImpalaCNN": ("pong", PICTURES | {"network": ImpalaCNN()}),
     "GRU": ("worlds:Catch-v0", {"memory": GRU()}),

@@ -38,7 +38,7 @@ from surefoot.errors import UserError
 from surefoot.models.memory import GRU, LSTM
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
-from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TRPO, TUNED, find
+from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED, find
 
 
 def changed(a: Config, b: Config) -> set[str]:
@@ -484,8 +484,9 @@ def test_trpo_has_a_critic_that_shares_no_layer_with_the_policy() -> None:
     typed = parse(["train", "pong", "objective:trust-region", "learning-rate:fixed-rate"])
     assert isinstance(typed, Train)
     assert chosen.network == typed.config.network == replace(find("pong").network, separate_critic=True)
-    assert isinstance(TRPO.network, LessonCNN)
-    assert TRPO.network.separate_critic
+    named = parse(["train", "pong", "network:small-cnn", "objective:trust-region", "learning-rate:fixed-rate"])
+    assert isinstance(named, Train)
+    assert named.config.network == find("pong").network
     given = find("pong", objective=TrustRegion(), learning_rate=FixedRate(1e-3), network=NatureCNN())
     assert given.network == NatureCNN()
     assert find("CartPole-v1", objective=TrustRegion(), learning_rate=FixedRate(1e-3)).network == MLP()

@@ -83,8 +83,7 @@ RUNG_5 = replace(
 )
 LADDER = (RUNG_0, RUNG_1, RUNG_2, RUNG_3, RUNG_4, RUNG_5)
 # Beside the last rung: the bound that the clip stands for.
-TRPO_CNN = LessonCNN(critic=True, separate_critic=True)
-TRPO = replace(RUNG_5, task="trpo", network=TRPO_CNN, objective=TrustRegion(fisher_every=10))
+TRPO = replace(RUNG_5, task="trpo", objective=TrustRegion(fisher_every=10))
 
 PONG = Config(
     task="pong",
@@ -329,8 +328,9 @@ def find(
         least, cfg = max(SEQUENCE, cfg.minibatch_size // cfg.num_envs), replace(cfg, **known, minibatch_size=0)
         cfg = replace(cfg, minibatch_size=with_sequences(cfg, least, memory.length))
     bounded = not isinstance(task, Config) and isinstance(expected.get("objective"), TrustRegion)
-    if bounded and not isinstance(cfg.network, MLP) and not isinstance(expected.get("memory"), Unit):
-        cfg = replace(cfg, network=replace(cfg.network, separate_critic=True))
+    if bounded and not isinstance(cfg.network, MLP) and getattr(cfg.network, "critic", True):
+        remembers = isinstance(expected.get("memory"), Unit)  # what a memory sees is not the critic's own
+        cfg = replace(cfg, network=replace(cfg.network, separate_critic=not remembers))
     return replace(cfg, **fields)
 
 

@@ -59,7 +59,8 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     """The policy's step, or one of the critic's, which leaves the policy as it is."""
     policy = state.policy
     if isinstance(batch, WholeRollout):
-        with single_precision(policy), frozen(policy.critic_body.parameters() if policy.critic_body else []):
+        own = policy.critic_body if policy.memory is None else None  # a memory, and so the policy, sees that body
+        with single_precision(policy), frozen(own.parameters() if own else []):
             return policy_step(state, batch, cfg, ranks)
     with frozen(shared_layers(policy)):
         return ppo.update(state, replace(batch, advantage=0 * batch.advantage), critic_alone(cfg), ranks)

@@ -105,7 +105,7 @@ def expected(args: Sequence[str]) -> dict[str, Any]:
     known: dict[str, Any] = {"num_envs": number(args, "--num-envs")}
     if min(steps, default=0):
         known["num_steps"] = steps
-    if "objective:trust-region" in args:
+    if "objective:trust-region" in args and not any(text.startswith("network:") for text in args):
         known["objective"] = TrustRegion()
     if {"memory:gru", "memory:lstm"} & {*args}:
         known["memory"] = GRU(length=number(args, "--memory.length"))

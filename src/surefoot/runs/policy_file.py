@@ -105,6 +105,7 @@ def least_size(network: Network, shape: Sequence[int] = ()) -> int:
     """A lower bound for the number of a network's parameters; `shape`: of its observations, where that is known."""
     if isinstance(network, MLP):
         return 2 * sum(a * b for a, b in pairwise((math.prod(shape), *network.hidden)))
+    bodies = 2 if network.separate_critic else 1
     if isinstance(network, LessonCNN):
         return 1296 * 256
     layers, hidden = [(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512  # NatureCNN's: filters, kernel, stride
@@ -116,7 +117,7 @@ def least_size(network: Network, shape: Sequence[int] = ()) -> int:
     for more, kernel, stride in layers:
         size += filters * more * kernel**2
         sides, filters = [max(1, (side - kernel) // stride + 1) for side in sides], more
-    return size + math.prod(sides) * filters * hidden
+    return bodies * (size + math.prod(sides) * filters * hidden)
 
 
 def require_fitting(file: Path, network: Network, tensors: dict[str, Tensor], shape: Sequence[int] = ()) -> None:
