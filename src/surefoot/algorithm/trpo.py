@@ -60,7 +60,7 @@ def update(state: State, batch: Batch, cfg: Config, ranks: Ranks) -> UpdateInfo:
     policy = state.policy
     if isinstance(batch, WholeRollout):
         own = policy.critic_body if policy.memory is None else None  # a memory, and so the policy, sees that body
-        with single_precision(policy), frozen(own.parameters() if own else []):
+        with single_precision(policy), frozen([*own.parameters()] if own else []):
             return policy_step(state, batch, cfg, ranks)
     with frozen(shared_layers(policy)):
         return ppo.update(state, replace(batch, advantage=0 * batch.advantage), critic_alone(cfg), ranks)
@@ -86,15 +86,14 @@ def shared_layers(policy: Policy) -> list[Tensor]:
 
 
 @contextmanager
-def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+def frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Without a gradient of these parameters."""
-    still = [*parameters]
     try:
-        for p in still:
+        for p in parameters:
             p.requires_grad_(False)
         yield
     finally:
-        for p in still:
+        for p in parameters:
             p.requires_grad_(True)
 
 
