@@ -29,6 +29,7 @@ check: $(STAMP)
 
 long: $(STAMP)  # tests of whole programs, a few seconds each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "long and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m device
 
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

@@ -1,7 +1,8 @@
 """Other devices than the processor: a GPU where there is one, and a second device that computes on the processor.
 
-The second device is compiled for these tests, and stands in for a GPU in what can be wrong without one: tensors of two
-devices in one operation, and tensors of the device where NumPy needs the processor's.
+The second device is compiled for these tests, in their own process (`pytest -m device`): autograd counts devices when
+it first runs. It stands in for a GPU in what can be wrong without one: tensors of two devices in one operation, and
+tensors of the device where NumPy needs the processor's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from surefoot.models.networks import ImpalaCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Muon
 from surefoot.presets import find
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.device
 
 METRICS = ("kl", "entropy", "value_loss", "grad_norm", "explained_variance")
 PICTURES: dict[str, Any] = {"num_envs": 2, "num_steps": (16,), "minibatch_size": 16, "total_steps": 64, "bf16": False}
@@ -74,6 +75,7 @@ def second_device(folder: Path) -> str:
     torch.utils.rename_privateuse1_backend("second")
     there = ModuleType("torch.second")
     vars(there).update(is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0)
+    vars(there).update(_is_in_bad_fork=lambda: False, manual_seed_all=lambda _: None)
     torch._register_device_module("second", there)
     return "second"
 
