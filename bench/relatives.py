@@ -90,24 +90,32 @@ def random_score(task: str, episodes: int = 100) -> float:
     return round(statistics.fmean(scores), 3)
 
 
-def normalised(scores: Scores, at_random: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """By task and method: 0 is random, 1 the best method's mean over the seeds."""
-    means = {task: {m: statistics.fmean(s.values()) for m, s in found.items()} for task, found in scores.items()}
+def mean(seeds: Mapping[str, float]) -> float:
+    return statistics.fmean(seeds.values())
+
+
+def normalised(scores: Scores, at_random: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
+    """By task and method, each seed: 0 is random, 1 the best method's mean over the seeds."""
+    spans = {task: max(map(mean, found.values())) - at_random[task] for task, found in scores.items()}
     return {
-        task: {m: (x - at_random[task]) / (max(found.values()) - at_random[task]) for m, x in found.items()}
-        for task, found in means.items()
+        task: {m: [(x - at_random[task]) / spans[task] for x in seeds.values()] for m, seeds in found.items()}
+        for task, found in scores.items()
     }
 
 
 def table(record: Row, methods: list[str]) -> Row:
-    """Means over the tasks that all these methods have finished with all seeds."""
+    """Means over the tasks that all these methods have finished with all seeds, and their standard errors by seeds."""
     runs, seeds = record["scores"], record["seeds"]
     done = [task for task, found in runs.items() if all({*map(str, seeds)} <= {*found.get(m, ())} for m in methods)]
-    whole = {task: {m: runs[task][m] for m in methods} for task in done}
-    each = normalised(whole, record["random"])
-    means = {m: round(statistics.fmean(found[m] for found in each.values()), 3) for m in methods} if each else {}
-    rounded = {task: {m: round(x, 3) for m, x in found.items()} for task, found in each.items()}
-    return {"tasks": list(each), "normalised": rounded, "mean": means}
+    each = normalised({task: {m: runs[task][m] for m in methods} for task in done}, record["random"])
+    means = {task: {m: round(statistics.fmean(x), 3) for m, x in found.items()} for task, found in each.items()}
+    facts: Row = {"tasks": done, "normalised": means, "mean": {}, "error": {}}
+    for m in methods if done else ():
+        facts["mean"][m] = round(statistics.fmean(x for found in each.values() for x in found[m]), 3)
+        if len(seeds) > 1:
+            variance = sum(statistics.variance(found[m]) for found in each.values()) / len(seeds)
+            facts["error"][m] = round(variance**0.5 / len(done), 3)
+    return facts
 
 
 def picture(facts: Row, out: Path) -> None:
@@ -115,7 +123,8 @@ def picture(facts: Row, out: Path) -> None:
 
     figure = Figure((8, 4.2), layout="constrained")
     axes, names = figure.add_subplot(), list(facts["mean"])[::-1]
-    axes.barh(names, [facts["mean"][name] for name in names], color="#1f6f8b", alpha=0.55, label="mean over the tasks")
+    means, errors = ([facts[what].get(name, 0.0) for name in names] for what in ("mean", "error"))
+    axes.barh(names, means, xerr=errors, color="#1f6f8b", ecolor="#1f6f8b", alpha=0.55, label="mean, standard error")
     for i, task in enumerate(facts["tasks"]):
         each = [facts["normalised"][task][name] for name in names]
         axes.plot(each, names, "o", ms=4, color=f"C{i}", label=task)
@@ -165,11 +174,11 @@ def main() -> None:
             record["random"].setdefault(task, random_score(task))
             record["table"] = facts = table(record, args.methods)
             file.write_text(json.dumps(record, indent=1))
-            print(task, {m: round(statistics.fmean(s.values()), 1) for m, s in there.items()}, flush=True)
+            print(task, {m: round(mean(s), 1) for m, s in there.items()}, flush=True)
             if facts["tasks"]:
                 picture(facts, args.out)
-    print("\n".join(f"{name:<24}{mean:>7.3f}" for name, mean in record["table"]["mean"].items()))
-    if missing := [task for task in TASKS if task not in record["table"]["tasks"]]:
+    print("\n".join(f"{m:<24}{x:>7.3f} ± {facts['error'].get(m, 0.0):.3f}" for m, x in facts["mean"].items()))
+    if missing := [task for task in TASKS if task not in facts["tasks"]]:
         print(f"still open: {', '.join(missing)}")
 
 

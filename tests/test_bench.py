@@ -216,6 +216,7 @@ def test_relatives_are_scored_as_in_the_papers_table() -> None:
     assert facts["tasks"] == ["A", "B"]
     assert facts["normalised"] == {"A": {"clip": 1, "none": 0.5}, "B": {"clip": 1, "none": -0.15}}
     assert facts["mean"] == {"clip": 1, "none": 0.175}
+    assert facts["error"] == {"clip": 0.056, "none": 0}  # A's two seeds, 1.11 and 0.89: 0.157 / sqrt(2), of two tasks
     first, *others = (relatives.config("Hopper", method, 1, 5_000) for method in relatives.METHODS)
     assert first.total_steps == 3 * 2048
     assert all(other != first for other in others)
