@@ -105,9 +105,10 @@ def normalised(scores: Scores, at_random: Mapping[str, float]) -> dict[str, dict
 
 def table(record: Row, methods: list[str]) -> Row:
     """Means over the tasks that all these methods have finished with all seeds, and their standard errors by seeds."""
-    runs, seeds = record["scores"], record["seeds"]
-    done = [task for task, found in runs.items() if all({*map(str, seeds)} <= {*found.get(m, ())} for m in methods)]
-    each = normalised({task: {m: runs[task][m] for m in methods} for task in done}, record["random"])
+    runs, seeds = record["scores"], [*map(str, record["seeds"])]
+    done = [task for task, found in runs.items() if all({*seeds} <= {*found.get(m, ())} for m in methods)]
+    whole = {task: {m: {seed: runs[task][m][seed] for seed in seeds} for m in methods} for task in done}
+    each = normalised(whole, record["random"])
     means = {task: {m: round(statistics.fmean(x), 3) for m, x in found.items()} for task, found in each.items()}
     facts: Row = {"tasks": done, "normalised": means, "mean": {}, "error": {}}
     for m in methods if done else ():

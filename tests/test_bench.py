@@ -208,11 +208,11 @@ def test_the_bare_environment_may_have_any_actions_and_a_faulty_one_is_a_sentenc
 def test_relatives_are_scored_as_in_the_papers_table() -> None:
     scores = {
         "A": {"clip": {"1": 110.0, "2": 90.0}, "none": {"1": 55.0, "2": 55.0}, "more": {"1": 10.0}},
-        "B": {"clip": {"1": -4.0, "2": -4.0}, "none": {"1": -50.0, "2": -50.0}},
+        "B": {"clip": {"1": -4.0, "2": -4.0, "3": 0.0}, "none": {"1": -50.0, "2": -50.0}},
         "C": {"clip": {"1": 7.0, "2": 7.0}},  # not all methods: left out of the means
     }
     record = {"scores": scores, "random": {"A": 10.0, "B": -44.0, "C": 0.0}, "seeds": [1, 2]}
-    facts = relatives.table(record, ["clip", "none"])
+    facts = relatives.table(record, ["clip", "none"])  # of the seeds that were asked for
     assert facts["tasks"] == ["A", "B"]
     assert facts["normalised"] == {"A": {"clip": 1, "none": 0.5}, "B": {"clip": 1, "none": -0.15}}
     assert facts["mean"] == {"clip": 1, "none": 0.175}
