@@ -124,8 +124,9 @@ def picture(facts: Row, out: Path) -> None:
 
     figure = Figure((8, 4.2), layout="constrained")
     axes, names = figure.add_subplot(), list(facts["mean"])[::-1]
-    means, errors = ([facts[what].get(name, 0.0) for name in names] for what in ("mean", "error"))
-    axes.barh(names, means, xerr=errors, color="#1f6f8b", ecolor="#1f6f8b", alpha=0.55, label="mean, standard error")
+    means, errors = [facts["mean"][name] for name in names], [facts["error"].get(name) for name in names]
+    xerr = errors if facts["error"] else None
+    axes.barh(names, means, xerr=xerr, color="#1f6f8b", ecolor="#1f6f8b", alpha=0.55, label="mean, standard error")
     for i, task in enumerate(facts["tasks"]):
         each = [facts["normalised"][task][name] for name in names]
         axes.plot(each, names, "o", ms=4, color=f"C{i}", label=task)
@@ -178,7 +179,8 @@ def main() -> None:
             print(task, {m: round(mean(s), 1) for m, s in there.items()}, flush=True)
             if facts["tasks"]:
                 picture(facts, args.out)
-    print("\n".join(f"{m:<24}{x:>7.3f} ± {facts['error'].get(m, 0.0):.3f}" for m, x in facts["mean"].items()))
+    for m, x in facts["mean"].items():
+        print(f"{m:<24}{x:>7.3f}" + (f" ± {facts['error'][m]:.3f}" if m in facts["error"] else ""))
     if missing := [task for task in TASKS if task not in facts["tasks"]]:
         print(f"still open: {', '.join(missing)}")
 
