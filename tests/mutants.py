@@ -94,6 +94,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         # normalisation
         ("centred.square().mean(dim, keepdim=True)", "centred.square().sum(dim, keepdim=True)"),
         (".sqrt().clamp(min=min_std)", ".sqrt()"),
+        ("max(min_std, self.floor)", "min_std"),
+        ("max(min_std, self.floor)", "min_std + self.floor"),
         ("keepdim=True).sqrt().clamp", "keepdim=True).clamp"),
         ("centred = x - x.mean(dim, keepdim=True)", "centred = x"),
         ("_normalize(advantage, (1,))", "_normalize(advantage, (0,))"),
@@ -175,7 +177,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("clamp(-self.limit, self.limit)", "clamp(max=self.limit)"),
     ],
     ("algorithm/running_stats.py", "test_running"): [
-        ("ranks.any(bool(terminated.any()))", "False"),
+        ("ranks.any(bool(rollout.terminations.any()))", "False"),
         ("elif std > 1e-6 * level", "else"),
         ("if std > level / FAR", "if False"),
         ("start_in_flat : start_in_flat + parameter.numel()] = 0.0", "0:0] = 0.0"),
@@ -223,8 +225,12 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         (".log_prob(done.action)", ".log_prob(done.action.roll(1, 0))"),
         ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(cfg.seed, Purpose.ACTIONS, 0)"),
         ("stream(cfg.seed, Purpose.ACTIONS, state.iteration)", "stream(0, Purpose.ACTIONS, state.iteration)"),
-        ("cfg.noise_color)[:, ranks.columns(cfg.num_envs)]", "cfg.noise_color)[:, : cfg.num_envs // ranks.count]"),
-        ("colored(white, cfg.noise_color)", "white"),
+        ("state))[:, ranks.columns(cfg.num_envs)]", "state))[:, : cfg.num_envs // ranks.count]"),
+        ("colored(white, noise_color(cfg, state))", "white"),
+        ("0.0 if often or state.progress(cfg) >= cfg.noise_until else", "0.0 if often else"),
+        ("0.0 if often or state.progress", "0.0 if state.progress"),
+        ("state.terminations * cfg.noise_rarity >= state.steps", "state.terminations * cfg.noise_rarity > state.steps"),
+        ("if self.valid is None else self.terminated & self.valid", "", "test_running"),
     ],
     # a memory: reset where episodes end, stored at the beginnings of sequences, that of the moment for true successors
     ("algorithm/rollout.py", NEXT_ROLLOUT): [
@@ -354,7 +360,9 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("update(state, batch, annealed_cfg, learner_group)", "update(state, batch, cfg, learner_group)"),
         ("update_metrics(updates, state, annealed_cfg,", "update_metrics(updates, state, cfg,"),
         ("state.advantage_std = advantage_std", "advantage_std = state.advantage_std"),
-        ("rollout.reward.numel(), rollout.episodes", "len(rollout.reward), rollout.episodes"),
+        ("mine = rollout.reward.numel(),", "mine = len(rollout.reward),"),
+        ("state.terminations += sum(terminations)", "state.terminations += terminations[0]", "test_ranks.py"),
+        ("int(rollout.terminations.sum())", "int(rollout.ended.sum())", "test_rollout.py"),
         ("state.update_ema(cfg.ema_decay)", "state.update_ema(0.0)"),
     ],
     ("algorithm/fast_paths.py", TWIN): [

@@ -399,6 +399,9 @@ def test_with_a_memory_a_quiet_rollout_stays_quiet_and_a_loud_one_is_normalised(
     torch.testing.assert_close(remembers(weight, 10 * sigma), normal / 10, **EXACT)
     torch.testing.assert_close(remembers(weight, sigma / 10), normal, **EXACT)
     assert not remembers(torch.full((3, 2), 0.1), 1.0).any()
+    torch.testing.assert_close(OverBatch(floor=10 * sigma)(weight), normal / 10, **EXACT)
+    torch.testing.assert_close(OverBatch(floor=10 * sigma)(weight, 20 * sigma), normal / 20, **EXACT)
+    torch.testing.assert_close(OverBatch(floor=sigma / 10)(weight), normal, **EXACT)
 
 
 def test_the_memory_of_a_deviation_starts_with_the_first_and_fades() -> None:

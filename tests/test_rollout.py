@@ -6,6 +6,7 @@ import math
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ import torch
 from surefoot import configure
 from surefoot.algorithm.callback import Callback
 from surefoot.algorithm.fast_paths import distinct_windows
-from surefoot.algorithm.rollout import Rollout, collect, collect_rollout
+from surefoot.algorithm.rollout import Rollout, collect, collect_rollout, noise_color
 from surefoot.algorithm.state import State, initial
-from surefoot.algorithm.train import train
+from surefoot.algorithm.train import finish_iteration, train
 from surefoot.algorithm.update import minibatches
 from surefoot.config import Config
 from surefoot.envs.atari import Atari
@@ -65,20 +66,47 @@ def test_colored_noise_is_as_uniform_and_has_the_spectrum_that_was_asked_for(ste
 
 
 def test_a_rollouts_actions_are_drawn_from_the_noise_that_was_asked_for() -> None:
-    """Two actions that are equally probable: pink noise stays with one of them for longer; ranks share one draw."""
-    cfg = configure("worlds:Scripted-truncated-v0", num_envs=8, num_steps=64, minibatch_size=0)
+    """Two actions that are equally probable: pink noise stays with one of them for longer; ranks share one draw.
+
+    Here until a tenth of the run is done.
+    """
+    cfg = configure("worlds:Scripted-truncated-v0", num_envs=8, num_steps=64, minibatch_size=0, total_steps=10_000)
     kept = []
-    for color in (0.0, 1.0):
-        state = initial(replace(cfg, noise_color=color), Alone())
+    for color, steps in ((0.0, 0), (1.0, 999), (1.0, 1000)):
+        cfg = replace(cfg, noise_color=color, noise_until=0.1, noise_rarity=0)
+        state = initial(cfg, Alone())
+        state.steps = steps
         with torch.no_grad():
             for parameter in state.policy.parameters():
                 parameter.zero_()
-        rollout = collect_rollout(replace(cfg, noise_color=color), state, Alone(), Callback())
+        rollout = collect_rollout(cfg, state, Alone(), Callback())
         assert rollout is not None
         kept.append(float((rollout.action[1:] == rollout.action[:-1]).double().mean()))
         state.envs.close()
-    assert kept[0] == pytest.approx(0.5, abs=0.06)
+    assert kept[0] == kept[2] == pytest.approx(0.5, abs=0.06)
     assert kept[1] > 0.6
+
+
+def test_noise_is_colored_while_episodes_terminate_rarely() -> None:
+    cfg = Config(noise_color=1.5, noise_until=0.5, noise_rarity=100, total_steps=1000)
+    for steps, terminations, color in ((0, 0, 0), (1, 0, 1.5), (100, 1, 0), (101, 1, 1.5), (499, 4, 1.5), (500, 4, 0)):
+        state: Any = SimpleNamespace(steps=steps, terminations=terminations, progress=lambda cfg: steps / 1000)
+        assert noise_color(cfg, state) == color
+        assert noise_color(replace(cfg, noise_rarity=0), state) == (1.5 if steps < 500 else 0)
+
+
+@pytest.mark.parametrize(("ending", "each"), [("terminated", 4), ("truncated", 0)])
+def test_terminations_are_counted_and_time_limits_are_not(ending: str, each: int) -> None:
+    """Episodes of three steps: two of each environment's end in seven steps, two more in the next seven."""
+    cfg = configure(f"worlds:Scripted-{ending}-v0", num_envs=2, num_steps=7, minibatch_size=0)
+    state = initial(cfg, Alone())
+    for played in (1, 2):
+        rollout = collect_rollout(cfg, state, Alone(), Callback())
+        assert rollout is not None
+        finish_iteration(state, rollout, cfg, Alone())
+        assert state.terminations == played * each
+        assert state.episodes == 4 * played
+    state.envs.close()
 
 
 def test_every_row_is_one_real_transition_of_a_scripted_game() -> None:

@@ -54,6 +54,10 @@ class Config:
     """reset all environments before every rollout and end it with the first episode that ends, as the lesson does"""
     noise_color: float = 0.0
     """the noise of actions has a spectrum of 1/f^noise_color over a rollout; 0: white; 1: pink, which gets further"""
+    noise_until: float = 1.0
+    """fraction of the run after which the noise is white"""
+    noise_rarity: int = 0
+    """above 0: the noise has its color only while episodes terminate, by no time limit, less than once in so many steps"""
     reward: Reward = field(default_factory=RawReward)
     """rewards as they are learned from; scores are always raw"""
     advantage: Advantage = field(default_factory=GAE)
@@ -137,7 +141,7 @@ class Config:
             _build(kind, _plain(getattr(self, name)), name)
         for name in ("num_envs", "num_epochs", "eval_games"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        counts = ("minibatch_size", "total_steps", "total_iterations", "env_restarts", "skip_updates")
+        counts = ("noise_rarity", "minibatch_size", "total_steps", "total_iterations", "env_restarts", "skip_updates")
         for name in (*counts, "eval_every", "eval_episodes", "eval_envs", "eval_max_steps", "seed", "value_coef"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         require(self.seed < 2**63, "seed", self.seed, "below 2^63")
@@ -145,6 +149,7 @@ class Config:
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         require(self.stop_at > -math.inf, "stop_at", self.stop_at, "a number")
         require(0 <= self.noise_color <= 2, "noise_color", self.noise_color, "from 0 to 2")
+        require(0 <= self.noise_until <= 1, "noise_until", self.noise_until, "from 0 to 1")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
         require(self.value_coef < math.inf, "value_coef", self.value_coef, "finite")
         require(min(self.num_steps, default=0) >= 1, "num_steps", self.num_steps, "one or more numbers from 1")

@@ -171,6 +171,8 @@ CONTROL = Config(
     ema_decay=0.9,
     total_steps=1_001_472,  # 978 rollouts
 )
+# Vectors without a preset: rewards may be rare, and what ends an episode far away.
+VECTORS = replace(CONTROL, normalize=OverBatch(floor=0.1), noise_color=1.0, noise_until=0.1, noise_rarity=256)
 CONTROL_LINEAR = replace(CONTROL, num_steps=(256,), learning_rate=LinearRate(3e-4))
 LANDER = replace(
     CONTROL,
@@ -247,7 +249,7 @@ def by_spaces(env: Gymnasium, timeout: Any = None, num_envs: int = 0) -> Config:
     vector = getattr(made.env, "vector", None)
     fixed = vector.env.num_envs if vector else 1  # more than the one that was asked for: it makes no other number
     made.close()
-    cfg = replace(IMAGES if images else CONTROL, task=env.id, env=env)
+    cfg = replace(IMAGES if images else VECTORS, task=env.id, env=env)
     n = fixed if fixed > 1 else num_envs or cfg.num_envs
     if fixed == 1 and n >= cfg.num_envs and cfg.minibatch_size % n == 0:
         return cfg

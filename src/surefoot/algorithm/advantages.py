@@ -206,19 +206,22 @@ class OverBatch:
     """Normalise over all environments and time steps of the rollout.
 
     Where a policy has nearly learned its task most advantages are noise, and dividing them by their own std makes that
-    noise as large as anything before. With a memory they are divided by no less than a running std of earlier
-    rollouts, s^2 <- memory s^2 + (1 - memory) std^2.
+    noise as large as anything before; so are all of them where no reward has come yet. With a memory they are divided
+    by no less than a running std of earlier rollouts, s^2 <- memory s^2 + (1 - memory) std^2.
     """
 
     memory: float = 0.0
     """how much of s^2 is kept each rollout; 0: every rollout is normalised by itself"""
+    floor: float = 0.0
+    """advantages are divided by no less than this; beside `ScaledReward`, where returns have std 1, less is noise"""
 
     def __post_init__(self) -> None:
         require_range(self, "memory", high=1, below=True)
+        require_range(self, "floor")
 
     def __call__(self, advantage: Tensor, min_std: float = 0.0) -> Tensor:
         """[T, N] to [T, N]; `min_std`: s before the rollout."""
-        return normalize_over_batch(advantage, min_std)
+        return normalize_over_batch(advantage, max(min_std, self.floor))
 
     def update_std(self, std: float, advantage: Tensor) -> float:
         """The next s, after a rollout with these advantages [T, N]; the first rollout's is its own std."""

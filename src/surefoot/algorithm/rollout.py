@@ -62,6 +62,11 @@ class Rollout:
         """[T, N] bool: the next row belongs to another episode."""
         return self.terminated | self.truncated
 
+    @property
+    def terminations(self) -> Tensor:
+        """[T, N] bool: the task ended here, in a row that is a transition."""
+        return self.terminated if self.valid is None else self.terminated & self.valid
+
     def valid_of_all_envs(self, ranks: Ranks) -> Tensor | None:
         """`valid` of all ranks' environments, [T, environments]; None where all are."""
         valid = None if self.valid is None else ranks.gather_columns(self.valid.long()) > 0
@@ -150,7 +155,7 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
     num_steps = state.num_steps(cfg)
     shape = num_steps, cfg.num_envs, *state.policy.noise_shape
     white = torch.from_numpy(stream(cfg.seed, Purpose.ACTIONS, state.iteration).random(shape, "float32"))
-    noise = colored(white, cfg.noise_color)[:, ranks.columns(cfg.num_envs)].to(cfg.device)
+    noise = colored(white, noise_color(cfg, state))[:, ranks.columns(cfg.num_envs)].to(cfg.device)
     episode, preempt = state.iteration if cfg.from_reset else None, cfg.sync_fraction < 1
     rollout, cause = None, None
 
@@ -171,6 +176,15 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
     if cfg.from_reset and length < len(rollout.reward):  # all ranks' environments stop where the first of them ended
         return rollout.cut(length, state.envs.indices)
     return rollout
+
+
+def noise_color(cfg: Config, state: State) -> float:
+    """`cfg.noise_color` while actions are drawn from colored noise, else 0.
+
+    With a `noise_rarity` the first rollout's noise is white: it tells whether episodes end by themselves.
+    """
+    often = cfg.noise_rarity and state.terminations * cfg.noise_rarity >= state.steps
+    return 0.0 if often or state.progress(cfg) >= cfg.noise_until else cfg.noise_color
 
 
 def gather_if_small(rollout: Rollout, cfg: Config, state: State, ranks: Ranks) -> tuple[Rollout, Ranks]:

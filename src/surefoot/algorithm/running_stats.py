@@ -92,8 +92,7 @@ def choose_reward_shift(state: State, rollout: Rollout, counts: list[int], cfg: 
     one action from another is a hundredth of that, which the critic is not exact enough to see. It begins anew then.
     """
     critic, episodes = state.policy.critic, list(state.recent_episodes)
-    terminated = rollout.terminated if rollout.valid is None else rollout.terminated & rollout.valid
-    if critic is None or not centers(cfg) or ranks.any(bool(terminated.any())):
+    if critic is None or not centers(cfg) or ranks.any(bool(rollout.terminations.any())):
         state.reward_shift = 0.0
         return
     if len(episodes) < min(cfg.num_envs, 100):

@@ -65,10 +65,12 @@ def finish_iteration(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) 
     state.snapshot_envs()
     state.iteration += 1
     state.update_ema(cfg.ema_decay)
-    told = ranks.all_gather_bytes(json.dumps([rollout.reward.numel(), rollout.episodes]).encode())
-    steps, parts = zip(*map(json.loads, told), strict=True)
+    mine = rollout.reward.numel(), int(rollout.terminations.sum()), rollout.episodes
+    told = ranks.all_gather_bytes(json.dumps(mine).encode())
+    steps, terminations, parts = zip(*map(json.loads, told), strict=True)
     episodes = sorted((Episode(*e) for part in parts for e in part), key=lambda e: (e.at, e.env))
     state.steps += sum(steps)
+    state.terminations += sum(terminations)
     state.episodes += len(episodes)
     state.recent_episodes.extend(episodes)
     return episodes

@@ -30,7 +30,7 @@ KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
 COUNTERS = (
     *("learning_rate", "kl_coef", "steps", "iteration", "seconds"),
-    *("episodes", "skipped", "return_moments", "reward_shift", "advantage_std"),
+    *("episodes", "terminations", "skipped", "return_moments", "reward_shift", "advantage_std"),
 )
 
 
@@ -119,6 +119,7 @@ def read_counters(facts: dict[str, Any]) -> dict[str, Any]:
     """The COUNTERS of a state.json; raises KeyError or ValueError."""
     counters: dict[str, Any] = {name: natural(facts[name]) for name in ("steps", "iteration", "episodes", "skipped")}
     counters |= {name: finite(facts[name]) for name in ("learning_rate", "seconds", "advantage_std")}
+    counters["terminations"] = natural(facts.get("terminations", 0))  # nothing hung on them
     counters["kl_coef"] = finite(facts.get("kl_coef", 0.0))  # before there were penalties it was not written
     shift = facts.get("reward_shift", 0.0)  # as they were learned from before there was one
     counters["reward_shift"] = None if shift is None else finite(shift)
