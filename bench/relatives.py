@@ -104,18 +104,22 @@ def normalised(scores: Scores, at_random: Mapping[str, float]) -> dict[str, dict
 
 
 def table(record: Row, methods: list[str]) -> Row:
-    """Means over the tasks that all these methods have finished with all seeds, and their standard errors by seeds."""
+    """Means over the tasks that all these methods have finished with all seeds, and their standard errors by seeds.
+
+    A task where none of them is better than random actions is left out.
+    """
     runs, seeds = record["scores"], [*map(str, record["seeds"])]
     done = [task for task, found in runs.items() if all({*seeds} <= {*found.get(m, ())} for m in methods)]
     whole = {task: {m: {seed: runs[task][m][seed] for seed in seeds} for m in methods} for task in done}
+    whole = {task: found for task, found in whole.items() if max(map(mean, found.values())) > record["random"][task]}
     each = normalised(whole, record["random"])
     means = {task: {m: round(statistics.fmean(x), 3) for m, x in found.items()} for task, found in each.items()}
-    facts: Row = {"tasks": done, "normalised": means, "mean": {}, "error": {}}
-    for m in methods if done else ():
+    facts: Row = {"tasks": list(whole), "normalised": means, "mean": {}, "error": {}}
+    for m in methods if whole else ():
         facts["mean"][m] = round(statistics.fmean(x for found in each.values() for x in found[m]), 3)
         if len(seeds) > 1:
             variance = sum(statistics.variance(found[m]) for found in each.values()) / len(seeds)
-            facts["error"][m] = round(variance**0.5 / len(done), 3)
+            facts["error"][m] = round(variance**0.5 / len(whole), 3)
     return facts
 
 
@@ -150,7 +154,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--run", nargs=3, metavar=("TASK", "METHOD", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.work = args.work.resolve()
+    args.work, args.seeds = args.work.resolve(), list(dict.fromkeys(args.seeds))
     if args.run:
         task, method, seed = args.run
         cfg = config(task, method, int(seed), args.steps)

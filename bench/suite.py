@@ -3,7 +3,7 @@
     VENV/bin/python bench/suite.py memory --work runs/suite --out bench/records/DATE_memory
     VENV/bin/python bench/suite.py vectors --work runs/suite --out bench/records/DATE_suite --tasks FrozenLake-v1
 
-`vectors`: the settings of environments that have no preset (`presets.CONTROL`, also where there is one), the defaults
+`vectors`: the settings of environments that have no preset (`presets.VECTORS`, also where there is one), the defaults
 of Stable-Baselines3's PPO, and its zoo's settings for the task where it has some. `memory`: two of POPGym's tasks,
 without a memory and with a GRU, and sb3-contrib's RecurrentPPO with its defaults and as many environments.
 
@@ -50,10 +50,10 @@ def surefoot_run(who: str, task: str, seed: int, steps: int, where: Path) -> Non
 
     import surefoot
     from surefoot.models.memory import GRU as Unit
-    from surefoot.presets import CONTROL, find
+    from surefoot.presets import VECTORS, find
 
     name = f"popgym:{task}" if task.startswith("popgym") else task
-    cfg = find(name, memory=Unit()) if who == GRU else replace(CONTROL, env=find(name).env, task=task)  # no preset
+    cfg = find(name, memory=Unit()) if who == GRU else replace(VECTORS, env=find(name).env, task=task)  # no preset
     cfg = replace(cfg, seed=seed, total_steps=steps, eval_episodes=0)
     surefoot.train(cfg, run_dir=where / "run", ranks=1, quiet=True)
     shutil.move(where / "run" / "metrics.jsonl", where / "rows.jsonl")
@@ -167,7 +167,7 @@ def main() -> None:
         waiting = {
             pool.submit(run, args.which, who, task, seed, args.work.resolve()): (task, who, seed)
             for task in args.tasks or steps
-            for seed in args.seeds
+            for seed in dict.fromkeys(args.seeds)
             for who in args.who or WHO[args.which]
         }
         for future in as_completed(waiting):

@@ -210,8 +210,9 @@ def test_relatives_are_scored_as_in_the_papers_table() -> None:
         "A": {"clip": {"1": 110.0, "2": 90.0}, "none": {"1": 55.0, "2": 55.0}, "more": {"1": 10.0}},
         "B": {"clip": {"1": -4.0, "2": -4.0, "3": 0.0}, "none": {"1": -50.0, "2": -50.0}},
         "C": {"clip": {"1": 7.0, "2": 7.0}},  # not all methods: left out of the means
+        "D": {method: {"1": 5.0, "2": 5.0} for method in ("clip", "none")},  # no better than random: left out too
     }
-    record = {"scores": scores, "random": {"A": 10.0, "B": -44.0, "C": 0.0}, "seeds": [1, 2]}
+    record = {"scores": scores, "random": {"A": 10.0, "B": -44.0, "C": 0.0, "D": 5.0}, "seeds": [1, 2]}
     facts = relatives.table(record, ["clip", "none"])  # of the seeds that were asked for
     assert facts["tasks"] == ["A", "B"]
     assert facts["normalised"] == {"A": {"clip": 1, "none": 0.5}, "B": {"clip": 1, "none": -0.15}}

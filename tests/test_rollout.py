@@ -6,7 +6,6 @@ import math
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -88,9 +87,11 @@ def test_a_rollouts_actions_are_drawn_from_the_noise_that_was_asked_for() -> Non
 
 
 def test_noise_is_colored_while_episodes_terminate_rarely() -> None:
-    cfg = Config(noise_color=1.5, noise_until=0.5, noise_rarity=100, total_steps=1000)
+    cfg = configure("worlds:Target-v0", noise_color=1.5, noise_until=0.5, noise_rarity=100, total_steps=1000)
     for steps, terminations, color in ((0, 0, 0), (1, 0, 1.5), (100, 1, 0), (101, 1, 1.5), (499, 4, 1.5), (500, 4, 0)):
-        state: Any = SimpleNamespace(steps=steps, terminations=terminations, progress=lambda cfg: steps / 1000)
+        state = initial(cfg, Alone())
+        state.steps, state.terminations = steps, terminations
+        state.envs.close()
         assert noise_color(cfg, state) == color
         assert noise_color(replace(cfg, noise_rarity=0), state) == (1.5 if steps < 500 else 0)
 

@@ -99,9 +99,8 @@ class Notebook(Callback):
         self.notes[f"{state.iteration}/gradient"] = state.gradient[state.optimizer.part].clone()
         self.notes[f"{state.iteration}/parameters"] = state.flat.detach().clone()
         measured = [x.double().flatten() for x in state.policy.preprocess.state_dict().values()]
-        self.notes[f"{state.iteration}/moments"] = torch.cat(
-            [*measured, torch.tensor((*state.return_moments, state.advantage_std, state.kl_coef, state.terminations)).double()]
-        )
+        counted = *state.return_moments, state.advantage_std, state.kl_coef, state.terminations
+        self.notes[f"{state.iteration}/moments"] = torch.cat([*measured, torch.tensor(counted).double()])
         self.notes[f"{state.iteration}/scores"] = torch.tensor([e.score for e in state.recent_episodes])
 
     def on_dropped_rollout(self, cause: BaseException | None) -> None:

@@ -57,7 +57,7 @@ class Config:
     noise_until: float = 1.0
     """fraction of the run after which the noise is white"""
     noise_rarity: int = 0
-    """above 0: the noise has its color only while episodes terminate, by no time limit, less than once in so many steps"""
+    """color the noise only while fewer episodes than one in so many steps have terminated, not timed out; 0: always"""
     reward: Reward = field(default_factory=RawReward)
     """rewards as they are learned from; scores are always raw"""
     advantage: Advantage = field(default_factory=GAE)
