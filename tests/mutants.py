@@ -361,7 +361,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("update_metrics(updates, state, annealed_cfg,", "update_metrics(updates, state, cfg,"),
         ("state.advantage_std = advantage_std", "advantage_std = state.advantage_std"),
         ("mine = rollout.reward.numel(),", "mine = len(rollout.reward),"),
-        ("state.terminations += sum(terminations)", "state.terminations += terminations[0]", "test_ranks.py"),
+        ("state.terminations += sum(terminations)", "state.terminations += terminations[0]", "test_rollout.py"),
         ("int(rollout.terminations.sum())", "int(rollout.ended.sum())", "test_rollout.py"),
         ("state.update_ema(cfg.ema_decay)", "state.update_ema(0.0)"),
     ],

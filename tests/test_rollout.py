@@ -98,7 +98,14 @@ def test_noise_is_colored_while_episodes_terminate_rarely() -> None:
 
 @pytest.mark.parametrize(("ending", "each"), [("terminated", 4), ("truncated", 0)])
 def test_terminations_are_counted_and_time_limits_are_not(ending: str, each: int) -> None:
-    """Episodes of three steps: two of each environment's end in seven steps, two more in the next seven."""
+    """Episodes of three steps: two of each environment's end in seven steps, two more in the next; of all ranks."""
+
+    class Two(Alone):
+        """A rank beside another that has seen the same."""
+
+        def all_gather_bytes(self, data: bytes) -> list[bytes]:
+            return [data, data]
+
     cfg = configure(f"worlds:Scripted-{ending}-v0", num_envs=2, num_steps=7, minibatch_size=0)
     state = initial(cfg, Alone())
     for played in (1, 2):
@@ -107,6 +114,8 @@ def test_terminations_are_counted_and_time_limits_are_not(ending: str, each: int
         finish_iteration(state, rollout, cfg, Alone())
         assert state.terminations == played * each
         assert state.episodes == 4 * played
+    finish_iteration(state, rollout, cfg, Two())
+    assert state.terminations == 4 * each
     state.envs.close()
 
 
