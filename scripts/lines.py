@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "surefoot"
-FILE, ALL = 350, 21_860  # 150 of them for a run at an address: a lock, a rename and a copy that buckets have not
-FOLDERS = {"algorithm": 2180}
+FILE, ALL = 350, 21_870  # 150 of them for a run at an address: a lock, a rename and a copy that buckets have not
+FOLDERS = {"algorithm": 2190}
 
 
 def main() -> int:

@@ -229,7 +229,8 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("colored(white, noise_color(cfg, state))", "white"),
         ("0.0 if often or state.progress(cfg) >= cfg.noise_until else", "0.0 if often else"),
         ("0.0 if often or state.progress", "0.0 if state.progress"),
-        ("state.terminations * cfg.noise_rarity >= state.steps", "state.terminations * cfg.noise_rarity > state.steps"),
+        ("(state.ends_often or not state.iteration)", "state.ends_often"),
+        ("(state.ends_often or not state.iteration)", "(not state.iteration)"),
         ("if self.valid is None else self.terminated & self.valid", "", "test_running"),
     ],
     # a memory: reset where episodes end, stored at the beginnings of sequences, that of the moment for true successors
@@ -362,6 +363,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, ...]]] = {
         ("state.advantage_std = advantage_std", "advantage_std = state.advantage_std"),
         ("mine = rollout.reward.numel(),", "mine = len(rollout.reward),"),
         ("state.terminations += sum(terminations)", "state.terminations += terminations[0]", "test_rollout.py"),
+        ("state.ends_often |= state.terminations", "state.ends_often |= state.episodes", "test_rollout.py"),
         ("int(rollout.terminations.sum())", "int(rollout.ended.sum())", "test_rollout.py"),
         ("state.update_ema(cfg.ema_decay)", "state.update_ema(0.0)"),
     ],

@@ -36,7 +36,7 @@ PICTURES: dict[str, Any] = {"num_envs": 2, "num_steps": (16,), "minibatch_size":
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "one of many": ("worlds:Catch-v0", {}),
     "numbers": ("worlds:Target-v0", {"optimizer": Muon()}),
-    "pink noise": ("worlds:Target-v0", {"noise_color": 1.0}),
+    "pink noise": ("worlds:Target-v0", {"noise_color": 1.0, "noise_until": 1.0, "noise_rarity": 0}),
     "several at once": ("worlds:Switches-v0", {}),
     "masks": ("worlds:Doors-v0", {}),
     "a Dict with pictures": ("worlds:Nested-v0", {}),

@@ -38,7 +38,7 @@ from surefoot.errors import UserError
 from surefoot.models.memory import GRU, LSTM
 from surefoot.models.networks import MLP, LessonCNN, NatureCNN, SmallCNN
 from surefoot.models.optimizers import Adam, Muon
-from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED, find
+from surefoot.presets import LADDER, LESSON, LESSON_REINFORCE, PONG, PRESETS, TUNED, VECTORS, find
 
 
 def changed(a: Config, b: Config) -> set[str]:
@@ -219,6 +219,8 @@ BAD: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("ema_decay", lambda: {"ema_decay": 1.0}),
     ("noise_color", lambda: {"noise_color": 2.5}),
     ("noise_until", lambda: {"noise_until": -0.1}),
+    ("noise_until", lambda: {"noise_until": 1.1}),
+    ("noise_rarity", lambda: {"noise_rarity": -1}),
     ("Adam.eps", lambda: {"optimizer": Adam(eps=0.0)}),
     ("Muon.momentum", lambda: {"optimizer": Muon(momentum=1.0)}),
     ("max_seconds", lambda: {"max_seconds": NAN}),
@@ -447,6 +449,21 @@ def test_fewer_environments_play_longer_rollouts(envs: int, settings: tuple[int,
     assert isinstance(typed, Train)
     for cfg in (typed.config, find("MountainCar-v0", num_envs=envs)):
         assert (cfg.num_envs, *cfg.num_steps, cfg.minibatch_size) == (envs, *settings)
+
+
+def test_vectors_are_explored_unless_the_noise_is_chosen() -> None:
+    cfg = find("MountainCar-v0")
+    assert cfg == replace(VECTORS, task=cfg.task, env=cfg.env)
+    assert find("Walker2d-v5").noise_color == find("ALE/Pong-v5").noise_color == 0
+    for words, until, rarity in (
+        (["--noise-color", "1"], 1.0, 0),
+        (["--noise-color=1", "--noise-until", "0.5"], 0.5, 0),
+    ):
+        typed = parse(["train", "MountainCar-v0", *words])
+        assert isinstance(typed, Train)
+        assert (typed.config.noise_color, typed.config.noise_until, typed.config.noise_rarity) == (1, until, rarity)
+    assert find("MountainCar-v0", noise_color=1.0) == replace(cfg, noise_until=1.0, noise_rarity=0)
+    assert find(cfg, noise_color=0.5) == replace(cfg, noise_color=0.5)
 
 
 def test_one_environment_of_pictures_needs_no_further_option() -> None:

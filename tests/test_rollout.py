@@ -86,14 +86,14 @@ def test_a_rollouts_actions_are_drawn_from_the_noise_that_was_asked_for() -> Non
     assert kept[1] > 0.6
 
 
-def test_noise_is_colored_while_episodes_terminate_rarely() -> None:
+def test_noise_is_colored_until_episodes_terminate_often() -> None:
     cfg = configure("worlds:Target-v0", noise_color=1.5, noise_until=0.5, noise_rarity=100, total_steps=1000)
-    for steps, terminations, color in ((0, 0, 0), (1, 0, 1.5), (100, 1, 0), (101, 1, 1.5), (499, 4, 1.5), (500, 4, 0)):
-        state = initial(cfg, Alone())
-        state.steps, state.terminations = steps, terminations
-        state.envs.close()
-        assert noise_color(cfg, state) == color
-        assert noise_color(replace(cfg, noise_rarity=0), state) == (1.5 if steps < 500 else 0)
+    state = initial(cfg, Alone())
+    state.envs.close()
+    colors = []
+    for state.iteration, state.steps, state.ends_often in ((0, 0, 0), (1, 499, 0), (1, 500, 0), (1, 499, True)):
+        colors.append((noise_color(cfg, state), noise_color(replace(cfg, noise_rarity=0), state)))
+    assert colors == [(0, 1.5), (1.5, 1.5), (0, 0), (0, 1.5)]
 
 
 @pytest.mark.parametrize(("ending", "each"), [("terminated", 4), ("truncated", 0)])
@@ -106,7 +106,7 @@ def test_terminations_are_counted_and_time_limits_are_not(ending: str, each: int
         def all_gather_bytes(self, data: bytes) -> list[bytes]:
             return [data, data]
 
-    cfg = configure(f"worlds:Scripted-{ending}-v0", num_envs=2, num_steps=7, minibatch_size=0)
+    cfg = configure(f"worlds:Scripted-{ending}-v0", num_envs=2, num_steps=7, minibatch_size=0, noise_rarity=3)
     state = initial(cfg, Alone())
     for played in (1, 2):
         rollout = collect_rollout(cfg, state, Alone(), Callback())
@@ -114,6 +114,8 @@ def test_terminations_are_counted_and_time_limits_are_not(ending: str, each: int
         finish_iteration(state, rollout, cfg, Alone())
         assert state.terminations == played * each
         assert state.episodes == 4 * played
+        assert state.ends_often == (ending == "terminated" and played == 2)  # at first 4 in 14 steps
+        cfg = replace(cfg, noise_rarity=4)  # then 8 in 28
     finish_iteration(state, rollout, cfg, Two())
     assert state.terminations == 4 * each
     state.envs.close()

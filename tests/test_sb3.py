@@ -118,6 +118,7 @@ def test_arguments_mean_what_they_mean_there() -> None:
     assert (chosen.objective.clip_range, chosen.objective.end_factor) == pytest.approx((0.2, 0.5))
     assert chosen.target_kl == pytest.approx(0.03)
     assert type(chosen.normalize).__name__ == "Unnormalized"
+    assert surefoot.configure("MountainCar-v0", **model.settings).noise_color == 0  # which has no preset
     assert chosen.network.std == 0.5  # a standard deviation of 1 where actions go from -2 to 2
 
 

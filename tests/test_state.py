@@ -67,6 +67,10 @@ def test_a_stopped_and_resumed_run_has_the_same_bits(
     assert len(rows(tmp_path / "parts")) == 2 < len(rows(tmp_path / "whole"))
     surefoot.resume(tmp_path / "parts", ranks=1, quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    ends = [
+        unseal((checkpoints(tmp_path / d)[-1] / "state.json").read_bytes())["terminations"] for d in ("whole", "parts")
+    ]
+    assert ends[0] == ends[1] >= (which == "small")
     coefs = [row["kl_coef"] for row in rows(tmp_path / "whole")]
     assert coefs[0] in (0.5, 1.0, 2.0)
     assert len({*coefs}) > 2  # adapted, and it is not where it began when the run goes on

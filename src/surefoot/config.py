@@ -55,9 +55,9 @@ class Config:
     noise_color: float = 0.0
     """the noise of actions has a spectrum of 1/f^noise_color over a rollout; 0: white; 1: pink, which gets further"""
     noise_until: float = 1.0
-    """fraction of the run after which the noise is white"""
+    """fraction of the run's steps or iterations after which the noise is white; 1: never"""
     noise_rarity: int = 0
-    """color the noise only while fewer episodes than one in so many steps have terminated, not timed out; 0: always"""
+    """above 0: color it only until one in so many steps so far has terminated its task; the first rollout's is white"""
     reward: Reward = field(default_factory=RawReward)
     """rewards as they are learned from; scores are always raw"""
     advantage: Advantage = field(default_factory=GAE)

@@ -151,7 +151,7 @@ BREAKOUT = replace(
 
 TUNED_GAMES = {"breakout": BREAKOUT, "beam_rider": replace(BREAKOUT, total_steps=10_002_432)}
 
-# Continuous control, and any other environment with vector observations; how it was tuned is in docs/log.md.
+# Continuous control; how it was tuned is in docs/log.md.
 CONTROL = Config(
     task="control",
     env=Gymnasium("Walker2d-v5"),
@@ -320,6 +320,8 @@ def find(
             raise UserError(f"'{cfg.task}' takes no {name}: its fields are those of {type(cfg.env).__name__}")
         changed: Any = {name: given}
         cfg = replace(cfg, env=replace(cfg.env, **changed))
+    if "noise_color" in expected and not isinstance(task, Config):  # for the whole run then
+        cfg = replace(cfg, noise_until=1.0, noise_rarity=0)
     for name, value in fields.items():
         if name not in vars(cfg) or (OPTIONS.get(name, name) != name and not (is_dataclass(value) or callable(value))):
             here = in_python(name, cfg)

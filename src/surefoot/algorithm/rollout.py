@@ -181,9 +181,9 @@ def collect_rollout(cfg: Config, state: State, ranks: Ranks, callback: Callback)
 def noise_color(cfg: Config, state: State) -> float:
     """`cfg.noise_color` while actions are drawn from colored noise, else 0.
 
-    With a `noise_rarity` the first rollout's noise is white: it tells whether episodes end by themselves.
+    With a `noise_rarity` the first rollout's noise is white: it may tell whether episodes end by themselves.
     """
-    often = cfg.noise_rarity and state.terminations * cfg.noise_rarity >= state.steps
+    often = cfg.noise_rarity and (state.ends_often or not state.iteration)
     return 0.0 if often or state.progress(cfg) >= cfg.noise_until else cfg.noise_color
 
 

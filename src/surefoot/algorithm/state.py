@@ -43,7 +43,8 @@ class State:
     iteration: int = 0  # rollouts learned from
     seconds: float = 0.0  # time spent training
     episodes: int = 0  # episodes finished
-    terminations: int = 0  # of them that terminated, not by a time limit
+    terminations: int = 0  # steps at which the task terminated (a lost life too)
+    ends_often: bool = False  # they were once as frequent as `noise_rarity` says; then for good
     skipped: int = 0  # updates whose gradient was not finite
     return_moments: tuple[float, float, float] = (0.0, 0.0, 0.0)  # count, mean, sum of squares of returns so far
     reward_shift: float | None = None  # what rewards are centered by (`ScaledReward`); None: not yet decided

@@ -71,6 +71,7 @@ def finish_iteration(state: State, rollout: Rollout, cfg: Config, ranks: Ranks) 
     episodes = sorted((Episode(*e) for part in parts for e in part), key=lambda e: (e.at, e.env))
     state.steps += sum(steps)
     state.terminations += sum(terminations)
+    state.ends_often |= state.terminations * cfg.noise_rarity >= state.steps
     state.episodes += len(episodes)
     state.recent_episodes.extend(episodes)
     return episodes

@@ -100,11 +100,13 @@ def number(args: Sequence[str], option: str) -> int:
 
 
 def expected(args: Sequence[str]) -> dict[str, Any]:
-    """Options that other options' defaults depend on: `--num-envs`, `--num-steps`, a memory and TRPO."""
+    """What other options' defaults depend on: `--num-envs`, `--num-steps`, `--noise-color`, a memory and TRPO."""
     steps = tuple(int(text) for text in following(args, "--num-steps") if text.isdecimal())
     known: dict[str, Any] = {"num_envs": number(args, "--num-envs")}
     if min(steps, default=0):
         known["num_steps"] = steps
+    if any(following(args, "--noise-color")):
+        known["noise_color"] = None
     if "objective:trust-region" in args and not any(text.startswith("network:") for text in args):
         known["objective"] = TrustRegion()
     if {"memory:gru", "memory:lstm"} & {*args}:

@@ -121,6 +121,7 @@ class PPO:
             "learning_rate": FixedRate(rate[0]) if rate[1] else LinearRate(rate[0]),
             "optimizer": Adam(1e-5),
             "reward": RawReward(),
+            "noise_color": 0.0,
             "recompute": False,
             "ema_decay": 0.0,
             "eval_episodes": 0,

@@ -15,6 +15,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from surefoot.algorithm.rollout import noise_color
 from surefoot.algorithm.schedules import AdaptiveRate, LinearRate, ScheduledRate, annealed
 from surefoot.algorithm.state import State
 from surefoot.config import Config
@@ -30,7 +31,7 @@ KEEP = 3
 FILES = ("policy.safetensors", "optimizer.safetensors", "envs.safetensors")
 COUNTERS = (
     *("learning_rate", "kl_coef", "steps", "iteration", "seconds"),
-    *("episodes", "terminations", "skipped", "return_moments", "reward_shift", "advantage_std"),
+    *("episodes", "terminations", "ends_often", "skipped", "return_moments", "reward_shift", "advantage_std"),
 )
 
 
@@ -119,7 +120,8 @@ def read_counters(facts: dict[str, Any]) -> dict[str, Any]:
     """The COUNTERS of a state.json; raises KeyError or ValueError."""
     counters: dict[str, Any] = {name: natural(facts[name]) for name in ("steps", "iteration", "episodes", "skipped")}
     counters |= {name: finite(facts[name]) for name in ("learning_rate", "seconds", "advantage_std")}
-    counters["terminations"] = natural(facts.get("terminations", 0))  # nothing hung on them
+    counters["terminations"] = natural(facts.get("terminations", 0))  # nothing hung on them before
+    counters["ends_often"] = facts.get("ends_often", False) is True
     counters["kl_coef"] = finite(facts.get("kl_coef", 0.0))  # before there were penalties it was not written
     shift = facts.get("reward_shift", 0.0)  # as they were learned from before there was one
     counters["reward_shift"] = None if shift is None else finite(shift)
@@ -194,11 +196,11 @@ def before_it_was_stopped(run_dir: Path, state: State, cfg: Config) -> Config:
 def moved(before: Config, cfg: Config, state: State) -> str:
     """What jumps where a run goes on towards another end than `before`, as a sentence; empty where nothing does."""
     old, new = state.progress(before), state.progress(cfg)
-    parts = [(annealed(c, state.iteration, x), c.learning_rate, x) for c, x in ((before, old), (cfg, new))]
     values = []
-    for now, rate, progress in parts:
+    for c, progress in ((before, old), (cfg, new)):
+        now, rate = annealed(c, state.iteration, progress), c.learning_rate
         each = [(f"{name}.{k}", v) for name in ("objective", "entropy") for k, v in vars(getattr(now, name)).items()]
-        rates = {name: v for name, v in each if isinstance(v, float)}
+        rates = {name: v for name, v in each if isinstance(v, float)} | {"noise_color": noise_color(c, state)}
         if isinstance(rate, LinearRate | ScheduledRate):
             rates["the learning rate"] = rate(0.0, 0.0, progress)
         elif isinstance(rate, AdaptiveRate):
